@@ -1,0 +1,445 @@
+"""Spaces: what an attack may change about one image, and the lifts that take a space to a batch.
+
+Every space is a frozen pytree dataclass written for ONE example; its numbers are leaves, so one compiled attack serves
+every radius and range. The protocol stands in `spa_jax.types.Space`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from spa_jax.attributes import get_edit
+from spa_jax.inputs import is_traced, require_number
+from spa_jax.numerics import clip_to_unit
+from spa_jax.trees import as_pytree, pytree, select, static
+from spa_jax.types import Evaluation, Example, Image, Scalar, Space, Variables
+
+_TINY = 1e-12
+_BISECTIONS = 40
+
+
+def _radius(radius: Scalar) -> Scalar:
+    return require_number("radius", radius, "a radius, 0 or larger", lambda r: r >= 0)
+
+
+# --- noise around the image -----------------------------------------------------------------------------------------
+
+
+def _within_image(noise: Any, example: Example | None) -> Any:
+    if example is None:
+        return noise
+    return jnp.clip(noise, -example.image, 1 - example.image)
+
+
+class _Noise:
+    """What the norm balls share: additive noise, zero as the identity."""
+
+    def identity(self, example: Example) -> Image:
+        return jnp.zeros_like(example.image)
+
+    def apply(self, v: Image, example: Example) -> Image:
+        return clip_to_unit(example.image + v)
+
+
+@pytree
+class LInf(_Noise):
+    """Noise with every pixel within `radius`; see `linf`."""
+
+    radius: Any
+
+    def init(self, key: Any, example: Example) -> Image:
+        image = example.image
+        noise = jax.random.uniform(key, image.shape, image.dtype, -1.0, 1.0) * self.radius
+        return self.project(noise, example)
+
+    def project(self, v: Image, example: Example | None) -> Image:
+        return _within_image(jnp.clip(v, -self.radius, self.radius), example)
+
+    def direction(self, g: Image) -> Image:
+        return self.radius * jnp.sign(g)
+
+
+@pytree
+class L2(_Noise):
+    """Noise of Euclidean norm within `radius`; see `l2`."""
+
+    radius: Any
+
+    def init(self, key: Any, example: Example) -> Image:
+        image = example.image
+        direction_key, length_key = jax.random.split(key)
+        noise = jax.random.normal(direction_key, image.shape, image.dtype)
+        length = jax.random.uniform(length_key, (), image.dtype) ** (1 / image.size)
+        return self.project(self.radius * length * noise / _l2_norm(noise), example)
+
+    def project(self, v: Image, example: Example | None) -> Image:
+        return _project_onto_ball(v, example, self.radius, _l2_norm, _l2_shrink, jnp.asarray(1.0, v.dtype))
+
+    def direction(self, g: Image) -> Image:
+        return self.radius * _unit(g)
+
+
+@pytree
+class L1(_Noise):
+    """Noise of L1 norm within `radius`; see `l1`."""
+
+    radius: Any
+    sparsity: float = static(default=0.99)
+
+    def init(self, key: Any, example: Example) -> Image:
+        image = example.image
+        noise_key, slack_key = jax.random.split(key)
+        noise = jax.random.laplace(noise_key, image.shape, image.dtype)
+        slack = jax.random.exponential(slack_key, (), image.dtype)
+        return self.project(self.radius * noise / (_l1_norm(noise) + slack), example)
+
+    def project(self, v: Image, example: Example | None) -> Image:
+        return _project_onto_ball(v, example, self.radius, _l1_norm, _l1_shrink, jnp.max(jnp.abs(v)))
+
+    def direction(self, g: Image) -> Image:
+        count = max(1, round((1 - self.sparsity) * g.size))
+        magnitude = jnp.abs(g)
+        threshold = jax.lax.top_k(magnitude.reshape(-1), count)[0][-1]
+        chosen = jnp.where((magnitude >= threshold) & (magnitude > 0), jnp.sign(g), 0)
+        return self.radius * chosen / (_l1_norm(chosen) + _TINY)
+
+
+def _l2_norm(v: Any) -> Any:
+    return jnp.sqrt(jnp.sum(v**2))
+
+
+def _unit(g: Any) -> Any:
+    """`g` at L2 norm 1, however small a saturated victim has made it; zero stays zero."""
+    largest = jnp.max(jnp.abs(g))
+    scaled = g / jnp.where(largest > 0, largest, 1)
+    return scaled / (_l2_norm(scaled) + _TINY)
+
+
+def _l1_norm(v: Any) -> Any:
+    return jnp.sum(jnp.abs(v))
+
+
+def _l2_shrink(v: Any, amount: Any) -> Any:
+    return v * (1 - amount)
+
+
+def _l1_shrink(v: Any, amount: Any) -> Any:
+    return jnp.sign(v) * jnp.maximum(jnp.abs(v) - amount, 0)
+
+
+def _project_onto_ball(v: Any, example: Example | None, radius: Any, norm: Any, shrink: Any, most: Any) -> Any:
+    """The Euclidean projection onto ball and image box at once.
+
+    The multiplier of the norm constraint shrinks every pixel separately before the box cuts it, and the norm falls
+    as it grows (KKT conditions; Croce & Hein 2021, section 2, for L1). Bisection finds it.
+    """
+
+    def at(amount: Any) -> Any:
+        return _within_image(shrink(v, amount), example)
+
+    def halve(_: Any, bounds: tuple[Any, Any]) -> tuple[Any, Any]:
+        low, high = bounds
+        middle = (low + high) / 2
+        inside = norm(at(middle)) <= radius
+        return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
+
+    boxed = at(jnp.zeros_like(most))
+    _, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros_like(most), most))
+    return jnp.where(norm(boxed) <= radius * (1 + 1e-6), boxed, at(high))
+
+
+def linf(radius: Scalar) -> LInf:
+    """Noise with every pixel within `radius` of the image, and the sum within [0, 1].
+
+    Args:
+        radius: largest change of a pixel, on the [0, 1] scale. A random start is uniform in the cube (Madry et al.
+            2018, section 5).
+
+    Raises:
+        ValueError: `radius` is negative.
+    """
+    return LInf(_radius(radius))
+
+
+def l2(radius: Scalar) -> L2:
+    """Noise of Euclidean norm at most `radius` over all pixels of an image, and the sum within [0, 1].
+
+    The projection is the exact one onto ball and box together. A random start is uniform in the ball.
+
+    Raises:
+        ValueError: `radius` is negative.
+    """
+    return L2(_radius(radius))
+
+
+def l1(radius: Scalar, sparsity: float = 0.99) -> L1:
+    """Noise of L1 norm at most `radius` over all pixels of an image, and the sum within [0, 1].
+
+    The projection is the exact one onto ball and box together (Croce & Hein 2021). A step moves the share
+    `1 - sparsity` of the pixels with the largest gradients (Tramer & Boneh 2019, SLIDE; 0.99 is their setting).
+
+    Raises:
+        ValueError: `radius` is negative, or `sparsity` outside [0, 1).
+    """
+    sparsity = require_number("sparsity", sparsity, "in [0, 1)", lambda s: 0 <= s < 1)
+    return L1(_radius(radius), sparsity)
+
+
+# --- attributes and latents -----------------------------------------------------------------------------------------
+
+
+@pytree
+class Attribute:
+    """One value of an image edit, within a box; see `attribute`."""
+
+    low: Any
+    high: Any
+    identity_value: Any
+    edit: Callable[[Any, Any], Any] = static()
+
+    def init(self, key: Any, example: Example) -> Float[Array, ""]:
+        return jax.random.uniform(key, (), example.image.dtype, self.low, self.high)
+
+    def identity(self, example: Example) -> Float[Array, ""]:
+        return jnp.asarray(self.identity_value, example.image.dtype)
+
+    def project(self, v: Any, example: Example | None) -> Any:
+        return jnp.clip(v, self.low, self.high)
+
+    def direction(self, g: Any) -> Any:
+        return (self.high - self.low) / 2 * jnp.sign(g)
+
+    def apply(self, v: Any, example: Example) -> Image:
+        return clip_to_unit(self.edit(example.image, v))
+
+
+def attribute(
+    edit: str | Callable[[Any, Any], Any],
+    low: Scalar | None = None,
+    high: Scalar | None = None,
+    identity: Scalar | None = None,
+) -> Attribute:
+    """A box over the value of an image edit.
+
+    Args:
+        edit: a name of `spa_jax.EDITS` ("rotation", "hue", ...) or a differentiable function
+            `(image [h, w, c], value) -> image`.
+        low, high: bounds of the value, in the edit's unit. Default: the documented range of the named edit.
+        identity: the value that leaves the image alone. Default: that of the named edit, or 0.
+
+    Raises:
+        ValueError: unknown name; `low > high`; the box leaves out the identity; bounds missing for a function.
+    """
+    if isinstance(edit, str):
+        named = get_edit(edit)
+        low = named.low if low is None else low
+        high = named.high if high is None else high
+        identity = named.identity if identity is None else identity
+        edit = named.function
+    if low is None or high is None:
+        raise ValueError(f"low={low!r}, high={high!r}: an edit given as a function needs both bounds")
+    identity = 0.0 if identity is None else identity
+    _check_box(low, high, identity)
+    return Attribute(_as_float(low), _as_float(high), _as_float(identity), edit)
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) else value
+
+
+def _check_box(low: Any, high: Any, identity: Any) -> None:
+    if is_traced(low, high, identity):
+        return
+    if low > high:
+        raise ValueError(f"low={low!r} must not be larger than high={high!r}")
+    if not low <= identity <= high:
+        raise ValueError(f"identity={identity!r} must lie within [low={low!r}, high={high!r}]")
+
+
+@pytree
+class Latent:
+    """A latent vector within a ball that a decoder turns into an image; see `latent`."""
+
+    radius: Any
+    decode: Callable[[Any, Example], Any]
+    dim: int = static()
+
+    def init(self, key: Any, example: Example) -> Float[Array, " d"]:
+        return self.project(jax.random.normal(key, (self.dim,), example.image.dtype), example)
+
+    def identity(self, example: Example) -> Float[Array, " d"]:
+        return jnp.zeros((self.dim,), example.image.dtype)
+
+    def project(self, v: Any, example: Example | None) -> Any:
+        return v * jnp.minimum(1, self.radius / jnp.maximum(_l2_norm(v), _TINY))
+
+    def direction(self, g: Any) -> Any:
+        return self.radius * _unit(g)
+
+    def apply(self, v: Any, example: Example) -> Image:
+        return clip_to_unit(self.decode(v, example))
+
+
+def latent(decode: Callable[[Any, Example], Any], dim: int, radius: Scalar) -> Latent:
+    """A latent vector in an L2 ball, decoded to an image.
+
+    Args:
+        decode: `(z [dim], example) -> image [h, w, c] in [0, 1]`; a pytree (`jax.tree_util.Partial`) keeps its
+            weights leaves. It may read `example.label` and `example.gradient`.
+        dim: number of latent dimensions.
+        radius: radius of the ball. A random start is standard normal, shrunk onto the ball.
+
+    Only a decoder that maps z = 0 to the image itself makes `identity` leave the image alone.
+
+    Raises:
+        ValueError: `radius` is negative or `dim` below 1.
+    """
+    if dim < 1:
+        raise ValueError(f"dim={dim!r} must be at least 1")
+    return Latent(_radius(radius), as_pytree(decode), dim)
+
+
+# --- composition ----------------------------------------------------------------------------------------------------
+
+
+@pytree
+class Chain:
+    """Named spaces applied one after the other; see `chain`."""
+
+    spaces: tuple[Any, ...]
+    names: tuple[str, ...] = static()
+
+    def items(self) -> list[tuple[str, Any]]:
+        """The named spaces in the order in which they are applied."""
+        return list(zip(self.names, self.spaces, strict=True))
+
+    def init(self, key: Any, example: Example) -> Variables:
+        keys = iter(jax.random.split(key, len(self.names)))
+        return self._walk(example, lambda name, space, seen: space.init(next(keys), seen))
+
+    def identity(self, example: Example) -> Variables:
+        return {name: space.identity(example) for name, space in self.items()}
+
+    def project(self, v: Variables, example: Example | None) -> Variables:
+        if example is None:
+            return {name: space.project(v[name], None) for name, space in self.items()}
+        return self._walk(example, lambda name, space, seen: space.project(v[name], seen))
+
+    def direction(self, g: Variables) -> Variables:
+        return {name: space.direction(g[name]) for name, space in self.items()}
+
+    def apply(self, v: Variables, example: Example) -> Image:
+        for name, space in self.items():
+            example = example.replace_image(space.apply(v[name], example))
+        return example.image
+
+    def _walk(self, example: Example, make: Callable[[str, Any, Example], Variables]) -> Variables:
+        """Variables made one space after the other, each seeing the image that the ones before have edited."""
+        v = {}
+        for name, space in self.items():
+            v[name] = make(name, space, example)
+            if name != self.names[-1]:
+                example = example.replace_image(space.apply(v[name], example))
+        return v
+
+
+def chain(**spaces: Space) -> Chain:
+    """Several spaces applied to an image in the order given; the variables are a dictionary keyed by name.
+
+    Noise that comes last is bounded around the *edited* image: |x' - A(x, a)| <= radius, and x' in [0, 1].
+
+    Raises:
+        ValueError: no space was given.
+    """
+    if not spaces:
+        raise ValueError(
+            "chain() needs at least one space, such as chain(rotation=attribute('rotation'), noise=linf(0.1))"
+        )
+    return Chain(tuple(spaces.values()), tuple(spaces))
+
+
+def grid_axes(space: Space) -> int:
+    """The number of attributes of a space that can be searched exhaustively."""
+    if isinstance(space, Chain):
+        return sum(grid_axes(member) for member in space.spaces)
+    return int(isinstance(space, Attribute))
+
+
+def at_grid_point(space: Space, v: Variables, index: Any, points: int) -> Variables:
+    """`v` with its attributes moved to point `index` of a grid of `points` values an attribute; noise stays."""
+    if isinstance(space, Attribute):
+        fraction = (index % points) / max(points - 1, 1)
+        return jnp.asarray(space.low + (space.high - space.low) * fraction, v.dtype)
+    if isinstance(space, Chain):
+        moved = {}
+        for name, member in space.items():
+            moved[name] = at_grid_point(member, v[name], index, points)
+            index = index // points ** grid_axes(member)
+        return moved
+    return v
+
+
+# --- lifts to a batch -----------------------------------------------------------------------------------------------
+
+
+@pytree
+class Lifted:
+    """A space over a batch: variables for each example, or one set of variables shared by all of them."""
+
+    space: Any
+    shared: bool = static()
+
+    def init(self, keys: Any, examples: Example) -> Variables:
+        """Random starts, [b, ...], or one shared start (from the first example's key)."""
+        if self.shared:
+            return self.space.init(keys[0], self._first(examples))
+        return jax.vmap(self.space.init)(keys, examples)
+
+    def identity(self, examples: Example) -> Variables:
+        """The variables that leave every image alone."""
+        if self.shared:
+            return self.space.identity(self._first(examples))
+        return jax.vmap(self.space.identity)(examples)
+
+    def project(self, v: Variables, examples: Example) -> Variables:
+        """The nearest allowed variables."""
+        if self.shared:
+            return self.space.project(v, None)
+        return jax.vmap(self.space.project)(v, examples)
+
+    def apply(self, v: Variables, examples: Example) -> Any:
+        """The changed images, [b, h, w, c]."""
+        return jax.vmap(self.space.apply, in_axes=(None if self.shared else 0, 0))(v, examples)
+
+    def map(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function`, written for one example's variables, over the batch (or once, where they are shared)."""
+        return function(*arguments) if self.shared else jax.vmap(function)(*arguments)
+
+    def summarise(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation that decides about a set of variables: per example, or the mean where they are shared."""
+        if not self.shared:
+            return evaluation
+        return Evaluation(jnp.mean(evaluation.value), jnp.mean(evaluation.success.astype(evaluation.value.dtype)))
+
+    def choose(self, mask: Any, new: Any, old: Any) -> Any:
+        """`new` where `mask` holds, else `old`; the mask has the shape of `summarise`'s values."""
+        return select(mask, new, old)
+
+    def _first(self, examples: Example) -> Example:
+        return jax.tree.map(lambda leaf: leaf[0], examples)
+
+
+def per_example(space: Space) -> Lifted:
+    """The lift of ordinary attacks: every image has variables of its own."""
+    return Lifted(space, shared=False)
+
+
+def universal(space: Space) -> Lifted:
+    """The lift of universal perturbations: one set of variables changes all images.
+
+    Shared noise is kept in its ball; each image's sum with it is cut to [0, 1] when it is applied.
+    """
+    return Lifted(space, shared=True)
