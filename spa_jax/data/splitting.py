@@ -1,0 +1,70 @@
+"""From the splits a source brings to train, validation and test."""
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+import numpy as np
+
+from spa_jax.data.ordering import Stream, permutation, stratified_choice
+from spa_jax.data.types import Examples
+
+_TEST_SEED = 0
+
+
+class Splits(TypedDict):
+    """The three splits of a `Dataset`."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+def complete_splits(
+    found: Mapping[str, Examples], *, validation_size: int | None, seed: int, test_size: int | None = None
+) -> Splits:
+    """Make `train`, `validation` and `test` of what a source brings, holding out what it lacks.
+
+    Held-out examples are chosen stratified where the labels are at hand, else at random. A source without `test` gives
+    up `test_size` (default: one fifth of its `train`), always the same ones. One without `validation` then gives up
+    `validation_size` (default: one tenth of what is left), chosen by `seed`. The fractions are our choice.
+
+    Args:
+        found: `train`, and `validation` and `test` where the source has them.
+        validation_size: 0 or more; None: the default, or the source's own validation split.
+        seed: in 0..2**32 - 1.
+        test_size: 1 or more; None: the default, or the source's own test split.
+
+    Raises:
+        ValueError: a size breaks its rule, leaves nothing to train on, or is given where the source has that split.
+    """
+    for name, size in (("test", test_size), ("validation", validation_size)):
+        if size is not None and name in found:
+            raise ValueError(f"{name}_size={size}, but this set has a {name} split of its own; leave it None")
+    train, test, validation = found["train"], found.get("test"), found.get("validation")
+    if test is None:
+        train, test = hold_out("test_size", train, test_size, len(train) // 5, Stream.TEST, _TEST_SEED)
+    if validation is None:
+        train, validation = hold_out(
+            "validation_size", train, validation_size, len(train) // 10, Stream.VALIDATION, seed
+        )
+    return {"train": train, "validation": validation, "test": test}
+
+
+def hold_out(
+    argument: str, examples: Examples, size: int | None, default: int, stream: Stream, seed: int
+) -> tuple[Examples, Examples]:
+    """Split into the examples kept and `size` (None: `default`) held out, both in their old order.
+
+    Raises:
+        ValueError: `size` is negative or leaves nothing; the message names `argument`.
+    """
+    size = default if size is None else size
+    total = len(examples)
+    if not 0 <= size < total:
+        raise ValueError(f"{argument}={size}; it must be in 0..{total - 1}, there are {total} examples to take it from")
+    if examples.labels is None:
+        held_out = np.sort(permutation(total, stream, seed)[:size])
+    else:
+        held_out = stratified_choice(examples.labels, size, stream, seed)
+    kept = np.setdiff1d(np.arange(total), held_out, assume_unique=True)
+    return examples.subset(kept), examples.subset(held_out)

@@ -1,0 +1,124 @@
+"""What a data set is: three splits of labelled images that can be fetched by index, and the facts a model needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+ImageArray: TypeAlias = Shaped[np.ndarray, "n h w c"]
+LabelArray: TypeAlias = Int[np.ndarray, " n"]
+IndexArray: TypeAlias = Int[np.ndarray, " b"]
+ImageShape: TypeAlias = tuple[int, int, int]
+Batch: TypeAlias = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """Labelled images in a fixed order, fetched by index: `Split` holds them in memory, `StreamedSplit` reads them."""
+
+    @property
+    def labels(self) -> LabelArray | None:
+        """int32 `[n]`, or None where only reading the images would tell."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def take(self, indices: IndexArray) -> Batch:
+        """Fetch `image`, `label` and, where there is one, `attribute` of the examples at `indices`, in that order."""
+        ...
+
+    def subset(self, indices: IndexArray) -> "Examples":
+        """The examples at `indices`, in that order, as a split of their own."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples held in memory.
+
+    Attributes:
+        images: uint8 in 0..255 or float32 in [0, 1], `[n, h, w, c]`.
+        labels: int32 `[n]`.
+        attribute: None or float32 `[n]` (or `[n, m]` where a source was asked for several), in the source's units.
+
+    Raises:
+        ValueError: a dtype is another one, an array's rank is wrong or the lengths differ.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    attribute: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Check dtypes, ranks and lengths."""
+        _check_array("images", self.images, (np.uint8, np.float32), ranks=(4,), length=len(self.labels))
+        _check_array("labels", self.labels, (np.int32,), ranks=(1,), length=len(self.labels))
+        if self.attribute is not None:
+            _check_array("attribute", self.attribute, (np.float32,), ranks=(1, 2), length=len(self.labels))
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.labels)
+
+    def take(self, indices: IndexArray) -> Batch:
+        """Fetch `image`, `label` and, where there is one, `attribute` of the examples at `indices`, in that order."""
+        batch = {"image": self.images[indices], "label": self.labels[indices]}
+        if self.attribute is not None:
+            batch["attribute"] = self.attribute[indices]
+        return batch
+
+    def subset(self, indices: IndexArray) -> "Split":
+        """The examples at `indices`, in that order, as a split of their own (a copy)."""
+        attribute = None if self.attribute is None else self.attribute[indices]
+        return Split(self.images[indices], self.labels[indices], attribute)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set for classification.
+
+    Attributes:
+        name: what was loaded.
+        image_shape: height, width and channels of every image.
+        num_classes: labels are 0..num_classes - 1.
+        class_names: one name a class, in the order of the labels.
+        train: examples to learn from.
+        validation: examples held out of the training data, to choose and to stop by.
+        test: examples to report on, used for nothing else.
+        attribute_name: what `attribute` holds and its unit; None where there is none.
+
+    Raises:
+        ValueError: `class_names` does not name `num_classes` classes.
+    """
+
+    name: str
+    image_shape: ImageShape
+    num_classes: int
+    class_names: tuple[str, ...]
+    train: Examples
+    validation: Examples
+    test: Examples
+    attribute_name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that every class has a name."""
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(f"class_names names {len(self.class_names)} classes, num_classes={self.num_classes}")
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Number of examples of each split, by its name."""
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+
+
+def _check_array(name: str, array: np.ndarray, dtypes: Sequence[type], ranks: Sequence[int], length: int) -> None:
+    if array.dtype not in dtypes:
+        raise ValueError(f"{name}.dtype={array.dtype}; it must be {' or '.join(d.__name__ for d in dtypes)}")
+    if array.ndim not in ranks:
+        raise ValueError(f"{name}.shape={array.shape}; its rank must be {' or '.join(map(str, ranks))}")
+    if len(array) != length:
+        raise ValueError(f"{name} holds {len(array)} examples, labels {length}")

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from spa_jax.data import Dataset, Split
+
+IMAGES = np.arange(24, dtype=np.uint8).reshape(3, 2, 2, 2)
+LABELS = np.asarray([2, 0, 1], np.int32)
+ANGLES = np.asarray([0.5, -1, 2], np.float32)
+
+
+def test_take_fetches_in_the_order_asked_for():
+    batch = Split(IMAGES, LABELS, ANGLES).take(np.asarray([2, 0, 2]))
+    assert np.array_equal(batch["image"], IMAGES[[2, 0, 2]])
+    assert batch["label"].tolist() == [1, 2, 1]
+    assert batch["attribute"].tolist() == [2, 0.5, 2]
+
+
+def test_no_attribute_no_entry():
+    assert set(Split(IMAGES, LABELS).take(np.asarray([0]))) == {"image", "label"}
+
+
+def test_subset_of_a_subset():
+    split = Split(IMAGES, LABELS, ANGLES).subset(np.asarray([2, 1])).subset(np.asarray([1]))
+    assert len(split) == 1 and split.labels.tolist() == [0] and split.attribute.tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ((IMAGES.astype(np.float64), LABELS), "images.dtype=float64"),
+        ((IMAGES[0], LABELS), "images.shape"),
+        ((IMAGES[:2], LABELS), "images holds 2 examples, labels 3"),
+        ((IMAGES, LABELS.astype(np.int64)), "labels.dtype=int64"),
+        ((IMAGES, LABELS, ANGLES[:2]), "attribute holds 2 examples, labels 3"),
+        ((IMAGES, LABELS, ANGLES.astype(np.float64)), "attribute.dtype=float64"),
+    ],
+)
+def test_wrong_arrays_are_errors(arrays, message):
+    with pytest.raises(ValueError, match=message):
+        Split(*arrays)
+
+
+def test_dataset_knows_its_sizes_and_names_its_classes():
+    split = Split(IMAGES, LABELS)
+    empty = split.subset(np.arange(0))
+    assert Dataset("x", (2, 2, 2), 3, ("a", "b", "c"), split, empty, split).split_sizes == {
+        "train": 3,
+        "validation": 0,
+        "test": 3,
+    }
+    with pytest.raises(ValueError, match="class_names names 2 classes, num_classes=3"):
+        Dataset("x", (2, 2, 2), 3, ("a", "b"), split, empty, split)

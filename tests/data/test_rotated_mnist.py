@@ -1,0 +1,71 @@
+import jax
+import numpy as np
+import pytest
+
+from spa_jax.attributes import rotate
+from spa_jax.data import Dataset, Split, load_dataset, rotate_dataset
+
+
+def small(images):
+    split = Split(images, np.arange(len(images), dtype=np.int32))
+    names = tuple(map(str, range(len(images))))
+    return Dataset("small", images.shape[1:], len(images), names, split, split, split)
+
+
+def test_default_shows_every_digit_at_every_angle():
+    plain, rotated = load_dataset("digits"), load_dataset("rotated_digits")
+    assert rotated.split_sizes == {"train": 3600, "validation": 600, "test": 1191}
+    assert rotated.image_shape == (12, 12, 1) and rotated.name == "rotated_digits"
+    assert rotated.train.attribute.tolist() == [-40, 0, 40] * 1200
+    assert np.array_equal(rotated.test.labels, np.repeat(plain.test.labels, 3))
+    upright = rotated.test.images[1::3]
+    assert np.array_equal(upright[:, 2:10, 2:10], plain.test.images)
+    assert upright[:, :2].max() == upright[:, :, 10:].max() == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rotation_is_that_of_the_library(channels):
+    images = np.random.default_rng(0).integers(0, 256, (4, 9, 8, channels), np.uint8)
+    split = rotate_dataset(small(images), seed=0, angles=(-73.0, 12.5, 40.0), padded_size=16).test
+    upright = rotate_dataset(small(images), seed=0, angles=(0.0,), padded_size=16).test.images
+    expected = jax.vmap(rotate)(np.repeat(upright, 3, axis=0) / np.float32(255), split.attribute)
+    assert np.abs(split.images - 255 * np.asarray(expected)).max() <= 0.51
+
+
+def test_quarter_turn_is_exact_and_counter_clockwise():
+    images = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 1), np.uint8)
+    turned = rotate_dataset(small(images), seed=0, angles=(90.0,), padded_size=8).train.images
+    assert np.array_equal(turned, np.rot90(images, axes=(1, 2)))
+
+
+def test_padding_holds_a_square_at_forty_degrees():
+    images = np.full((1, 8, 8, 1), 255, np.uint8)
+    whole = rotate_dataset(small(images), seed=0, angles=(0.0, 40.0), padded_size=12).train.images.astype(float)
+    assert abs(whole[1].sum() / whole[0].sum() - 1) < 0.01
+
+
+def test_angles_of_a_range_are_uniform_and_belong_to_the_seed():
+    first, again, other = (load_dataset("rotated_digits", angle_range=(-30, 10), seed=s) for s in (0, 0, 1))
+    angles = first.train.attribute
+    assert first.split_sizes == {"train": 1200, "validation": 200, "test": 397} and angles.dtype == np.float32
+    assert -30 <= angles.min() < -29 and 9 < angles.max() <= 10
+    assert abs(angles.mean() + 10) < 4 * 40 / 12**0.5 / 1200**0.5
+    assert np.array_equal(first.train.images, again.train.images)
+    assert not np.array_equal(angles, other.train.attribute)
+    assert np.array_equal(first.test.attribute, other.test.attribute)
+    assert np.array_equal(first.test.images, other.test.images)
+    assert not np.array_equal(first.validation.attribute, first.train.attribute[:200])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"angles": (0.0,), "angle_range": (0, 1)}, "exclude each other"),
+        ({"angles": ()}, r"angles=\(\)"),
+        ({"angle_range": (10, -10)}, r"angle_range=\(10, -10\)"),
+        ({"padded_size": 7}, "padded_size=7; it must be at least 8"),
+    ],
+)
+def test_wrong_arguments_are_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset("rotated_digits", **options)
