@@ -1,0 +1,170 @@
+"""Classifiers by name, and the adapter for networks written with flax.nnx.
+
+Every network is a flax.linen module called as `model.apply(variables, images, train=False) -> logits`. Normalisation of
+images belongs to the victim, not to the network.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from spa_jax.models.layers import require_images
+from spa_jax.models.lenet5 import LeNet5
+from spa_jax.models.preact_resnet18 import PreActResNet18
+from spa_jax.models.resnet20 import ResNet20
+from spa_jax.models.small_cnn import SmallCNN
+from spa_jax.models.wide_resnet28_10 import WideResNet28x10
+
+__all__ = [
+    "MODELS",
+    "LeNet5",
+    "PreActResNet18",
+    "ResNet20",
+    "SmallCNN",
+    "WideResNet28x10",
+    "create_model",
+    "from_nnx",
+    "init_variables",
+    "parameter_count",
+]
+
+MODELS: dict[str, type[nn.Module]] = {
+    "lenet5": LeNet5,
+    "preact_resnet18": PreActResNet18,
+    "resnet20": ResNet20,
+    "small_cnn": SmallCNN,
+    "wide_resnet28_10": WideResNet28x10,
+}
+
+
+def create_model(name: Any, *, num_classes: Any, input_shape: Any, **options: Any) -> nn.Module:
+    """The network of that name, checked before anything is compiled.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: number of logits, an integer of 1 or larger.
+        input_shape: (h, w, c) of one image, integers of 1 or larger.
+        options: fields of the network's class, such as `width`; `dtype` may be a name, as "bfloat16".
+
+    Raises:
+        ValueError: name or option is unknown (the valid ones are listed), a value has the wrong type or breaks its
+            rule, or the images are too small for the network.
+    """
+    if not isinstance(name, str) or name not in MODELS:
+        raise ValueError(f"name={name!r} is no model{_suggestion(name, MODELS)}; valid: {', '.join(MODELS)}")
+    model = MODELS[name](**_checked_options(name, {"num_classes": num_classes, **options}))
+    require_images(name, (1, *_checked_input_shape(input_shape)), model.minimum_size)
+    return model
+
+
+def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    hints = _field_types(MODELS[name])
+    valid = [field for field in hints if field != "num_classes"]
+    for option, value in options.items():
+        if option not in hints:
+            hint = _suggestion(option, valid)
+            raise ValueError(f"{option}={value!r} is no option of model {name!r}{hint}; valid: {', '.join(valid)}")
+        if option != "dtype" and not _is_of_type(value, hints[option]):
+            wanted = getattr(hints[option], "__name__", str(hints[option]))
+            raise ValueError(f"{option}={value!r} has the type {type(value).__name__}; model {name!r} takes {wanted}")
+    if options.get("dtype") is None:
+        return options
+    return {**options, "dtype": _checked_dtype(options["dtype"])}
+
+
+def _field_types(model: type[nn.Module]) -> dict[str, Any]:
+    hints = typing.get_type_hints(model)
+    names = [field.name for field in dataclasses.fields(model)]
+    return {name: hints[name] for name in names if name not in ("parent", "name")}
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return type(value) in allowed
+
+
+def _checked_dtype(dtype: Any) -> Any:
+    try:
+        known = jnp.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"dtype={dtype!r} is no type; valid: float32, bfloat16, float16, float64") from error
+    if not jnp.issubdtype(known, jnp.floating):
+        raise ValueError(f"dtype={dtype!r} must be a floating type: float32, bfloat16, float16, float64")
+    return known
+
+
+def _checked_input_shape(shape: Any) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
+    if len(sizes) != 3 or not all(type(size) is int and size >= 1 for size in sizes):
+        raise ValueError(f"input_shape={shape!r} must be (height, width, channels), integers of 1 or larger")
+    return sizes
+
+
+def _suggestion(word: Any, valid: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(word), list(valid), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def init_variables(model: nn.Module, key: Any, input_shape: Any) -> dict[str, Any]:
+    """Fresh variables of a network: "params", and "batch_stats" where it has BatchNorm.
+
+    Args:
+        model: a classifier of this package, or any module called as `model(images, train=False)`.
+        key: a typed PRNG key.
+        input_shape: (h, w, c) of one image.
+
+    Raises:
+        ValueError: `input_shape` is not (h, w, c) or too small for the network.
+    """
+    images = jnp.zeros((1, *_checked_input_shape(input_shape)), jnp.float32)
+    lowered = jax.jit(lambda key: model.init(key, images, train=False)).lower(key)
+    # Random draws compile four times as fast at this level on a CPU, and a program that runs once repays no more.
+    on_cpu = jax.default_backend() == "cpu"
+    return lowered.compile({"xla_backend_optimization_level": 1} if on_cpu else None)(key)
+
+
+def parameter_count(variables: Any) -> int:
+    """Number of trained numbers: of `variables["params"]`, or of all leaves where there is no such entry."""
+    params = variables["params"] if isinstance(variables, dict) and "params" in variables else variables
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def from_nnx(module: Any) -> tuple[Callable[[Any, Any], Float[Array, "b k"]], dict[str, Any]]:
+    """A flax.nnx network as a plain function and its variables, usable where a linen network's `apply` is.
+
+    The network runs in evaluation mode (running BatchNorm statistics, no dropout). The module itself is left as it is;
+    later changes of it do not reach the function.
+
+    Args:
+        module: an `nnx.Module` called as `module(images)`.
+
+    Returns:
+        `apply_fn(variables, images, train=False) -> logits`, pure, and `variables`, a pytree
+        `{"params": ..., "rest": ...}`. `apply_fn` refuses `train=True`, since the updated state would be lost.
+
+    Raises:
+        ValueError: `module` is no nnx module.
+    """
+    from flax import nnx
+
+    if not isinstance(module, nnx.Module):
+        raise ValueError(f"module={type(module).__name__} is no flax.nnx module; linen modules need no adapter")
+    evaluating = nnx.clone(module)
+    evaluating.eval()
+    graph, params, rest = nnx.split(evaluating, nnx.Param, ...)
+
+    def apply_fn(variables: Any, images: Any, train: bool = False) -> Any:
+        if train:
+            raise ValueError("train=True: from_nnx adapts a network for evaluation; train the nnx module itself")
+        return nnx.merge(graph, variables["params"], variables["rest"])(images)
+
+    return apply_fn, {"params": params, "rest": rest}

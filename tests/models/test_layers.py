@@ -1,0 +1,265 @@
+"""The quick convolution against the stock one, and max-pooling against an independent NumPy reference."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from spa_jax.models.layers import batch_norm, conv, convolution, max_pool, require_images, require_positive
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+CASES = [
+    # image, kernel, stride, padding
+    ((9, 9), (3, 3), (1, 1), "SAME"),
+    ((8, 8), (3, 3), (2, 2), "SAME"),
+    ((9, 8), (3, 3), (2, 2), ((1, 1), (1, 1))),
+    ((8, 8), (1, 1), (1, 1), "SAME"),
+    ((8, 7), (1, 1), (2, 2), "SAME"),
+    ((10, 10), (5, 5), (1, 1), "SAME"),
+    ((11, 10), (5, 5), (2, 1), "SAME"),
+    ((10, 10), (5, 5), (1, 1), "VALID"),
+    ((9, 9), (2, 4), (3, 2), "SAME"),
+    ((8, 8), (7, 7), (2, 2), ((3, 3), (3, 3))),
+    ((6, 6), (3, 3), (1, 1), ((4, 0), (-1, 3))),
+]
+
+
+def stock(x, kernel, strides, padding, lhs_dilation=None):
+    return lax.conv_general_dilated(x, kernel, strides, padding, lhs_dilation, dimension_numbers=NHWC)
+
+
+def operands(size, kernel_size, dtype=jnp.float32, batch=2):
+    random = np.random.default_rng(0)
+    return tuple(jnp.asarray(random.normal(size=shape), dtype) for shape in ((batch, *size, 3), (*kernel_size, 3, 4)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def values_and_gradients(ours, theirs, x, kernel):
+    def value_and_gradients(function):
+        out, pull = jax.vjp(function, x, kernel)
+        weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
+        return out, *pull(weights.astype(out.dtype))
+
+    return tuple(zip(value_and_gradients(ours), value_and_gradients(theirs), strict=True))
+
+
+@pytest.mark.parametrize(("size", "kernel_size", "strides", "padding"), CASES)
+def test_convolution_and_both_gradients_equal_the_stock_ones_in_float64(size, kernel_size, strides, padding):
+    with jax.enable_x64(True):
+        x, kernel = operands(size, kernel_size, jnp.float64)
+        pairs = values_and_gradients(
+            lambda x, k: convolution(x, k, strides, padding, dimension_numbers=NHWC),
+            lambda x, k: stock(x, k, strides, padding),
+            x,
+            kernel,
+        )
+        for mine, other in pairs:
+            assert mine.dtype == jnp.float64
+            np.testing.assert_allclose(mine, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 4e-2)])
+def test_convolution_keeps_its_type_and_gradient_in_low_precision(dtype, tolerance):
+    pairs = values_and_gradients(
+        lambda x, k: convolution(x, k, (2, 2), "SAME", dimension_numbers=NHWC),
+        lambda x, k: stock(x, k, (2, 2), "SAME"),
+        *operands((8, 8), (3, 3), dtype),
+    )
+    for mine, other in pairs:
+        assert mine.dtype == dtype
+        mine, other = mine.astype(jnp.float32), other.astype(jnp.float32)
+        np.testing.assert_allclose(mine, other, atol=tolerance * float(jnp.abs(other).max()))
+
+
+@pytest.mark.parametrize("wrapped", ["scan", "vmap_restarts", "vmap_singles", "vmap_kernels"])
+def test_gradients_of_convolution_under_transformations(wrapped):
+    x, kernel = operands((8, 8), (3, 3), batch=4)
+    ours = jax.grad(lambda x, k: (convolution(x, k, (2, 2), "SAME", dimension_numbers=NHWC) ** 2).sum(), (0, 1))
+    plain = jax.jit(jax.grad(lambda x, k: (stock(x, k, (2, 2), "SAME") ** 2).sum(), (0, 1)))
+    expected, tolerance = plain(x, kernel), {"rtol": 1e-5, "atol": 1e-4}
+    if wrapped == "scan":
+        step = lambda carry, _: (carry, ours(*carry))  # noqa: E731
+        stacked = jax.jit(lambda x, k: lax.scan(step, (x, k), None, length=2)[1])(x, kernel)
+        actual = jax.tree.map(lambda leaf: leaf[1], stacked)
+    elif wrapped == "vmap_restarts":
+        restarts = jax.jit(jax.vmap(ours, (0, None)))(jnp.stack([x, 2 * x]), kernel)
+        actual = jax.tree.map(lambda leaf: leaf[0], restarts)
+    elif wrapped == "vmap_singles":
+        singles = jax.jit(jax.vmap(lambda image: ours(image[None], kernel)))(x)
+        actual = (singles[0][:, 0], singles[1].sum(0))
+    else:
+        models = jax.jit(jax.vmap(ours, (None, 0)))(x, jnp.stack([kernel, 3 * kernel]))
+        actual = jax.tree.map(lambda leaf: leaf[0], models)
+    for mine, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(mine, other, **tolerance)
+
+
+def test_second_reverse_gradient_of_convolution_equals_the_stock_one():
+    with jax.enable_x64(True):
+        x, kernel = operands((7, 7), (3, 3), jnp.float64)
+
+        def penalty(apply):
+            gradient = jax.grad(lambda x, k: jnp.tanh(apply(x, k)).sum(), (0, 1))
+            return jax.jit(jax.grad(lambda x, k: sum((g**2).sum() for g in gradient(x, k)), (0, 1)))
+
+        ours = penalty(lambda x, k: convolution(x, k, (2, 2), "SAME", dimension_numbers=NHWC))(x, kernel)
+        theirs = penalty(lambda x, k: stock(x, k, (2, 2), "SAME"))(x, kernel)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-10, atol=1e-10)
+
+
+def test_input_gradient_in_a_compiled_loop_keeps_the_flip_outside_of_the_convolution():
+    x, kernel = operands((8, 8), (3, 3))
+
+    def program(apply):
+        gradient = jax.grad(lambda x: (apply(x) ** 2).sum())
+        loop = jax.jit(lambda x: lax.fori_loop(0, 3, lambda _, x: x - gradient(x), x))
+        return loop.lower(x).compile().as_text()
+
+    slow_form = "01oi"
+    assert slow_form in program(lambda x: stock(x, kernel, (1, 1), "SAME"))
+    assert slow_form not in program(lambda x: convolution(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"feature_group_count": 3}, {"rhs_dilation": (2, 2)}, {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}],
+)
+def test_other_convolutions_fall_back_to_the_stock_one(options):
+    options = {"dimension_numbers": NHWC, **options}
+    shapes = {"feature_group_count": ((2, 8, 8, 3), (3, 3, 1, 6)), "rhs_dilation": ((2, 8, 8, 3), (3, 3, 3, 4))}
+    x_shape, kernel_shape = shapes.get(next(reversed(options)), ((2, 3, 8, 8), (4, 3, 3, 3)))
+    x, kernel = jnp.cos(jnp.arange(math.prod(x_shape))), jnp.sin(jnp.arange(math.prod(kernel_shape)))
+    pairs = values_and_gradients(
+        lambda x, k: convolution(x, k, (1, 1), "SAME", **options),
+        lambda x, k: lax.conv_general_dilated(x, k, (1, 1), "SAME", **options),
+        x.reshape(x_shape),
+        kernel.reshape(kernel_shape),
+    )
+    for mine, other in pairs:
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_one_dimensional_convolutions_fall_back_to_the_stock_one():
+    x, kernel = jnp.ones((2, 8, 3)), jnp.ones((3, 3, 4))
+    numbers = ("NWC", "WIO", "NWC")
+    ours = convolution(x, kernel, (1,), "SAME", dimension_numbers=numbers)
+    np.testing.assert_array_equal(ours, lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=numbers))
+
+
+def test_conv_pads_evenly_at_stride_two_as_pytorch_does():
+    module = conv(4, 3, 2)
+    x, kernel = operands((8, 8), (3, 3))
+    actual = module.apply({"params": {"kernel": kernel}}, x)
+    np.testing.assert_allclose(actual, stock(x, kernel, (2, 2), ((1, 1), (1, 1))), rtol=1e-6)
+
+
+# --- max pooling ----------------------------------------------------------------------------------------------------
+
+
+def reference_pool(x, g, window, stride):
+    """Largest values, and the gradient at the first of them in row-major order, by loops."""
+    batch, height, width, channels = x.shape
+    rows, columns = (height - window) // stride + 1, (width - window) // stride + 1
+    out, gradient = np.zeros((batch, rows, columns, channels), x.dtype), np.zeros_like(x)
+    for b, i, j, c in itertools.product(range(batch), range(rows), range(columns), range(channels)):
+        patch = x[b, i * stride : i * stride + window, j * stride : j * stride + window, c]
+        di, dj = divmod(int(np.argmax(patch)), window)
+        out[b, i, j, c] = patch[di, dj]
+        if g is not None:
+            gradient[b, i * stride + di, j * stride + dj, c] += g[b, i, j, c]
+    return out, gradient
+
+
+POOLS = [((6, 6), 2, 2), ((7, 5), 2, 2), ((5, 7), 3, 3), ((7, 6), 3, 2), ((5, 5), 3, 1), ((5, 6), 1, 2), ((6, 7), 2, 3)]
+
+
+@pytest.mark.parametrize(("size", "window", "stride"), POOLS)
+def test_max_pool_and_its_gradient_follow_the_first_largest_value_rule(size, window, stride):
+    random = np.random.default_rng(0)
+    flat_tied_and_distinct = [random.integers(0, levels, (2, *size, 2)) for levels in (1, 3, 1000)]
+    x = np.concatenate(flat_tied_and_distinct).astype(np.float32)
+    g = random.integers(1, 9, reference_pool(x, None, window, stride)[0].shape).astype(np.float32)
+
+    @jax.jit
+    def pooled(x, g):
+        out, pull = jax.vjp(lambda x: max_pool(x, window, stride), x)
+        return out, pull(g)[0]
+
+    for actual, expected in zip(pooled(x, g), reference_pool(x, g, window, stride), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+def test_max_pool_on_a_flat_image_sends_the_whole_gradient_to_the_first_pixel(dtype):
+    with jax.enable_x64(True):
+        gradient = jax.grad(lambda x: max_pool(x).sum())(jnp.zeros((1, 4, 4, 1), dtype))
+    assert gradient.dtype == dtype
+    expected = np.zeros((4, 4))
+    expected[::2, ::2] = 1
+    np.testing.assert_array_equal(np.asarray(gradient)[0, :, :, 0].astype(np.float64), expected)
+
+
+def test_max_pool_under_jit_vmap_and_scan():
+    x = jnp.round(jax.random.uniform(jax.random.key(0), (3, 5, 6, 2)) * 3)
+    gradient = jax.grad(lambda x: (max_pool(x) ** 2).sum())
+
+    @jax.jit
+    def all_forms(x):
+        return gradient(x), jax.vmap(gradient)(x), lax.scan(lambda c, image: (c, gradient(image)), 0, x)[1]
+
+    _, expected = reference_pool(np.asarray(x), 2 * reference_pool(np.asarray(x), None, 2, 2)[0], 2, 2)
+    for form in all_forms(x):
+        np.testing.assert_array_equal(form, expected)
+
+
+def test_max_pool_refuses_images_smaller_than_the_window():
+    with pytest.raises(ValueError, match=r"shape=\(2, 4, 1\).*window=3"):
+        max_pool(jnp.zeros((1, 2, 4, 1)), 3)
+    with pytest.raises(ValueError, match="stride=0"):
+        max_pool(jnp.zeros((1, 2, 4, 1)), 2, 0)
+
+
+# --- BatchNorm ------------------------------------------------------------------------------------------------------
+
+
+def test_batch_norm_uses_running_statistics_unless_it_trains():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (64, 4, 4, 5))
+    fresh = batch_norm(False).init(jax.random.key(1), x)
+    np.testing.assert_allclose(batch_norm(False).apply(fresh, x), x / np.sqrt(1 + 1e-5), rtol=1e-5)
+    trained, updated = batch_norm(True).apply(fresh, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(trained.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(trained.std((0, 1, 2)), 1, rtol=1e-4)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * x.mean((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_batch_norm_with_axis_name_has_the_statistics_of_the_global_batch():
+    x = jax.random.normal(jax.random.key(0), (4, 2, 3, 3, 5)) * jnp.arange(1.0, 5)[:, None, None, None, None]
+    variables = batch_norm(False).init(jax.random.key(1), x[0])
+    whole, stats = batch_norm(True).apply(variables, x.reshape(8, 3, 3, 5), mutable=["batch_stats"])
+    mapped = jax.vmap(
+        lambda x: batch_norm(True, axis_name="data").apply(variables, x, mutable=["batch_stats"]), axis_name="data"
+    )
+    parts, part_stats = mapped(x)
+    np.testing.assert_allclose(parts.reshape(whole.shape), whole, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(part_stats), jax.tree.leaves(stats), strict=True):
+        np.testing.assert_allclose(ours, jnp.broadcast_to(theirs, ours.shape), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, "2"])
+def test_require_positive_names_the_value(value):
+    with pytest.raises(ValueError, match="width="):
+        require_positive("width", value)
+
+
+def test_require_images_names_the_shape():
+    with pytest.raises(ValueError, match=r"images.shape=\(4, 4, 3\): net takes batches"):
+        require_images("net", (4, 4, 3), 4)
+    with pytest.raises(ValueError, match=r"images.shape=\(1, 3, 4, 3\): net .* at least 4x4"):
+        require_images("net", (1, 3, 4, 3), 4)
