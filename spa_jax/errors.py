@@ -14,4 +14,4 @@ class CheckpointError(SpaError):
 
 
 class ConfigError(SpaError):
-    """A config has a misspelt or missing key or a value of a wrong type, or is not the one a checkpoint was made with."""
+    """A config has a misspelt or missing key or a wrong type, or is not the one a checkpoint was made with."""
