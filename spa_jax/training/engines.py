@@ -1,0 +1,80 @@
+"""Engines: one recipe step, data-parallel over all devices, as one `jit` program or under `pmap`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spa_jax.parallel import check_divisible, replicate, shard_batch
+from spa_jax.training.learner import Learner, TrainStep
+
+AXIS = "data"
+ENGINES = ("jit", "pmap")
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """How a step runs and where its inputs are put.
+
+    Attributes:
+        step: the compiled `train_step(state, batch, key)`; the state that goes in is given up.
+        place_state: puts a state, or anything shared, on the devices.
+        place_batch: puts this process's slice of a batch on the devices.
+    """
+
+    step: TrainStep
+    place_state: Callable[[Any], Any]
+    place_batch: Callable[[Mapping[str, Any]], Any]
+
+
+def make_engine(name: str, mesh: Mesh, learner: Learner, recipe: Callable[[Learner], TrainStep]) -> Engine:
+    """Compile a recipe's step for the devices of a mesh.
+
+    "jit" shards the batch over the mesh (NamedSharding) in one global program. "pmap" maps the same step over the
+    devices, with sums over the axis and BatchNorm statistics of the global batch. Both keep one set of parameters, without
+    an axis of replicas, and reach the same parameters up to rounding.
+
+    Args:
+        name: "jit" or "pmap".
+        mesh: of `spa_jax.parallel.data_mesh`.
+        learner: for `jit`; its twin for `pmap` knows the axis.
+        recipe: `learner -> train_step`.
+
+    Raises:
+        ValueError: unknown engine.
+    """
+    if name == "jit":
+        return _jit_engine(mesh, recipe(learner))
+    if name == "pmap":
+        return _pmap_engine(mesh, recipe(_with_axis(learner)))
+    raise ValueError(f"engine={name!r} must be one of {', '.join(ENGINES)}")
+
+
+def _jit_engine(mesh: Mesh, train_step: TrainStep) -> Engine:
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    step = jax.jit(train_step, donate_argnums=0, out_shardings=everywhere)
+    return Engine(step, lambda tree: replicate(tree, mesh), lambda batch: shard_batch(batch, mesh))
+
+
+def _with_axis(learner: Learner) -> Learner:
+    model = learner.model
+    if any(field.name == "axis_name" for field in dataclasses.fields(model)):
+        model = model.clone(axis_name=AXIS)
+    return dataclasses.replace(learner, model=model, axis_name=AXIS)
+
+
+def _pmap_engine(mesh: Mesh, train_step: TrainStep) -> Engine:
+    devices = list(mesh.devices.flat)
+    local = len(mesh.local_devices)
+    step = jax.pmap(
+        train_step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, devices=devices, donate_argnums=0
+    )
+
+    def place_batch(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        check_divisible(len(batch["label"]) * (mesh.size // local), mesh)
+        return {key: value.reshape(local, -1, *value.shape[1:]) for key, value in batch.items()}
+
+    return Engine(step, lambda tree: replicate(tree, mesh), place_batch)

@@ -1,0 +1,250 @@
+"""From a config to the objects of a run: everything is checked before anything is read, compiled or written."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from spa_jax.attacks import attack_from_config
+from spa_jax.configuration import build, check_keys, check_spec, freeze
+from spa_jax.data import Augmentation, Dataset, load_dataset, steps_per_epoch
+from spa_jax.engine import PureAttack
+from spa_jax.errors import ConfigError
+from spa_jax.models import create_model
+from spa_jax.parallel import check_divisible
+from spa_jax.training.engines import ENGINES, Engine, make_engine
+from spa_jax.training.learner import Learner
+from spa_jax.training.optimizers import OPTIMIZERS, SCHEDULES
+from spa_jax.training.recipes import RECIPES
+from spa_jax.types import Example
+
+SCHEMA: Mapping[str, Any] = {
+    "name": str,
+    "seed": int,
+    "data": Mapping,
+    "normalization": Mapping | None,
+    "augmentation": Mapping | None,
+    "model": Mapping,
+    "recipe": Mapping,
+    "optimizer": Mapping,
+    "schedule": Mapping,
+    "training": {
+        "batch_size": int,
+        "num_epochs": float,
+        "engine": str,
+        "ema_decay": float,
+        "evaluate_every": int,
+    },
+    "evaluation": {
+        "batch_size": int,
+        "attacks": Mapping,
+        "selection_attack": Mapping,
+        "select_by": str,
+        "survivors_only": bool,
+        "num_examples": int | None,
+        "radii": tuple | list | None,
+        "radius_attack": str | None,
+        "attribute_points": int,
+    },
+    "baselines": tuple | list | None,
+}
+"""Every key of a config and its type; what a key does stands in the README and in `configs/`."""
+
+MAY_CHANGE = ("data.data_dir", "evaluation", "baselines")
+"""What may differ between a checkpoint's config and the config that goes on from it."""
+
+
+def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as plain data, with every key, name, type and number checked that can be without the data.
+
+    Raises:
+        ConfigError: an unknown or missing key, name or wrong type, by its dotted path.
+        ValueError: a number out of range.
+    """
+    config = dict(freeze(config))
+    check_keys(config, SCHEMA)
+    for name, variant in variants(config).items():
+        _check_parts(variant, "config" if name == config["name"] else f"config.baselines[{name}]")
+    return config
+
+
+def _check_parts(config: Mapping[str, Any], path: str) -> None:
+    check_keys(config, SCHEMA, path)
+    check_spec(RECIPES, config["recipe"], "recipe", f"{path}.recipe", ("learner",))
+    check_spec(OPTIMIZERS, config["optimizer"], "optimizer", f"{path}.optimizer", ("learning_rate",))
+    check_spec(SCHEDULES, config["schedule"], "schedule", f"{path}.schedule", ("total_steps",))
+    check_spec({"augmentation": Augmentation}, _named(config, "augmentation"), "augmentation", f"{path}.augmentation")
+    check_spec({"normalization": _Normalization}, _named(config, "normalization"), "normalization", path)
+    for key in ("data", "model"):
+        if not isinstance(config[key].get("name"), str):
+            raise ConfigError(f"{path}.{key}.name={config[key].get('name')!r} must be a name")
+    _check_choice(f"{path}.training.engine", config["training"]["engine"], ENGINES)
+    _check_choice(f"{path}.evaluation.select_by", config["evaluation"]["select_by"], ("clean", "robust"))
+    curve = config["evaluation"]["radius_attack"]
+    if curve is not None:
+        _check_choice(f"{path}.evaluation.radius_attack", curve, tuple(evaluation_attacks(config)))
+    attack_from_config(config["evaluation"]["selection_attack"])
+
+
+def _check_choice(path: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{path}={value!r} must be one of {', '.join(choices)}")
+
+
+def _named(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {"name": key} | dict(config.get(key) or {})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Normalization:
+    mean: float | tuple = 0.0
+    std: float | tuple = 1.0
+
+
+def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The configs of all models that a config trains: its baselines in order, then its own.
+
+    A baseline holds its name and what differs. A mapping with a `name` replaces the config's mapping, one without is
+    merged into it.
+
+    Raises:
+        ConfigError: a baseline without a name, or two models of one name.
+    """
+    own = {key: value for key, value in config.items() if key != "baselines"}
+    found: dict[str, dict[str, Any]] = {}
+    for i, change in enumerate([*(config.get("baselines") or ()), {"name": own["name"]}]):
+        if not isinstance(change, Mapping) or not isinstance(change.get("name"), str):
+            raise ConfigError(f"config.baselines[{i}]={change!r} must be a mapping with a `name`")
+        if change["name"] in found:
+            raise ConfigError(f"config.baselines: the name {change['name']!r} stands for two models")
+        found[change["name"]] = _merge(own, change)
+    return found
+
+
+def _merge(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = dict(config)
+    for key, value in change.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and "name" not in value
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged
+
+
+def load_data(config: Mapping[str, Any]) -> Dataset:
+    """The data set of a config.
+
+    Raises:
+        ValueError: unknown name or option.
+        DataNotFoundError: it is not in `data.data_dir`.
+    """
+    return load_dataset(**config["data"])
+
+
+def evaluation_attacks(config: Mapping[str, Any]) -> dict[str, PureAttack]:
+    """The attacks of the report, by the names the config gives them."""
+    return {name: attack_from_config(spec) for name, spec in config["evaluation"]["attacks"].items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What one model's training needs.
+
+    Attributes:
+        config: plain data.
+        dataset: the data.
+        mesh: the devices.
+        learner: network and optimiser.
+        engine: the compiled step.
+        total_steps: number of updates.
+        evaluate_every: steps between evaluations on the validation split, each followed by a checkpoint.
+        selection_attack: what those evaluations attack with.
+    """
+
+    config: Mapping[str, Any]
+    dataset: Dataset
+    mesh: Mesh
+    learner: Learner
+    engine: Engine
+    total_steps: int
+    evaluate_every: int
+    selection_attack: PureAttack
+
+    @property
+    def key(self) -> Any:
+        """The run's key; initialisation, training and evaluation fold it with a number each."""
+        return jax.random.key(self.config["seed"])
+
+
+def make_experiment(config: Mapping[str, Any], dataset: Dataset, mesh: Mesh) -> Experiment:
+    """Build model, optimiser, recipe and engine of a checked config.
+
+    Raises:
+        ValueError: a name, option or number of the model is wrong; a batch cannot be split over the devices or is
+            larger than the training split.
+    """
+    training = config["training"]
+    check_divisible(training["batch_size"], mesh)
+    epoch = steps_per_epoch(dataset.train, training["batch_size"])
+    total_steps = round(training["num_epochs"] * epoch)
+    if total_steps < 1:
+        raise ValueError(
+            f"training.num_epochs={training['num_epochs']!r} must give at least one step of {epoch} an epoch"
+        )
+    for spec in _attack_specs(config):
+        _check_fit(spec, dataset.image_shape)
+    learner = make_learner(config, dataset, total_steps)
+    engine = make_engine(training["engine"], mesh, learner, _recipe(config))
+    evaluate_every = max(1, training["evaluate_every"]) * epoch
+    attack = attack_from_config(config["evaluation"]["selection_attack"])
+    return Experiment(config, dataset, mesh, learner, engine, total_steps, evaluate_every, attack)
+
+
+def _attack_specs(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    evaluation = config["evaluation"]
+    trained = [config["recipe"]["attack"]] if "attack" in config["recipe"] else []
+    return [*trained, evaluation["selection_attack"], *evaluation["attacks"].values()]
+
+
+def _check_fit(spec: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:
+    """Apply the attack's space to an image of that shape, abstractly: a colour edit of grey images fails here."""
+    attack = attack_from_config({name: value for name, value in spec.items() if name not in ("restarts", "at_once")})
+    lifted = getattr(attack, "space", None)
+    if lifted is None:
+        return
+
+    def apply(key: Any, image: Any) -> Any:
+        return lifted.space.apply(lifted.space.init(key, Example(image)), Example(image))
+
+    jax.eval_shape(apply, jax.random.key(0), jax.ShapeDtypeStruct(image_shape, np.float32))
+
+
+def _recipe(config: Mapping[str, Any]) -> Callable[[Learner], Any]:
+    return lambda learner: build(RECIPES, config["recipe"], "recipe", "config.recipe", learner=learner)
+
+
+def make_learner(config: Mapping[str, Any], dataset: Dataset, total_steps: int = 1) -> Learner:
+    """Network, normalisation and optimiser of a config."""
+    schedule = build(SCHEDULES, config["schedule"], "schedule", "config.schedule", total_steps=total_steps)
+    optimizer = build(OPTIMIZERS, config["optimizer"], "optimizer", "config.optimizer", learning_rate=schedule)
+    model = create_model(num_classes=dataset.num_classes, input_shape=dataset.image_shape, **config["model"])
+    normal = build({"normalization": _Normalization}, _named(config, "normalization"), "normalization")
+    augmentation = None
+    if config.get("augmentation"):
+        augmentation = build({"augmentation": Augmentation}, _named(config, "augmentation"), "augmentation")
+    ema_decay = config["training"]["ema_decay"]
+    if not 0 <= ema_decay < 1:
+        raise ValueError(f"training.ema_decay={ema_decay!r} must be in [0, 1)")
+    mean, std = (_channels(name, value, dataset) for name, value in (("mean", normal.mean), ("std", normal.std)))
+    return Learner(model, optimizer, mean, std, ema_decay, augmentation)
+
+
+def _channels(name: str, value: Any, dataset: Dataset) -> np.ndarray:
+    channels = dataset.image_shape[-1]
+    array = np.asarray(value, np.float32)
+    if array.shape not in ((), (channels,)):
+        raise ValueError(f"normalization.{name}={value!r} must be one number or one per channel ({channels})")
+    if name == "std" and np.any(array <= 0):
+        raise ValueError(f"normalization.std={value!r} must be larger than 0")
+    return array

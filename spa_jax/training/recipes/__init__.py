@@ -1,0 +1,18 @@
+"""Recipes by name: each makes a pure `train_step(state, batch, key) -> (state, metrics)`."""
+
+from collections.abc import Callable, Mapping
+
+from spa_jax.training.learner import TrainStep
+from spa_jax.training.recipes.adversarial import adversarial
+from spa_jax.training.recipes.spa_direct import spa_direct
+from spa_jax.training.recipes.standard import standard
+from spa_jax.training.recipes.trades import trades
+
+__all__ = ["RECIPES", "adversarial", "spa_direct", "standard", "trades"]
+
+RECIPES: Mapping[str, Callable[..., TrainStep]] = {
+    "adversarial": adversarial,
+    "spa_direct": spa_direct,
+    "standard": standard,
+    "trades": trades,
+}

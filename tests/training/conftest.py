@@ -1,0 +1,64 @@
+"""A tiny network with BatchNorm, a tiny batch, and a config that trains in seconds."""
+
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+from spa_jax.models.layers import batch_norm, conv
+
+
+class TinyNet(nn.Module):
+    """One convolution, BatchNorm, one dense layer."""
+
+    axis_name: Any = None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.relu(batch_norm(train, axis_name=self.axis_name)(conv(4)(images)))
+        return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+
+@pytest.fixture
+def tiny_net():
+    return TinyNet()
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (16, 6, 6, 3), dtype=np.uint8),
+        "label": rng.integers(0, 10, 16).astype(np.int32),
+        "mask": np.arange(16) != 5,
+        "index": np.arange(16, dtype=np.int32),
+    }
+
+
+def tiny_config(**changes):
+    """Three epochs of standard training of a tiny network on digits."""
+    pgd = {"name": "pgd", "radius": 0.1, "num_steps": 2}
+    config = {
+        "name": "tiny",
+        "seed": 0,
+        "data": {"name": "digits", "data_dir": None},
+        "model": {"name": "small_cnn", "width": 2, "hidden": 8, "convs_per_stage": 1},
+        "recipe": {"name": "standard"},
+        "optimizer": {"name": "sgd"},
+        "schedule": {"name": "cosine", "peak": 0.05},
+        "training": {"batch_size": 240, "num_epochs": 3.0, "engine": "jit", "ema_decay": 0.5, "evaluate_every": 1},
+        "evaluation": {
+            "batch_size": 200,
+            "attacks": {"PGD": pgd},
+            "selection_attack": pgd,
+            "select_by": "robust",
+            "survivors_only": True,
+            "num_examples": 40,
+            "radii": None,
+            "radius_attack": None,
+            "attribute_points": 0,
+        },
+        "baselines": (),
+    }
+    return config | changes
