@@ -1,0 +1,31 @@
+"""How good a classifier is: accuracy, sanity checks, curves, pictures and the report."""
+
+from spa_jax.evaluation.accuracy import evaluate
+from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
+from spa_jax.evaluation.description import describe
+from spa_jax.evaluation.pictures import Sheet, SheetRow, curves_png, make_sheet, sheet_png
+from spa_jax.evaluation.records import AttackRecord, Check, Curve, ModelReport, Proportion
+from spa_jax.evaluation.report import read_report, write_report
+from spa_jax.evaluation.sanity import sanity_checks
+from spa_jax.evaluation.sweep import evenly_spaced
+
+__all__ = [
+    "AttackRecord",
+    "Check",
+    "Curve",
+    "ModelReport",
+    "Proportion",
+    "Sheet",
+    "SheetRow",
+    "accuracy_by_attribute",
+    "accuracy_by_radius",
+    "curves_png",
+    "describe",
+    "evaluate",
+    "evenly_spaced",
+    "make_sheet",
+    "read_report",
+    "sanity_checks",
+    "sheet_png",
+    "write_report",
+]

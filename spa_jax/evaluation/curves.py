@@ -1,0 +1,114 @@
+"""Accuracy against the radius of an attack, and against the value of an image edit."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
+
+from spa_jax.attributes import Edit, get_edit
+from spa_jax.data.types import Examples
+from spa_jax.evaluation.accuracy import evaluate
+from spa_jax.evaluation.records import Curve
+from spa_jax.evaluation.sweep import DeviceBatch, Progress, example_keys, make_sweep, stream
+from spa_jax.inputs import require_number
+from spa_jax.parallel import replicate
+from spa_jax.trees import as_pytree
+from spa_jax.types import Attack, Images, Key, Labels, Predict, Scalar
+
+_GRID_POINTS = 21
+
+
+def accuracy_by_radius(
+    predict: Predict,
+    split: Examples,
+    attack_at: Callable[[float], Attack],
+    radii: Sequence[Scalar],
+    *,
+    name: str,
+    key: Key,
+    batch_size: int,
+    mesh: Mesh | None = None,
+    on_batch: Progress | None = None,
+) -> Curve:
+    """Worst-case accuracy against the radius of an attack: what is fooled within one is fooled within a larger one.
+
+    So each radius is tried on what the smaller ones have left, which makes the curve fall and the work small. Where
+    the radius is a leaf, as in every attack of this library, one compiled program serves the whole curve.
+
+    Args:
+        predict: the victim.
+        split: the examples.
+        attack_at: builds the attack of a radius; its images must be allowed at every larger radius.
+        radii: 0 or larger. At 0 stands what the attack does without noise: nothing, or its attributes alone.
+        name: of the attack, for the curve's label.
+        key, batch_size, mesh, on_batch: as for `evaluate`.
+
+    Raises:
+        ValueError: no radius, or a negative one; else as `evaluate`.
+    """
+    if not len(radii):
+        raise ValueError("radii must not be empty")
+    ascending = sorted({require_number("radius", float(r), "0 or larger", lambda r: r >= 0) for r in radii})
+    attacks = {f"{name} at {radius:g}": attack_at(radius) for radius in ascending}
+    report = evaluate(predict, split, attacks, key=key, batch_size=batch_size, mesh=mesh, on_batch=on_batch)
+    correct = tuple(int(record.correct.sum()) for record in report.attacks.values())
+    return Curve("radius", name, tuple(ascending), correct, len(split))
+
+
+def accuracy_by_attribute(
+    predict: Predict,
+    split: Examples,
+    edit: str | Edit,
+    values: Sequence[Scalar] | Float[np.ndarray, " m"] | None = None,
+    *,
+    key: Key,
+    batch_size: int,
+    mesh: Mesh | None = None,
+    on_batch: Progress | None = None,
+) -> Curve:
+    """Accuracy when every image is edited by the same value, with no attack.
+
+    Args:
+        predict: the victim.
+        split: the examples.
+        edit: a name of `spa_jax.EDITS`, or an `Edit`.
+        values: of the edit, in its unit. Default: 21 evenly spaced ones over the edit's range, and its identity.
+        key, batch_size, mesh, on_batch: as for `evaluate`.
+
+    Raises:
+        ValueError: unknown edit, a colour edit on grey images, no values or one that is not finite, an empty split.
+    """
+    edit = get_edit(edit) if isinstance(edit, str) else edit
+    grid = _grid(edit) if values is None else np.unique(np.asarray(values, np.float64))
+    if not grid.size or not np.isfinite(grid).all():
+        raise ValueError(f"values={values!r} must be finite numbers, at least one")
+    sweep = make_sweep(split, batch_size, mesh, on_batch)
+    predict, levels = replicate((as_pytree(predict), grid.astype(np.float32)), sweep.mesh)
+    function, judge_key = as_pytree(edit.function), stream(key, "attribute", edit.name)
+
+    def classify(batch: DeviceBatch) -> Any:
+        return _correct_at_values(function, predict, judge_key, levels, batch.index, batch.images, batch.labels)
+
+    correct = sweep.run(edit.name, classify, np.arange(len(split)))
+    return Curve("attribute", edit.name, tuple(grid.tolist()), tuple(correct.sum(axis=0).tolist()), len(split))
+
+
+def _grid(edit: Edit) -> Float[np.ndarray, " m"]:
+    return np.unique(np.append(np.linspace(edit.low, edit.high, _GRID_POINTS), edit.identity))
+
+
+@jax.jit
+def _correct_at_values(
+    function: Any, predict: Predict, key: Key, values: Float[Array, " m"], index: Any, images: Images, labels: Labels
+) -> Bool[Array, "b m"]:
+    keys = example_keys(key, index)
+
+    def at(value: Any) -> Any:
+        edited = jax.vmap(function, in_axes=(0, None))(images, value)
+        return jnp.argmax(predict(keys, edited), axis=-1) == labels
+
+    return jax.lax.map(at, values).T

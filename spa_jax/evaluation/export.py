@@ -1,0 +1,84 @@
+"""Adversarial images and the variables that made them, stored as one .npz file."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from spa_jax.data.types import Examples
+from spa_jax.engine import PureAttack
+from spa_jax.evaluation.sweep import DeviceBatch, Progress, example_keys, make_sweep
+from spa_jax.parallel import replicate
+from spa_jax.trees import as_pytree
+from spa_jax.types import Key, Predict
+
+
+def export_attack(
+    predict: Predict,
+    split: Examples,
+    attack: PureAttack,
+    path: str | os.PathLike,
+    *,
+    key: Key,
+    batch_size: int,
+    mesh: Mesh | None = None,
+    on_batch: Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """Attack every example of a split and store what was found.
+
+    The file holds `x` float32 [n, h, w, c] in [0, 1], `label`, `index` (in the split), `value` and `success` [n], each
+    variable as `variables/NAME`, and for the SPA attack the attribute-only optimum under `edited/`. It is written whole
+    or not at all.
+
+    Args:
+        predict: the victim.
+        split: the examples.
+        attack: with per-example variables.
+        path: ends in .npz; its directory is made.
+        key: of the whole export.
+        batch_size: examples at once over all devices.
+        mesh: default: all devices.
+        on_batch: told of the progress.
+
+    Returns:
+        What was stored.
+
+    Raises:
+        ValueError: the path does not end in .npz, or an input breaks the attack's rules.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"path={os.fspath(path)!r} must end in .npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep = make_sweep(split, batch_size, mesh, on_batch)
+    predict = replicate(as_pytree(predict), sweep.mesh)
+
+    def run(batch: DeviceBatch) -> Any:
+        found = attack(example_keys(key, batch.index), predict, batch.images, batch.labels)
+        return found._asdict() | {"label": batch.labels, "index": batch.index}
+
+    arrays = _named(sweep.run("attack", run, np.arange(len(split))))
+    if jax.process_index() == 0:
+        _write(path, arrays)
+    return arrays
+
+
+def _named(tree: Any) -> dict[str, np.ndarray]:
+    """The tree's arrays by their path, such as `variables/noise`."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in flat}
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as temporary:
+        try:
+            np.savez_compressed(temporary, **arrays)
+        except BaseException:
+            os.unlink(temporary.name)
+            raise
+    os.replace(temporary.name, path)

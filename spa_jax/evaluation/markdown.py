@@ -1,0 +1,194 @@
+"""The report for readers: one comparison of all models, one card a model, and what was run, in Markdown."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from spa_jax.evaluation.description import summarise
+from spa_jax.evaluation.records import ModelReport, Proportion
+
+_MOST_CLASSES_LISTED = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What was evaluated, on what.
+
+    Attributes:
+        title: of the report.
+        dataset: which examples.
+        seed: of the evaluation's key.
+        config: plain data.
+        versions: of Python and the packages.
+        devices: in words.
+        class_names: or None.
+    """
+
+    title: str
+    dataset: str
+    seed: int
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+    devices: str
+    class_names: Sequence[str] | None
+
+
+def condition_title(condition: str, survivors_only: bool) -> str:
+    """A condition as a table names it; in a cascade an attack's row is the worst case so far."""
+    if condition in ("clean", "worst_case"):
+        return condition.replace("_", " ")
+    return f"after {condition}" if survivors_only else condition
+
+
+def compare(models: Mapping[str, ModelReport]) -> list[tuple[str, list[Proportion | None], float]]:
+    """Rows of the comparison: title, each model's accuracy (None where it was not measured), and the highest."""
+    rows = []
+    conditions = dict.fromkeys(name for report in models.values() for name in report.accuracies if name != "worst_case")
+    for condition in [*conditions, "worst_case"]:
+        cells = [report.accuracies.get(condition) for report in models.values()]
+        measured = [cell.value for cell in cells if cell is not None]
+        if measured:
+            title = condition_title(condition, next(iter(models.values())).survivors_only)
+            rows.append((title, cells, max(measured)))
+    return rows
+
+
+def markdown_report(models: Mapping[str, ModelReport], setting: Setting, pictures: Mapping[str, str]) -> str:
+    """The report.
+
+    Args:
+        models: judged alike, by name.
+        setting: what was run.
+        pictures: their captions by file name, files beside the report.
+    """
+    examples = len(next(iter(models.values())).labels)
+    lines = [f"# {setting.title}", "", f"{examples} examples of {setting.dataset}, seed {setting.seed}.", ""]
+    lines += ["## Accuracy", "", *_comparison(models), "", _how_to_read(models), ""]
+    lines += ["## Warnings", "", *_warnings(models), ""]
+    if pictures:
+        lines += ["## Pictures", ""]
+        for file, caption in pictures.items():
+            lines += [f"![{caption}]({file})", ""]
+    for name, report in models.items():
+        lines += [f"## Card of {name}", "", *_card(report, setting.class_names), ""]
+    lines += ["## What was run", "", *_what_was_run(models, setting)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(header), line(["---"] * len(header)), *map(line, rows)]
+
+
+def _comparison(models: Mapping[str, ModelReport]) -> list[str]:
+    several = len(models) > 1
+    rows = []
+    for title, cells, highest in compare(models):
+        shown = ["" if cell is None else str(cell) for cell in cells]
+        is_best = [several and cell is not None and cell.value == highest for cell in cells]
+        rows.append([title, *(f"**{text}**" if best else text for text, best in zip(shown, is_best, strict=True))])
+    return _table(["", *models], rows)
+
+
+_HOW_TO_READ = """\
+How to read it: a number is the share of examples classified correctly, in brackets its 95 % interval (Wilson). The
+interval speaks of the choice of examples, not of the training seed. Bold is the highest of a row.
+
+{attacks} The worst case counts an example as correct only if it is so clean and under every attack. An example
+misclassified clean counts as wrong everywhere. The victim judged every attacked image anew, with fresh random keys,
+after a check that it is a finite image in [0, 1].
+
+An accuracy under attack is an upper bound: another attack may find more."""
+
+_CASCADE = "The attacks ran as a cascade, each on what all before had left: a row is the worst case up to its attack."
+_SEPARATE = "Each attack ran on every example classified correctly clean: its row is its own accuracy."
+
+
+def _how_to_read(models: Mapping[str, ModelReport]) -> str:
+    is_cascade = next(iter(models.values())).survivors_only
+    return _HOW_TO_READ.format(attacks=_CASCADE if is_cascade else _SEPARATE)
+
+
+def _warnings(models: Mapping[str, ModelReport]) -> list[str]:
+    lines = []
+    for name, report in models.items():
+        for finding in report.findings:
+            lines.append(f"- **{name}, {finding.name}**: {finding.message}. What to do: {finding.advice}.")
+        for attack, record in report.attacks.items():
+            if record.invalid:
+                lines.append(
+                    f"- **{name}, {attack}**: {record.invalid} of {record.attacked} images were not finite or not in "
+                    "[0, 1] and count as no success. What to do: mend the attack."
+                )
+    checked = [name for name, report in models.items() if report.checks]
+    nothing = f"None of the sanity checks of {', '.join(checked)} raised one." if checked else "No sanity checks ran."
+    return lines or [nothing]
+
+
+def _card(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:
+    rows = []
+    for name, accuracy in report.accuracies.items():
+        record = report.attacks.get(name)
+        own = ["", "", ""] if record is None else [str(record.attacked), *_fooled_and_seconds(report, name)]
+        rows.append([condition_title(name, report.survivors_only), str(accuracy), *own])
+    lines = _table(["", "accuracy", "attacked", "fooled", "seconds"], rows)
+    lines += ["", "Seconds include compilation. By class:", "", *_by_class(report, class_names)]
+    if report.checks:
+        marks = [[check.name, "passed" if check.passed else "**warning**", check.message] for check in report.checks]
+        lines += ["", "Sanity checks:", "", *_table(["check", "result", "measured"], marks)]
+    return lines
+
+
+def _fooled_and_seconds(report: ModelReport, name: str) -> list[str]:
+    record = report.attacks[name]
+    return [str(record.attacked - int(record.correct.sum())), f"{record.seconds:.1f}"]
+
+
+def _by_class(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:
+    """A table by class, of the weakest under the last condition if there are many."""
+    conditions = list(report.accuracies)
+    tables = {condition: report.by_class(condition) for condition in conditions}
+    labels = sorted(tables[conditions[-1]])
+    if len(labels) > _MOST_CLASSES_LISTED:
+        labels = sorted(labels, key=lambda label: tables[conditions[-1]][label].value)[:_MOST_CLASSES_LISTED]
+    rows = []
+    for label in labels:
+        name = str(label) if class_names is None else class_names[label]
+        shares = [f"{100 * tables[condition][label].value:.1f} %" for condition in conditions]
+        rows.append([name, str(tables["clean"][label].total), *shares])
+    titles = [condition_title(condition, report.survivors_only) for condition in conditions]
+    return _table(["class", "examples", *titles], rows)
+
+
+def _what_was_run(models: Mapping[str, ModelReport], setting: Setting) -> Iterator[str]:
+    yield "Attacks:"
+    yield ""
+    for attack, made_of in _attacks(models).items():
+        yield f"- {attack}: `{made_of}`"
+    yield ""
+    versions = ", ".join(f"{name} {version}" for name, version in setting.versions.items())
+    yield f"Ran on {setting.devices} with {versions}."
+    yield ""
+    yield "Config:"
+    yield ""
+    yield "```json"
+    yield json.dumps(setting.config, indent=2)
+    yield "```"
+
+
+def _attacks(models: Mapping[str, ModelReport]) -> dict[str, str]:
+    """What each attack is made of; one that differs between models is listed for each."""
+    described: dict[str, dict[str, str]] = {}
+    for model, report in models.items():
+        for attack, record in report.attacks.items():
+            described.setdefault(attack, {})[model] = summarise(record.parameters)
+    listed = {}
+    for attack, by_model in described.items():
+        if len(set(by_model.values())) == 1:
+            listed[attack] = next(iter(by_model.values()))
+        else:
+            listed |= {f"{attack} on {model}": text for model, text in by_model.items()}
+    return listed

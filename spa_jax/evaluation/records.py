@@ -1,0 +1,188 @@
+"""What an evaluation leaves behind: who was classified correctly under what, as plain data that knows its intervals."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+_NORMAL_QUANTILE_975 = 1.959963984540054
+
+ExampleFlags: TypeAlias = Bool[np.ndarray, " n"]
+ExampleLabels: TypeAlias = Int[np.ndarray, " n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Proportion:
+    """A share of `total` examples with its 95 % interval after Wilson (1927), which is sound at 0 % and 100 % too.
+
+    The interval speaks of the drawing of the examples alone, not of a model's training seed.
+
+    Raises:
+        ValueError: `total` below 1, or `correct` outside of 0..total.
+    """
+
+    correct: int
+    total: int
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        if self.total < 1:
+            raise ValueError(f"total={self.total} must be at least 1")
+        if not 0 <= self.correct <= self.total:
+            raise ValueError(f"correct={self.correct} must lie in 0..total={self.total}")
+
+    @classmethod
+    def of(cls, flags: Bool[np.ndarray, " n"]) -> "Proportion":
+        """The share of True."""
+        return cls(int(np.sum(flags)), len(flags))
+
+    @property
+    def value(self) -> float:
+        """The share, in [0, 1]."""
+        return self.correct / self.total
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return max(0.0, self._centre - self._half_width) if self.correct else 0.0
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return min(1.0, self._centre + self._half_width) if self.correct < self.total else 1.0
+
+    @property
+    def _shrinkage(self) -> float:
+        return 1 + _NORMAL_QUANTILE_975**2 / self.total
+
+    @property
+    def _centre(self) -> float:
+        return (self.value + _NORMAL_QUANTILE_975**2 / (2 * self.total)) / self._shrinkage
+
+    @property
+    def _half_width(self) -> float:
+        variance = self.value * (1 - self.value) / self.total + (_NORMAL_QUANTILE_975 / (2 * self.total)) ** 2
+        return _NORMAL_QUANTILE_975 * math.sqrt(variance) / self._shrinkage
+
+    def __str__(self) -> str:
+        """As in a table: `57.2 % [52.3, 62.0]`."""
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def as_data(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"correct": self.correct, "total": self.total, "accuracy": self.value, "interval": [self.low, self.high]}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttackRecord:
+    """One attack on one model.
+
+    Attributes:
+        correct: [n], still classified correctly: under this attack, or in a cascade under this and all before it.
+        attacked: how many of them the attack was run on; the others were misclassified before.
+        invalid: of these, how many images it returned that were not finite or not in [0, 1]; they count as no success.
+        seconds: wall time, compilation included.
+        parameters: what the attack is made of, as plain data.
+    """
+
+    correct: ExampleFlags
+    attacked: int
+    invalid: int = 0
+    seconds: float = 0.0
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """The outcome of one sanity check; one that did not pass is a warning.
+
+    Attributes:
+        name: of the check.
+        passed: whether nothing suspicious was seen.
+        message: what was seen, with the numbers.
+        advice: what to do where it did not pass.
+        numbers: the measured values.
+    """
+
+    name: str
+    passed: bool
+    message: str
+    advice: str
+    numbers: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Accuracy of one model against a number.
+
+    Attributes:
+        kind: "radius" (of an attack) or "attribute" (value of an image edit, no attack).
+        name: which attack or which edit.
+        values: the numbers, ascending.
+        correct: for each of them, how many of `total` examples are classified correctly.
+        total: number of examples.
+    """
+
+    kind: str
+    name: str
+    values: Sequence[float]
+    correct: Sequence[int]
+    total: int
+
+    @property
+    def accuracies(self) -> list[Proportion]:
+        """Share and interval at every value."""
+        return [Proportion(correct, self.total) for correct in self.correct]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelReport:
+    """How a model fared on a whole split, example by example.
+
+    An example that is misclassified clean counts as wrong under every attack.
+
+    Attributes:
+        labels: [n], in the split's order.
+        clean: [n], classified correctly as it is.
+        attacks: by name, in the order in which they ran.
+        survivors_only: True: a cascade, each attack ran on what all before it had left, so its accuracy is the worst
+            case so far. False: each attack ran on everything classified correctly clean and has its own accuracy.
+        checks: of `sanity_checks`.
+        curves: of `accuracy_by_radius` and `accuracy_by_attribute`.
+    """
+
+    labels: ExampleLabels
+    clean: ExampleFlags
+    attacks: Mapping[str, AttackRecord]
+    survivors_only: bool
+    checks: Sequence[Check] = ()
+    curves: Sequence[Curve] = ()
+
+    @property
+    def worst_case(self) -> ExampleFlags:
+        """[n], classified correctly clean and under every attack."""
+        return np.logical_and.reduce([self.clean, *(record.correct for record in self.attacks.values())])
+
+    @property
+    def conditions(self) -> dict[str, ExampleFlags]:
+        """Who is correct under everything there is: `clean`, each attack, and `worst_case` where there are attacks."""
+        named = {name: record.correct for name, record in self.attacks.items()}
+        return {"clean": self.clean, **named} | ({"worst_case": self.worst_case} if named else {})
+
+    @property
+    def accuracies(self) -> dict[str, Proportion]:
+        """Share and interval for each of the `conditions`."""
+        return {name: Proportion.of(correct) for name, correct in self.conditions.items()}
+
+    @property
+    def findings(self) -> list[Check]:
+        """The sanity checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
+
+    def by_class(self, condition: str) -> dict[int, Proportion]:
+        """Accuracy under one of the `conditions` for each class that occurs."""
+        correct = self.conditions[condition]
+        return {int(label): Proportion.of(correct[self.labels == label]) for label in np.unique(self.labels)}

@@ -1,0 +1,243 @@
+"""The report of an evaluation: a table in the terminal, and report.md, its pictures and report.json, written whole."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from spa_jax.configuration import freeze
+from spa_jax.evaluation.description import describe
+from spa_jax.evaluation.markdown import Setting, compare, markdown_report
+from spa_jax.evaluation.pictures import Sheet, curves_png, sheet_png
+from spa_jax.evaluation.records import AttackRecord, Check, Curve, ExampleFlags, ModelReport, Proportion
+
+_WIDTH_OF_TITLES, _WIDTH_OF_MODEL = 40, 28
+_PACKAGES = ("spa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def write_report(
+    models: Mapping[str, ModelReport],
+    directory: str | os.PathLike,
+    *,
+    title: str,
+    dataset: str,
+    seed: int,
+    config: Any,
+    sheets: Mapping[str, Sheet] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> str:
+    """Print the comparison of models and write it to a directory: report.md, report.json and their pictures.
+
+    With several processes, call it in one of them.
+
+    Args:
+        models: by name, judged on the same examples in the same way.
+        directory: made if it is not there; a report that is there is replaced, file by file.
+        title: of the report.
+        dataset: which examples, for the reader: "digits, test split".
+        seed: of the evaluation's key.
+        config: what was run, as a mapping of plain data or a `ConfigDict`.
+        sheets: of `make_sheet`, by model.
+        class_names: default: the numbers of the classes.
+
+    Returns:
+        The printed table as plain text.
+
+    Raises:
+        ValueError: no model, models that were not judged alike, or a directory that cannot be written.
+        ConfigError: a config that is no plain data.
+    """
+    _check_alike(models)
+    setting = Setting(title, dataset, seed, describe(freeze(config)), _versions(), _devices(), class_names)
+    pictures = _pictures(models, sheets or {}, class_names)
+    captions = {name: caption for name, (caption, _) in pictures.items()}
+    files = {name: png for name, (_, png) in pictures.items()}
+    files["report.md"] = markdown_report(models, setting, captions).encode()
+    files["report.json"] = _as_json(models, setting, list(pictures)).encode()
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            _write_whole(directory / name, content)
+    except OSError as error:
+        raise ValueError(f"directory={os.fspath(directory)!r} cannot be written: {error}") from error
+    return _print_table(models, title)
+
+
+def read_report(path: str | os.PathLike) -> dict[str, ModelReport]:
+    """The models of a report.json, example by example, to compare with others.
+
+    Raises:
+        ValueError: the file is no report.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+        return {name: _model_from_data(data) for name, data in content["models"].items()}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"path={os.fspath(path)!r} is no report.json of spa_jax: {error!r}") from error
+
+
+def _check_alike(models: Mapping[str, ModelReport]) -> None:
+    if not models:
+        raise ValueError("models={} must hold at least one")
+    first_name, first = next(iter(models.items()))
+    for name, report in models.items():
+        if not np.array_equal(report.labels, first.labels):
+            raise ValueError(f"models {first_name!r} and {name!r} were judged on different examples")
+        if report.survivors_only != first.survivors_only:
+            raise ValueError(f"models {first_name!r} and {name!r} were judged with different survivors_only")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _devices() -> str:
+    devices = jax.devices()
+    processes = jax.process_count()
+    return f"{len(devices)} x {devices[0].device_kind}" + (f" in {processes} processes" if processes > 1 else "")
+
+
+def _pictures(
+    models: Mapping[str, ModelReport], sheets: Mapping[str, Sheet], class_names: Sequence[str] | None
+) -> dict[str, tuple[str, bytes]]:
+    """Caption and content of every picture by its file's name."""
+    pictures = {}
+    curves = {name: report.curves for name, report in models.items()}
+    for kind, caption in (("radius", "Accuracy by radius"), ("attribute", "Accuracy by attribute value")):
+        if any(curve.kind == kind for own in curves.values() for curve in own):
+            pictures[f"accuracy_by_{kind}.png"] = (caption, curves_png(curves, kind))
+    for name, sheet in sheets.items():
+        file = "sheet.png" if len(sheets) == 1 else f"sheet_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.png"
+        pictures[file] = (f"{name} under {sheet.attack}", sheet_png(sheet, name, class_names))
+    return pictures
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _print_table(models: Mapping[str, ModelReport], title: str) -> str:
+    from rich.console import Console
+
+    shown = (_table(models, title), _caption(models))
+    width = _WIDTH_OF_TITLES + _WIDTH_OF_MODEL * len(models)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, width)
+    console.print(*shown, sep="\n")
+    plain = Console(width=width, force_terminal=False, color_system=None)
+    with plain.capture() as captured:
+        plain.print(*shown, sep="\n")
+    return captured.get()
+
+
+def _table(models: Mapping[str, ModelReport], title: str) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("accuracy")
+    for name in models:
+        table.add_column(escape(name), justify="right")
+    for row_title, cells, highest in compare(models):
+        table.add_row(escape(row_title), *(_cell(cell, highest, len(models) > 1) for cell in cells))
+    return table
+
+
+def _cell(accuracy: Proportion | None, highest: float, several: bool) -> str:
+    if accuracy is None:
+        return ""
+    text = str(accuracy).replace("[", "\\[")
+    return f"[bold green]{text}[/]" if several and accuracy.value == highest else text
+
+
+def _caption(models: Mapping[str, ModelReport]) -> str:
+    first = next(iter(models.values()))
+    findings = sum(len(report.findings) for report in models.values())
+    caption = f"{len(first.labels)} examples, in brackets 95 % intervals"
+    return f"{caption}; warnings: {findings}, see report.md" if findings else caption
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def _as_json(models: Mapping[str, ModelReport], setting: Setting, pictures: Sequence[str]) -> str:
+    first = next(iter(models.values()))
+    content = {
+        **dataclasses.asdict(setting),
+        "num_examples": len(first.labels),
+        "survivors_only": first.survivors_only,
+        "pictures": pictures,
+        "models": {name: _model_as_data(report) for name, report in models.items()},
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def _model_as_data(report: ModelReport) -> dict[str, Any]:
+    """Everything, examples included; who is correct is a text of one 0 or 1 an example, in the split's order."""
+    return {
+        "accuracies": {name: accuracy.as_data() for name, accuracy in report.accuracies.items()},
+        "by_class": {
+            name: {str(label): accuracy.as_data() for label, accuracy in report.by_class(name).items()}
+            for name in report.conditions
+        },
+        "labels": " ".join(map(str, report.labels.tolist())),
+        "clean": _flags_as_text(report.clean),
+        "worst_case": _flags_as_text(report.worst_case),
+        "survivors_only": report.survivors_only,
+        "attacks": {
+            name: {
+                "correct": _flags_as_text(record.correct),
+                "attacked": record.attacked,
+                "invalid": record.invalid,
+                "seconds": record.seconds,
+                "parameters": record.parameters,
+            }
+            for name, record in report.attacks.items()
+        },
+        "checks": [dataclasses.asdict(check) for check in report.checks],
+        "curves": [dataclasses.asdict(curve) for curve in report.curves],
+    }
+
+
+def _model_from_data(data: Mapping[str, Any]) -> ModelReport:
+    attacks = {
+        name: AttackRecord(**(record | {"correct": _flags_from_text(record["correct"])}))
+        for name, record in data["attacks"].items()
+    }
+    return ModelReport(
+        np.asarray(data["labels"].split(), np.int32),
+        _flags_from_text(data["clean"]),
+        attacks,
+        data["survivors_only"],
+        tuple(Check(**check) for check in data["checks"]),
+        tuple(Curve(**curve) for curve in data["curves"]),
+    )
+
+
+def _flags_as_text(flags: ExampleFlags) -> str:
+    return "".join("1" if flag else "0" for flag in flags)
+
+
+def _flags_from_text(text: str) -> ExampleFlags:
+    return np.array([flag == "1" for flag in text], bool)

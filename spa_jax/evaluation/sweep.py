@@ -1,0 +1,126 @@
+"""One pass of a function over examples of a split, batch by batch, sharded over all devices."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from spa_jax.data.batching import eval_batches, to_unit_float
+from spa_jax.data.types import Examples
+from spa_jax.parallel import data_mesh, shard_batch, to_host
+from spa_jax.types import Images, Key, Keys, Labels
+
+Progress = Callable[[str, int, int], None]
+"""`(what is running, examples done, examples in all)`, called after every batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceBatch:
+    """Examples on the devices, split over the mesh.
+
+    Attributes:
+        index: [b], of each example in the split; randomness is keyed by it.
+        images: [b, h, w, c] in [0, 1].
+        labels: [b].
+    """
+
+    index: Any
+    images: Images
+    labels: Labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Passes over a split in batches of one size, so that a compiled function serves all of them.
+
+    Attributes:
+        split: the examples.
+        batch_size: of the global batch, divisible by the devices of the mesh.
+        mesh: of `data_mesh`.
+        on_batch: told of the progress, or None.
+    """
+
+    split: Examples
+    batch_size: int
+    mesh: Mesh
+    on_batch: Progress | None = None
+
+    def run(self, name: str, function: Callable[[DeviceBatch], Any], indices: Int[np.ndarray, " m"]) -> Any:
+        """`function(batch)`, a tree of arrays [b, ...], for the examples at `indices`, as NumPy arrays [m, ...].
+
+        The last batch is filled up with copies whose results are dropped.
+
+        Raises:
+            ValueError: `indices` is empty.
+        """
+        if not len(indices):
+            raise ValueError("indices must not be empty")
+        parts, done = [], 0
+        for size, batch in self._batches(indices):
+            parts.append(jax.tree.map(lambda leaf, size=size: leaf[:size], to_host(function(batch))))
+            done += size
+            if self.on_batch:
+                self.on_batch(name, done, len(indices))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def _batches(self, indices: Int[np.ndarray, " m"]) -> Iterator[tuple[int, DeviceBatch]]:
+        """The batches, each with the number of its examples that are no filling."""
+        processes = sorted({device.process_index for device in self.mesh.devices.flat})
+        place = {"process_index": processes.index(jax.process_index()), "process_count": len(processes)}
+        for number, batch in enumerate(eval_batches(self.split.subset(indices), self.batch_size, **place)):
+            index = indices[batch["index"]].astype(np.int32)
+            index, images, labels = shard_batch((index, batch["image"], batch["label"]), self.mesh)
+            size = min(self.batch_size, len(indices) - number * self.batch_size)
+            yield size, DeviceBatch(index, _floats(images), labels)
+
+
+_floats = jax.jit(to_unit_float)
+
+
+def make_sweep(split: Examples, batch_size: int, mesh: Mesh | None, on_batch: Progress | None = None) -> Sweep:
+    """A sweep in batches of `batch_size`, or of the split if that is smaller, rounded up to a multiple of the devices.
+
+    Args:
+        split: the examples.
+        batch_size: at least 1.
+        mesh: default: all devices.
+        on_batch: told of the progress.
+
+    Raises:
+        ValueError: `batch_size` below 1, or an empty split.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    if not len(split):
+        raise ValueError("split holds no examples")
+    mesh = data_mesh() if mesh is None else mesh
+    shares = -(-min(batch_size, len(split)) // mesh.size)
+    return Sweep(split, shares * mesh.size, mesh, on_batch)
+
+
+def evenly_spaced(split: Examples, count: int) -> Examples:
+    """At most `count` examples of a split, evenly spaced over it.
+
+    Raises:
+        ValueError: `count` below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count={count} must be at least 1")
+    chosen = min(count, len(split))
+    return split.subset(np.arange(chosen) * len(split) // max(chosen, 1))
+
+
+def stream(key: Key, *names: str) -> Key:
+    """A key for one purpose, the same whatever else is evaluated beside it."""
+    return functools.reduce(jax.random.fold_in, [np.uint32(zlib.crc32(name.encode())) for name in names], key)
+
+
+def example_keys(key: Key, index: Int[jax.Array, " b"]) -> Keys:
+    """One key per example from its index in the split, so that batch size and devices do not matter."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)

@@ -1,0 +1,204 @@
+"""Clean, per-attack and worst-case accuracy against victims whose answer is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spa_jax import fgsm, make_attack, pgd, spa, targeted, universal
+from spa_jax.data.types import Split
+from spa_jax.engine import PureAttack
+from spa_jax.evaluation import accuracy, evaluate
+from spa_jax.parallel import data_mesh
+from spa_jax.spaces import linf
+from spa_jax.trees import pytree
+from spa_jax.types import Result
+
+KEY = jax.random.key(7)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+RADII = (0.002, 0.005, 0.01)
+CASCADE = {f"fgsm_{radius}": fgsm(radius) for radius in RADII}
+
+
+def one_device():
+    return data_mesh(jax.devices()[:1])
+
+
+@pytest.mark.parametrize("attack", [fgsm, lambda radius: pgd(radius, num_steps=3)])
+def test_accuracy_of_a_linear_victim_is_the_share_of_larger_margins(linear_victim, split, margins, attack):
+    attacks = {str(radius): attack(radius) for radius in RADII}
+    report = evaluate(linear_victim, split, attacks, key=KEY, batch_size=32, survivors_only=False)
+    np.testing.assert_array_equal(report.clean, margins > 0)
+    np.testing.assert_array_equal(report.labels, split.labels)
+    for radius in RADII:
+        np.testing.assert_array_equal(report.attacks[str(radius)].correct, margins > radius)
+    np.testing.assert_array_equal(report.worst_case, margins > max(RADII))
+    assert 0 < report.worst_case.sum() < report.clean.sum() < len(split)
+
+
+def test_cascade_ends_at_the_worst_case_of_all_attacks(linear_victim, split, margins):
+    attacks = {"small": fgsm(0.002), "large": fgsm(0.01), "middle": fgsm(0.005)}
+    cascade = evaluate(linear_victim, split, attacks, key=KEY, batch_size=16, survivors_only=True)
+    everything = evaluate(linear_victim, split, attacks, key=KEY, batch_size=16, survivors_only=False)
+    np.testing.assert_array_equal(cascade.worst_case, everything.worst_case)
+    np.testing.assert_array_equal(cascade.attacks["middle"].correct, margins > 0.01)
+    np.testing.assert_array_equal(everything.attacks["middle"].correct, margins > 0.005)
+    standing = [int((margins > radius).sum()) for radius in (0, 0.002, 0.01)]
+    assert [record.attacked for record in cascade.attacks.values()] == standing
+    assert [record.attacked for record in everything.attacks.values()] == [standing[0]] * 3
+
+
+def coin_logits(bias, keys, images):
+    """Heads or tails by a bit of each image's key, so that it shows which key each image was judged with."""
+    heads = jax.random.key_data(keys)[:, 0] & 1
+    return jax.nn.one_hot(heads, 2) + bias + 0 * jnp.mean(images, axis=(1, 2, 3))[:, None]
+
+
+@pytest.fixture
+def coin_victim():
+    return jax.tree_util.Partial(coin_logits, jnp.asarray(0.0))
+
+
+@pytree
+class Draw(PureAttack):
+    """Paints the image black or white by a bit of its key."""
+
+    bit: int
+
+    def search(self, keys, predict, x, y):
+        white = (jax.random.key_data(keys)[:, 0] >> self.bit) & 1
+        x = jnp.zeros_like(x) + white[:, None, None, None].astype(x.dtype)
+        return Result(x, None, jnp.ones(x.shape[0]), jnp.ones(x.shape[0], bool))
+
+
+@pytest.mark.parametrize("survivors_only", [True, False])
+def test_results_do_not_depend_on_batch_size_and_devices(linear_victim, split, survivors_only):
+    layouts = [(5, one_device()), (32, one_device()), (1000, one_device()), (24, data_mesh()), (13, None)]
+    reports = [
+        evaluate(
+            linear_victim,
+            split,
+            {"a": Draw(0), "b": Draw(3)},
+            key=KEY,
+            batch_size=size,
+            mesh=mesh,
+            survivors_only=survivors_only,
+        )
+        for size, mesh in layouts
+    ]
+    assert 0 < reports[0].worst_case.sum() < reports[0].attacks["a"].correct.sum() < reports[0].clean.sum()
+    for report in reports[1:]:
+        for name, correct in reports[0].conditions.items():
+            np.testing.assert_array_equal(report.conditions[name], correct)
+
+
+def test_judging_does_not_depend_on_batch_size_and_devices(coin_victim, split):
+    layouts = [(32, one_device()), (13, None)]
+    attacks = {"a": fgsm(0.01)}
+    first, second = (evaluate(coin_victim, split, attacks, key=KEY, batch_size=n, mesh=mesh) for n, mesh in layouts)
+    assert 0 < first.worst_case.sum() < first.clean.sum() < len(split)
+    np.testing.assert_array_equal(first.clean, second.clean)
+    np.testing.assert_array_equal(first.worst_case, second.worst_case)
+
+
+def test_another_attack_beside_it_changes_nothing(linear_victim, split):
+    options = {"key": KEY, "batch_size": 32, "survivors_only": False}
+    alone = evaluate(linear_victim, split, {"b": Draw(0)}, **options)
+    both = evaluate(linear_victim, split, {"a": Draw(0), "b": Draw(0)}, **options)
+    np.testing.assert_array_equal(alone.attacks["b"].correct, both.attacks["b"].correct)
+    assert not np.array_equal(both.attacks["a"].correct, both.attacks["b"].correct)
+
+
+def test_same_key_same_result_other_key_other_draws(coin_victim, split):
+    first, again, other = (
+        evaluate(coin_victim, split, {}, key=key, batch_size=32).clean for key in (KEY, KEY, jax.random.key(8))
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytree
+class Fake(PureAttack):
+    """Returns images of one value and claims success."""
+
+    value: float
+
+    def search(self, keys, predict, x, y):
+        return Result(jnp.full_like(x, self.value), None, jnp.ones(x.shape[0]), jnp.ones(x.shape[0], bool))
+
+
+def test_claimed_success_is_judged_anew(linear_victim, split, margins):
+    """At pixels of 0.5 the linear victim ties and answers class 0."""
+    report = evaluate(linear_victim, split, {"fake": Fake(0.5)}, key=KEY, batch_size=32)
+    np.testing.assert_array_equal(report.attacks["fake"].correct, (margins > 0) & (split.labels == 0))
+    assert report.attacks["fake"].invalid == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.01, -0.01])
+def test_images_that_break_the_constraints_are_no_success(linear_victim, split, value):
+    report = evaluate(linear_victim, split, {"fake": Fake(value)}, key=KEY, batch_size=32)
+    np.testing.assert_array_equal(report.attacks["fake"].correct, report.clean)
+    assert report.attacks["fake"].invalid == report.clean.sum()
+
+
+def test_nan_logits_are_wrong(split):
+    report = evaluate(lambda keys, x: jnp.full((x.shape[0], 2), jnp.nan), split, {}, key=KEY, batch_size=32)
+    assert not report.clean.any()
+
+
+def test_nothing_left_to_attack(split):
+    report = evaluate(lambda keys, x: jnp.full((x.shape[0], 2), jnp.nan), split, CASCADE, key=KEY, batch_size=32)
+    assert [record.attacked for record in report.attacks.values()] == [0, 0, 0]
+    assert not report.worst_case.any()
+
+
+def test_nothing_recompiles_between_radii_survivors_and_models(linear_victim, split):
+    options = {"key": KEY, "batch_size": 16, "mesh": data_mesh()}
+    evaluate(linear_victim, split, {"a": fgsm(0.003)}, **options)
+    sizes = accuracy._attacked._cache_size(), accuracy._judge._cache_size()
+    other = jax.tree_util.Partial(linear_victim.func, linear_victim.args[0] * 0.5)
+    evaluate(linear_victim, split, CASCADE, **options)
+    evaluate(other, split, CASCADE, **options)
+    assert (accuracy._attacked._cache_size(), accuracy._judge._cache_size()) == sizes
+
+
+def test_judging_compiles_once_whatever_the_attack(linear_victim, split):
+    attacks = {"a": spa(0.01, attributes=("brightness",), num_steps=1), "b": fgsm(0.01)}
+    accuracy._judge.clear_cache()
+    evaluate(linear_victim, split, attacks, key=KEY, batch_size=16)
+    assert accuracy._judge._cache_size() == 1
+
+
+def test_uint8_images_are_scaled(linear_victim, split):
+    levels = np.rint(split.images * 255).astype(np.uint8)
+    floats = Split(levels.astype(np.float32) / np.float32(255), split.labels)
+    reports = [
+        evaluate(linear_victim, data, CASCADE, key=KEY, batch_size=32) for data in (Split(levels, split.labels), floats)
+    ]
+    np.testing.assert_array_equal(reports[0].worst_case, reports[1].worst_case)
+
+
+def test_progress_is_told(linear_victim, split):
+    told = []
+    evaluate(linear_victim, split, {}, key=KEY, batch_size=40, on_batch=lambda *event: told.append(event))
+    assert told == [("clean", 40, 101), ("clean", 80, 101), ("clean", 101, 101)]
+
+
+def test_bad_arguments_are_named(linear_victim, split):
+    options = {"key": KEY, "batch_size": 32}
+    with pytest.raises(ValueError, match=r"attacks\['a'\].*is_targeted=True: attacks are evaluated untargeted"):
+        evaluate(linear_victim, split, {"a": targeted(fgsm(0.1))}, **options)
+    with pytest.raises(ValueError, match="per example, not universal"):
+        evaluate(linear_victim, split, {"a": make_attack(linf(0.1), lift=universal)}, **options)
+    with pytest.raises(ValueError, match="'clean', which the report uses"):
+        evaluate(linear_victim, split, {"clean": fgsm(0.1)}, **options)
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        evaluate(linear_victim, split, {}, key=KEY, batch_size=0)
+    with pytest.raises(ValueError, match="split holds no examples"):
+        evaluate(linear_victim, split.subset(np.arange(0)), {}, **options)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 1\]"):
+        evaluate(linear_victim, Split(split.images, split.labels + 1), {}, **options)
+    with pytest.raises(ValueError, match="logits"):
+        evaluate(lambda keys, x: x, split, {}, **options)
+    with pytest.raises(ValueError, match=r"101 images with pixels outside of \[0, 1\], the first at 0"):
+        evaluate(linear_victim, Split(split.images + 1, split.labels), {}, **options)

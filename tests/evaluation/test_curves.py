@@ -1,0 +1,70 @@
+"""Curves against closed forms, and that a curve is one program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spa_jax import fgsm
+from spa_jax.data.types import Split
+from spa_jax.evaluation import accuracy, accuracy_by_attribute, accuracy_by_radius
+from spa_jax.parallel import data_mesh
+
+KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def test_accuracy_by_radius_of_a_linear_victim_counts_the_margins(linear_victim, split, margins):
+    radii = [0.01, 0.002, 0.005, 0.0]
+    curve = accuracy_by_radius(linear_victim, split, fgsm, radii, name="fgsm", key=KEY, batch_size=32)
+    assert (curve.kind, curve.name, curve.values, curve.total) == ("radius", "fgsm", (0.0, 0.002, 0.005, 0.01), 101)
+    assert list(curve.correct) == [int((margins > radius).sum()) for radius in curve.values]
+    assert [p.correct for p in curve.accuracies] == list(curve.correct)
+
+
+def test_a_whole_curve_is_one_program(linear_victim, split):
+    options = {"name": "fgsm", "key": KEY, "batch_size": 32}
+    accuracy_by_radius(linear_victim, split, fgsm, [0.001], **options)
+    size = accuracy._attacked._cache_size()
+    accuracy_by_radius(linear_victim, split, fgsm, [0, 1e-3, 2e-3, 0.5, 1], **options)
+    assert accuracy._attacked._cache_size() == size
+
+
+def bright_logits(threshold, keys, images):
+    """Class 1 where the mean pixel exceeds the threshold."""
+    score = jnp.mean(images, axis=(1, 2, 3)) - threshold
+    return jnp.stack([jnp.zeros_like(score), score], axis=-1)
+
+
+@pytest.mark.parametrize("mesh", [None, "one"])
+def test_accuracy_by_attribute_counts_every_value(mesh):
+    """Uniform images of level i / 100, all labelled 1: brighter by s, those with i / 100 + s > 0.5 are right."""
+    levels = np.arange(10, 80, dtype=np.float32) / 100
+    split = Split(np.ones((70, 4, 4, 1), np.float32) * levels[:, None, None, None], np.ones(70, np.int32))
+    victim = jax.tree_util.Partial(bright_logits, jnp.asarray(0.5))
+    values = [0.105, -0.105, 0.0]
+    mesh = data_mesh(jax.devices()[:1]) if mesh else None
+    curve = accuracy_by_attribute(victim, split, "brightness", values, key=KEY, batch_size=32, mesh=mesh)
+    assert curve.values == (-0.105, 0.0, 0.105)
+    assert list(curve.correct) == [int((levels + value > 0.5).sum()) for value in curve.values]
+    assert (curve.kind, curve.name, curve.total) == ("attribute", "brightness", 70)
+
+
+def test_default_grid_spans_the_range_with_the_identity(linear_victim, split):
+    curve = accuracy_by_attribute(linear_victim, split, "contrast", key=KEY, batch_size=128)
+    assert (curve.values[0], curve.values[-1]) == pytest.approx((0.7, 1.3))
+    assert 1.0 in curve.values
+
+
+def test_bad_arguments_are_named(linear_victim, split):
+    options = {"key": KEY, "batch_size": 32}
+    with pytest.raises(ValueError, match="radii must not be empty"):
+        accuracy_by_radius(linear_victim, split, fgsm, [], name="fgsm", **options)
+    with pytest.raises(ValueError, match=r"radius=-0.1 must be 0 or larger"):
+        accuracy_by_radius(linear_victim, split, fgsm, [-0.1], name="fgsm", **options)
+    with pytest.raises(ValueError, match="finite"):
+        accuracy_by_attribute(linear_victim, split, "rotation", [float("nan")], **options)
+    with pytest.raises(ValueError, match="finite"):
+        accuracy_by_attribute(linear_victim, split, "rotation", [], **options)
+    with pytest.raises(ValueError, match="RGB"):
+        accuracy_by_attribute(linear_victim, split, "hue", [0.1], **options)

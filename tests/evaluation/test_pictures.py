@@ -1,0 +1,133 @@
+"""Pictures: what is on a sheet, that its pixels are crisp, and that curves are drawn."""
+
+import io
+
+import jax
+import numpy as np
+import pytest
+
+from spa_jax import attack_from_config, fgsm, spa
+from spa_jax.data.types import Split
+from spa_jax.evaluation import Curve, Sheet, SheetRow, accuracy, curves_png, evaluate, make_sheet, pictures, sheet_png
+
+KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture
+def joint():
+    return spa(0.01, attributes={"brightness": {"low": -0.1, "high": 0.1}}, num_steps=1)
+
+
+def test_a_sheet_of_the_joint_attack_has_four_rows(linear_victim, split, joint):
+    sheet = make_sheet(linear_victim, split, joint, name="joint", key=KEY, batch_size=16, columns=6)
+    clean, edited, attacked, noise = sheet.rows
+    assert [row.title.split("\n")[0] for row in sheet.rows] == [
+        "clean",
+        "edited",
+        "joint",
+        f"noise {pictures._TIMES} 50",
+    ]
+    np.testing.assert_array_equal(sheet.labels, [0, 0, 0, 1, 1, 1])
+    magnified = (noise.images - 0.5) / 50
+    assert np.abs(magnified).max() <= 0.01 + 1e-6
+    shifts = [float(text.replace(pictures._MINUS, "-")) for text in attacked.captions]
+    brightened = (clean.images + np.reshape(shifts, (6, 1, 1, 1))).clip(0, 1)
+    np.testing.assert_allclose(attacked.images, brightened + magnified, atol=2e-3)
+    assert noise.predictions is None
+    assert edited.images.shape == (6, 4, 4, 1)
+
+
+def test_a_sheet_reuses_the_evaluation_program(linear_victim, split, joint):
+    evaluate(linear_victim, split, {"joint": joint}, key=KEY, batch_size=16)
+    size = accuracy._attacked._cache_size()
+    make_sheet(linear_victim, split, joint, name="joint", key=KEY, batch_size=16)
+    assert accuracy._attacked._cache_size() == size
+
+
+@pytest.mark.parametrize(
+    ("attack", "titles"),
+    [
+        (fgsm(0.01), ["clean", "attack", f"noise {pictures._TIMES} 50"]),
+        (
+            attack_from_config({"name": "attribute", "edit": "brightness", "method": "grid", "num_steps": 3}),
+            ["clean", "attack"],
+        ),
+    ],
+)
+def test_a_sheet_of_another_attack_shows_what_there_is(linear_victim, split, attack, titles):
+    sheet = make_sheet(linear_victim, split, attack, name="attack", key=KEY, batch_size=16, columns=4)
+    assert [row.title.split("\n")[0] for row in sheet.rows] == titles
+
+
+def test_columns_are_the_first_of_each_class():
+    labels = np.array([2, 2, 0, 1, 0, 1, 2], np.int32)
+    split = Split(np.zeros((7, 4, 4, 1), np.float32), labels)
+    assert pictures._of_each_class(split, 3).tolist() == [2, 3, 0]
+    assert pictures._of_each_class(split, 4).tolist() == [2, 4, 3, 0]
+    assert pictures._of_each_class(split, 100).tolist() == [2, 4, 3, 5, 0, 1, 6]
+
+
+@pytest.mark.parametrize(("noise", "gain"), [(0.1, 5), (0.1000001, 5), (8 / 255, 10), (0.5, 1), (0.004, 100), (0, 1)])
+def test_noise_is_magnified_by_a_round_number(noise, gain):
+    assert pictures._gain(np.array([-noise, noise / 2])) == pytest.approx(gain)
+
+
+def decoded(png):
+    from matplotlib.image import imread
+
+    return imread(io.BytesIO(png))
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (32, 3)])
+def test_every_pixel_is_a_crisp_square(size, channels):
+    """The first tile starts where the first row of pixels differs from white, framed by one grey line."""
+    images = np.random.default_rng(0).uniform(0, 0.7, (2, size, size, channels)).astype(np.float32)
+    rows = [SheetRow("clean", images, np.array([0, 1]), ["", ""]), SheetRow("noise", images, None, ["", ""])]
+    picture = decoded(sheet_png(Sheet("pgd", np.array([0, 0]), rows), "model"))
+    zoom, left, top = 224 // size, 240, 150
+    tile = picture[top : top + 224, left : left + 224, :3]
+    squares = tile.reshape(size, zoom, size, zoom, 3)
+    expected = np.broadcast_to(images[0], (size, size, 3))
+    inner = squares[1:-1, :, 1:-1]
+    np.testing.assert_allclose(inner, np.broadcast_to(expected[1:-1, None, 1:-1, None], inner.shape), atol=1 / 255)
+
+
+def test_predictions_are_told_apart_by_more_than_colour():
+    written = []
+    canvas = type("Canvas", (), {"text": lambda self, x, y, text, *rest, **options: written.append(text)})()
+    row = SheetRow("clean", np.zeros((2, 4, 4, 1), np.float32), np.array([1, 0]), ["", ""])
+    for column in range(2):
+        pictures._write_under(
+            canvas, 0.0, 0.0, 1, Sheet("pgd", np.array([1, 1]), [row]), row, column, ["zero", "a" * 20]
+        )
+    assert written[0] == f"✓ {'a' * 13}…"
+    assert written[2] == "✗ zero"
+
+
+def curve(kind="radius", name="pgd", correct=(10, 5, 0)):
+    return Curve(kind, name, (0.0, 0.1, 0.2), correct, 10)
+
+
+def test_curves_are_drawn_for_one_and_many_panels():
+    two_models = {"standard": [curve(), curve("attribute", "rotation")], "spa": [curve(correct=(10, 9, 8))]}
+    assert decoded(curves_png(two_models, "radius")).shape[2] == 4
+    assert decoded(curves_png(two_models, "attribute")).shape[2] == 4
+    many = {"a": [curve("attribute", name) for name in ("rotation", "hue", "scale", "mine")]}
+    one_row, two_rows = decoded(curves_png(two_models, "radius")), decoded(curves_png(many, "attribute"))
+    assert two_rows.shape[0] > 1.5 * one_row.shape[0]
+
+
+def test_labels_are_pushed_apart_within_the_panel():
+    assert pictures._spread([0.0, 0.0, 0.0], 8.0) == [0, 8, 16]
+    assert pictures._spread([99.0, 100.0], 8.0) == [92, 100]
+    assert pictures._spread([10.0, 50.0], 8.0) == [10, 50]
+
+
+def test_bad_arguments_are_named(linear_victim, split):
+    with pytest.raises(ValueError, match="columns=0 must be at least 1"):
+        make_sheet(linear_victim, split, fgsm(0.1), name="a", key=KEY, batch_size=8, columns=0)
+    with pytest.raises(ValueError, match="kind='angle' must be one of radius, attribute"):
+        curves_png({"a": [curve()]}, "angle")
+    with pytest.raises(ValueError, match="none of kind='attribute'"):
+        curves_png({"a": [curve()]}, "attribute")
