@@ -1,0 +1,56 @@
+"""Attacks against their floor and against other libraries, and their memory, on an MNIST CNN and a CIFAR ResNet-20.
+
+python launch/benchmark.py --config configs/bench_attacks.py --workdir runs/bench_attacks
+
+Without the libraries of the `bench` extra: `--config configs/bench_attacks.py:peers=false`.
+"""
+
+from ml_collections import ConfigDict
+
+from spa_jax.configuration import parse_arguments
+
+RADIUS = 8 / 255
+NETWORKS = {
+    "small_cnn": {"model": {"name": "small_cnn", "convs_per_stage": 1}, "input_shape": (28, 28, 1)},
+    "resnet20": {"model": {"name": "resnet20"}, "input_shape": (32, 32, 3)},
+}
+ATTACKS = {
+    "pgd": {"name": "pgd", "radius": RADIUS, "num_steps": 10},
+    "pgd_last": {"name": "pgd", "radius": RADIUS, "num_steps": 10, "keep": "last"},
+    "apgd_ce": {"name": "apgd_ce", "radius": RADIUS, "num_steps": 10},
+    "spa_rotation": {"name": "spa", "radius": RADIUS, "num_steps": 10, "attributes": ("rotation",)},
+}
+PEERS = (
+    "torchattacks_pgd",
+    "foolbox_torch_pgd",
+    "foolbox_jax_pgd",
+    "art_pgd",
+    "torch_loop_pgd",
+    "torch_compile_pgd",
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The benchmark; `arg` may set these, as in `bench_attacks.py:batch=32,repeats=3,devices=1,networks=small_cnn`."""
+    args = parse_arguments(arg, batch=128, repeats=5, devices=(2, 1), networks=tuple(NETWORKS), peers=True, memory=True)
+    speed = {
+        "networks": {name: NETWORKS[name] for name in args["networks"]},
+        "num_classes": 10,
+        "batch_size": args["batch"],
+        "repeats": args["repeats"],
+        "devices": args["devices"],
+        "attacks": ATTACKS,
+        "reference": "pgd",
+        "peers": PEERS if args["peers"] else (),
+        "peer_attack": {"radius": RADIUS, "step_size": 0.25, "num_steps": 10},
+    }
+    memory = {
+        "networks": speed["networks"],
+        "num_classes": 10,
+        "batch_size": args["batch"],
+        "attacks": {name: ATTACKS[name] for name in ("pgd", "apgd_ce", "spa_rotation")},
+        "num_steps": (10, 100),
+    }
+    return ConfigDict(
+        {"name": "bench_attacks", "seed": 0, "speed": speed, "memory": memory if args["memory"] else None}
+    )

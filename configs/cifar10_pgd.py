@@ -1,0 +1,57 @@
+"""PGD training (Madry et al. 2018) of a PreActResNet-18 on CIFAR-10 at radius 8/255.
+
+    python launch/train.py --config configs/cifar10_pgd.py --workdir runs/cifar10_pgd --data_dir DIR
+
+DIR holds `cifar10` as tensorflow-datasets prepares it.
+The schedule is one cycle of 30 epochs (in the manner of Rice et al. 2020 and Wong et al. 2020).
+"""
+
+from ml_collections import ConfigDict
+
+from spa_jax.configuration import parse_arguments
+
+RADIUS = 8 / 255
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The experiment; `arg` may set `epochs` and `dtype`, as in `cifar10_pgd.py:epochs=2,dtype=bfloat16`."""
+    args = parse_arguments(arg, epochs=30.0, dtype="float32")
+    pgd = {"name": "pgd", "radius": RADIUS, "step_size": 0.25}
+    return ConfigDict(
+        {
+            "name": "pgd",
+            "seed": 0,
+            "data": {"name": "cifar10", "data_dir": None, "validation_size": 1000},
+            "normalization": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)},
+            "augmentation": {"crop_padding": 4, "flip": True},
+            "model": {"name": "preact_resnet18", "dtype": args["dtype"]},
+            "recipe": {"name": "adversarial", "attack": pgd | {"num_steps": 10, "keep": "last"}},
+            "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4},
+            "schedule": {"name": "one_cycle", "peak": 0.2},
+            "training": {
+                "batch_size": 128,
+                "num_epochs": args["epochs"],
+                "engine": "jit",
+                "ema_decay": 0.0,
+                "attack_warmup": 0.0,
+                "evaluate_every": 1,
+            },
+            "evaluation": {
+                "batch_size": 512,
+                "attacks": {
+                    "FGSM": {"name": "fgsm", "radius": RADIUS},
+                    "PGD-20": pgd | {"num_steps": 20, "restarts": 2},
+                    "APGD-CE": {"name": "apgd_ce", "radius": RADIUS},
+                    "APGD-DLR": {"name": "apgd_dlr", "radius": RADIUS},
+                },
+                "selection_attack": pgd | {"num_steps": 10},
+                "select_by": "robust",
+                "survivors_only": True,
+                "num_examples": None,
+                "radii": (0.0, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
+                "radius_attack": "PGD-20",
+                "attribute_points": 0,
+            },
+            "baselines": (),
+        }
+    )

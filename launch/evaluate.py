@@ -1,0 +1,27 @@
+"""Evaluate the trained models of a config again, with its attacks as they are now, and write the report.
+
+python launch/evaluate.py --config configs/digits_spa.py --workdir runs/digits_spa \
+    --config.evaluation.attacks.PGD.num_steps=100
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from spa_jax import launching
+from spa_jax.evaluation.run import report_models
+from spa_jax.parallel import data_mesh
+from spa_jax.training.experiment import check_config, load_data
+
+flags.adopt_module_key_flags(launching)
+CONFIG = launching.define_flags()
+
+
+def main() -> None:
+    """Load, attack, report."""
+    config = check_config(launching.config_value(CONFIG))
+    report_models(config, Path(flags.FLAGS.workdir), load_data(config), data_mesh())
+
+
+if __name__ == "__main__":
+    launching.launch(main)

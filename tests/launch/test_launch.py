@@ -1,0 +1,123 @@
+"""The launch scripts as a user runs them: the main job, errors as one line, help, two processes."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--config.model.width=2",
+    "--config.model.hidden=8",
+    "--config.training.batch_size=240",
+    "--config.evaluation.num_examples=20",
+)
+
+
+def _command(script, *arguments):
+    return [sys.executable, str(ROOT / "launch" / script), *map(str, arguments)]
+
+
+def _run(script, *arguments):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(_command(script, *arguments), capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.slow
+def test_train_then_evaluate_then_attack(tmp_path):
+    config = ROOT / "configs" / "digits_spa.py"
+    common = ("--config", f"{config}:epochs=1,baselines=false", "--workdir", tmp_path, *SMALL)
+    trained = _run("train.py", *common)
+    assert trained.returncode == 0, trained.stderr
+    assert "joint" in trained.stdout
+    report = (tmp_path / "report" / "report.md").read_text()
+    for picture in re.findall(r"\]\((\S+\.png)\)", report):
+        assert (tmp_path / "report" / picture).stat().st_size > 1000
+    assert _run("evaluate.py", *common).returncode == 0
+    attacked = _run("attack.py", *common, "--attack", "joint", "--output", tmp_path / "joint.npz")
+    assert attacked.returncode == 0, attacked.stderr
+    found = np.load(tmp_path / "joint.npz")
+    assert found["x"].shape == (397, 8, 8, 1)
+    assert np.abs(found["variables/noise"]).max() <= 0.1 + 1e-6
+    assert found["edited/success"].sum() <= found["success"].sum()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config.recipe.attack.num_stepz=3",), "num_stepz"),
+        (("--config.training.batch_size=many",), "batch_size"),
+        (("--config.evaluation.attacks.PGD.radius=-1",), "radius=-1.0 must be"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path):
+    config = ROOT / "configs" / "digits_spa.py"
+    done = _run("train.py", "--config", config, "--workdir", tmp_path / "run", *arguments)
+    assert done.returncode not in (0, None)
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "attack.py", "benchmark.py"])
+def test_help_names_flags_and_an_example(script):
+    shown = _run(script, "--help").stdout
+    assert "--config" in shown and "--workdir" in shown and f"python launch/{script}" in shown
+
+
+_PROCESS = """
+import sys
+from pathlib import Path
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", int(sys.argv[4]))
+count, index = int(sys.argv[2]), int(sys.argv[3])
+if count > 1:
+    jax.distributed.initialize(sys.argv[5], count, index)
+from spa_jax.parallel import data_mesh
+from spa_jax.training.experiment import check_config, load_data, make_experiment, variants
+from spa_jax.training.loop import train
+from tests.training.conftest import tiny_config
+config = check_config(tiny_config())
+train(make_experiment(variants(config)["tiny"], load_data(config), data_mesh()), Path(sys.argv[1]))
+"""
+
+
+def _free_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def _train_in_processes(workdir, count, devices):
+    address = _free_address()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NPROC": "32"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _PROCESS, str(workdir), str(count), str(index), str(devices), address],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(tmp_path):
+    from spa_jax.checkpoints import load_variables
+
+    _train_in_processes(tmp_path / "one", 1, 4)
+    _train_in_processes(tmp_path / "two", 2, 2)
+    one, two = (load_variables(tmp_path / name, step="latest", names=["params"]) for name in ("one", "two"))
+    assert one.step == two.step == 15
+    for layer, weights in one.variables["params"].items():
+        for name, leaf in weights.items():
+            np.testing.assert_allclose(leaf, two.variables["params"][layer][name], rtol=1e-4, atol=1e-5)
