@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import optax
 
 from spa_jax import losses, spaces
+from spa_jax.attributes import EDITS
 from spa_jax.carlini_wagner import CarliniWagner
 from spa_jax.engine import PureAttack, judge, make_problem, merge
-from spa_jax.inputs import require_number
+from spa_jax.inputs import require_count, require_number
 from spa_jax.losses import margin, targeted_form
 from spa_jax.solvers import Best, fold_in, projected_gradient, solve, steepest, take_turns
 from spa_jax.solvers import apgd as apgd_solver
@@ -103,7 +104,7 @@ def make_attack(
     Raises:
         ValueError: a broken rule, naming the value.
     """
-    _check_count("num_steps", num_steps)
+    require_count("num_steps", num_steps)
     _check_choice("keep", keep, ("best", "last"))
     solver = projected_gradient(_default_step(num_steps)) if solver is None else solver
     return IterativeAttack(lift(space), as_pytree(_loss(loss)), solver, num_steps, keep, random_start, unroll)
@@ -112,11 +113,6 @@ def make_attack(
 def _default_step(num_steps: int) -> float:
     """2.5 radii in all, so that every point of the set can be reached from any other (Madry et al.'s heuristic)."""
     return min(1.0, 2.5 / num_steps)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r} must be an integer of at least 1")
 
 
 def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
@@ -134,6 +130,10 @@ class Restarts(PureAttack):
     attack: Any
     n: int = static()
     at_once: int = static()
+
+    @property
+    def is_targeted(self) -> bool:
+        return self.attack.is_targeted
 
     def search(self, keys: Keys, predict: Predict, x: Any, y: Any) -> Any:
         def run(i: Any) -> Any:
@@ -154,13 +154,16 @@ def restarts(attack: PureAttack, n: int, at_once: int = 1) -> PureAttack:
     Raises:
         ValueError: `n` or `at_once` below 1, or an attack with shared variables.
     """
-    _check_count("n", n)
-    _check_count("at_once", at_once)
-    if getattr(getattr(attack, "space", None), "shared", False):
-        raise ValueError(
-            "restarts picks per example: it needs an attack with per-example variables, not a universal one"
-        )
+    require_count("n", n)
+    require_count("at_once", at_once)
+    _inside(attack, _refuse_shared)
     return attack if n == 1 else Restarts(attack, n, min(at_once, n))
+
+
+def _refuse_shared(attack: AttackT) -> AttackT:
+    if getattr(getattr(attack, "space", None), "shared", False):
+        raise ValueError("restarts picks per example: it needs attacks with per-example variables, not universal ones")
+    return attack
 
 
 @pytree
@@ -168,7 +171,10 @@ class WorstOf(PureAttack):
     """Several attacks, the strongest per example; see `worst_of`."""
 
     attacks: tuple[Any, ...]
-    is_targeted: bool = static(default=False)
+
+    @property
+    def is_targeted(self) -> bool:
+        return self.attacks[0].is_targeted
 
     def search(self, keys: Keys, predict: Predict, x: Any, y: Any) -> Result:
         loss = targeted_form(margin) if self.is_targeted else margin
@@ -183,16 +189,18 @@ class WorstOf(PureAttack):
         return winner._replace(variables={"winner": winner.variables, "found": found})
 
 
-def worst_of(*attacks: PureAttack) -> WorstOf:
+def worst_of(*attacks: Any) -> WorstOf:
     """Per example the strongest of several attacks: fooled first, then the larger margin, judged anew for all alike.
 
     The result's `value` is the margin, its `variables` are `{"winner": index [b], "found": each attack's variables}`.
 
     Raises:
-        ValueError: no attack was given.
+        ValueError: no attack was given, or targeted and untargeted ones together.
     """
     if not attacks:
         raise ValueError("worst_of() needs at least one attack")
+    if len({attack.is_targeted for attack in attacks}) > 1:
+        raise ValueError(f"is_targeted={[attack.is_targeted for attack in attacks]} must be the same for all attacks")
     return WorstOf(tuple(attacks))
 
 
@@ -222,6 +230,22 @@ def _inside(attack: AttackT, change: Callable[[Any], Any]) -> AttackT:
     return change(attack)
 
 
+def shrunk(attack: AttackT, share: Any) -> AttackT:
+    """The attack in a smaller space: `share` of every radius and of every range about its identity.
+
+    Raises:
+        ValueError: the attack has no space whose size is known.
+    """
+
+    def change(attack: Any) -> Any:
+        if not hasattr(attack, "space"):
+            raise ValueError(f"attack={type(attack).__name__} has no space to shrink")
+        smaller = spaces.shrink(attack.space.space, share)
+        return dataclasses.replace(attack, space=dataclasses.replace(attack.space, space=smaller))
+
+    return _inside(attack, change)
+
+
 def targeted(attack: AttackT, loss: Loss | None = None) -> AttackT:
     """The attack that wants one answer: call the result with target classes in place of the labels.
 
@@ -243,8 +267,7 @@ def targeted(attack: AttackT, loss: Loss | None = None) -> AttackT:
         chosen = targeted_form(attack.loss) if loss is None else loss
         return dataclasses.replace(attack, loss=as_pytree(chosen), is_targeted=True)
 
-    aimed = _inside(attack, aim)
-    return dataclasses.replace(aimed, is_targeted=True) if isinstance(aimed, WorstOf) else aimed
+    return _inside(attack, aim)
 
 
 # --- presets on noise -----------------------------------------------------------------------------------------------
@@ -282,7 +305,7 @@ def fgsm(radius: Scalar, norm: str = "linf", loss: Any = "cross_entropy") -> Ite
 def pgd(
     radius: Scalar,
     num_steps: int = 10,
-    step_size: float | None = None,
+    step_size: Scalar | None = None,
     norm: str = "linf",
     loss: Any = "cross_entropy",
     random_start: bool = True,
@@ -298,7 +321,7 @@ def pgd(
         norm: "linf", "l2" or "l1".
         random_start, keep, loss, unroll: as for `make_attack`.
     """
-    _check_count("num_steps", num_steps)
+    require_count("num_steps", num_steps)
     solver = projected_gradient(_default_step(num_steps) if step_size is None else step_size)
     space = _noise_space(norm, radius)
     return make_attack(space, loss, solver, num_steps, keep=keep, random_start=random_start, unroll=unroll)
@@ -316,7 +339,7 @@ def mi_fgsm(
     radius: Scalar,
     num_steps: int = 10,
     decay: float = 1.0,
-    step_size: float | None = None,
+    step_size: Scalar | None = None,
     loss: Any = "cross_entropy",
     keep: Keep = "best",
 ) -> IterativeAttack:
@@ -329,7 +352,7 @@ def mi_fgsm(
         step_size: in radii. Default: 1 / num_steps, the paper's.
         loss, keep: as for `pgd`.
     """
-    _check_count("num_steps", num_steps)
+    require_count("num_steps", num_steps)
     solver = projected_gradient(1 / num_steps if step_size is None else step_size, gradient_rule=_accumulate(decay))
     return make_attack(spaces.linf(radius), loss, solver, num_steps, keep=keep, random_start=False)
 
@@ -352,11 +375,11 @@ def cw(
     radius: Scalar = math.inf,
     num_steps: int = 1000,
     search_steps: int = 9,
-    initial_const: float = 1e-3,
-    learning_rate: float = 0.01,
-    confidence: float = 0.0,
+    initial_const: Scalar = 1e-3,
+    learning_rate: Scalar = 0.01,
+    confidence: Scalar = 0.0,
 ) -> CarliniWagner:
-    """The L2 attack of Carlini & Wagner (2017, section VI.A): the smallest noise that fools, by a search of its constant.
+    """The L2 attack of Carlini & Wagner (2017, section VI.A): the smallest noise that fools, by a search of a constant.
 
     Args:
         radius: a success farther away than this in L2 is none. Default: any distance counts.
@@ -371,8 +394,8 @@ def cw(
     Raises:
         ValueError: a number out of range.
     """
-    _check_count("num_steps", num_steps)
-    _check_count("search_steps", search_steps)
+    require_count("num_steps", num_steps)
+    require_count("search_steps", search_steps)
     return CarliniWagner(
         require_number("radius", radius, "0 or larger", lambda r: r >= 0),
         require_number("initial_const", initial_const, "larger than 0", lambda c: c > 0),
@@ -388,11 +411,11 @@ def cw(
 
 def attribute_attack(
     edit: Any,
-    low: float | None = None,
-    high: float | None = None,
+    low: Scalar | None = None,
+    high: Scalar | None = None,
     method: str = "gradient",
     num_steps: int = 10,
-    step_size: float | None = None,
+    step_size: Scalar | None = None,
     loss: Any = "cross_entropy",
     keep: Keep = "best",
 ) -> IterativeAttack:
@@ -406,7 +429,7 @@ def attribute_attack(
         step_size: in half ranges, for "gradient". Default: 2.5 / num_steps.
         loss, keep: as for `pgd`.
     """
-    _check_count("num_steps", num_steps)
+    require_count("num_steps", num_steps)
     _check_choice("method", method, ("gradient", "random", "grid"))
     step = _default_step(num_steps) if step_size is None else step_size
     solvers: dict[str, Solver] = {
@@ -505,8 +528,8 @@ def spa(
     radius: Scalar,
     attributes: Any = ("rotation",),
     num_steps: int = 10,
-    step_size: float | None = None,
-    attribute_step_size: float | None = None,
+    step_size: Scalar | None = None,
+    attribute_step_size: Scalar | None = None,
     norm: str = "linf",
     search: Search = "joint",
     candidates: int = 9,
@@ -519,8 +542,8 @@ def spa(
 
     The image becomes clip(A(x, a) + d) with every attribute value `a` in its box and |d| <= radius around the *edited*
     image. One backward pass moves all of them (SPA, IJCNN 2023; the abstract fixes the joint optimisation, all numbers
-    here are our choice). With `keep="best"` the result is never weaker than the clean image, the attribute-only image and the
-    noise-only image that the attack evaluated, nor than any point on its way.
+    here are our choice). With `keep="best"` the result is never weaker than the clean image, the attribute-only image
+    and the noise-only image that the attack evaluated, nor than any point on its way.
 
     Args:
         radius: of the noise, on the [0, 1] scale.
@@ -541,8 +564,8 @@ def spa(
     Raises:
         ValueError: a broken rule, naming the value.
     """
-    _check_count("num_steps", num_steps)
-    _check_count("candidates", candidates)
+    require_count("num_steps", num_steps)
+    require_count("candidates", candidates)
     _check_choice("search", search, ("joint", "alternating", "random", "grid"))
     _check_choice("keep", keep, ("best", "last"))
     members = _attribute_spaces(attributes)
@@ -593,7 +616,7 @@ def _alternate(names: tuple[str, ...]) -> optax.GradientTransformation:
 
 
 def _spa_solver(
-    solver: Any, search: str, attributes: tuple[str, ...], noise_step: float, attribute_step: float
+    solver: Any, search: str, attributes: tuple[str, ...], noise_step: Scalar, attribute_step: Scalar
 ) -> Solver:
     if not isinstance(solver, str):
         return solver
@@ -608,6 +631,23 @@ def _spa_solver(
     return projected_gradient(
         step_sizes, _alternate(attributes) if search == "alternating" else _hold_still(attributes)
     )
+
+
+def named_attributes(attack: PureAttack) -> dict[str, spaces.Attribute]:
+    """The attributes that an attack moves by a named edit, inside combinators too."""
+    names = {edit.function: name for name, edit in EDITS.items()}
+    found: dict[str, spaces.Attribute] = {}
+
+    def look(attack: Any) -> Any:
+        lifted = getattr(attack, "space", None)
+        space = lifted.space if lifted else None
+        members = space.spaces if isinstance(space, spaces.Chain) else (space,)
+        attributes = [member for member in members if isinstance(member, spaces.Attribute)]
+        found.update({names[member.edit]: member for member in attributes if member.edit in names})
+        return attack
+
+    _inside(attack, look)
+    return found
 
 
 # --- by name --------------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ Guarantees of every edit: the result has the image's shape and dtype and lies in
 image bit for bit; it is differentiable in value and image. Where it clips, the gradient passes at the exact bounds 0
 and 1 (`clip_to_unit`). A ValueError says when the image is not [h, w, c] of a floating dtype or the value no scalar.
 
-Geometric edits sample bilinearly around the centre ((h - 1) / 2, (w - 1) / 2), and outside of the image all is 0. Where a
-sample falls exactly on a pixel, bilinear interpolation has a kink; at the identity the derivative with respect to the
+Geometric edits sample bilinearly around the centre ((h - 1) / 2, (w - 1) / 2), and outside of the image all is 0. Where
+a sample falls exactly on a pixel, bilinear interpolation has a kink; at the identity the derivative with respect to the
 value is the mean of the two one-sided ones.
 """
 
@@ -247,7 +247,8 @@ def _slopes(image: Any, cell: _Cell, in_place: Any) -> tuple[Any, Any]:
         _lerp(_read(rightwards, cell.index), _read(rightwards, cell.index + pixels.shape[1]), cell.down),
     )
     still = _central_slopes(image)
-    return tuple(jnp.where(in_place[..., None], s, m) for s, m in zip(still, moving, strict=True))
+    in_place = in_place[..., None]
+    return jnp.where(in_place, still[0], moving[0]), jnp.where(in_place, still[1], moving[1])
 
 
 def _central_slopes(image: Any) -> tuple[Any, Any]:

@@ -20,13 +20,13 @@ class PureAttack:
         """The attack on checked inputs with one key per example; for use inside a compiled program."""
         raise NotImplementedError
 
-    def __call__(self, key: Any, predict: Predict, x: Any, y: Any) -> Any:
+    def __call__(self, key: Any, predict: Any, x: Any, y: Any) -> Any:
         """Attack a batch; the whole attack is one compiled program.
 
         Args:
             key: one key, or one per image [b].
-            predict: the victim, `(keys [b], images) -> logits [b, k]`. A plain function is compiled in with its weights;
-                a pytree (`spa_jax.classifier`, `jax.tree_util.Partial`) brings its weights as arguments.
+            predict: the victim, `(keys [b], images) -> logits [b, k]`. A plain function is compiled in with its
+                weights; a pytree (`spa_jax.classifier`, `jax.tree_util.Partial`) brings its weights as arguments.
             x: images [b, h, w, c], floating, in [0, 1].
             y: labels [b], integers in [0, k - 1]; for a targeted attack the targets.
 

@@ -1,4 +1,4 @@
-"""What an attack accepts: every public entry checks its arrays here, where they are concrete, before anything compiles."""
+"""What an attack accepts: public entries check their arrays here, where they are concrete, before anything compiles."""
 
 import math
 from collections.abc import Callable
@@ -35,6 +35,16 @@ def require_number(name: str, value: Any, rule: str, holds: Callable[[Any], bool
     return number if isinstance(value, int | float) else value
 
 
+def require_count(name: str, value: Any) -> None:
+    """Check that a structural number, known before tracing, is an integer of at least 1.
+
+    Raises:
+        ValueError: naming `name=value` and the rule.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+
+
 def checked_images(x: Any) -> Any:
     """Images as float [b, h, w, c] in [0, 1]; rounding errors up to 1e-6 outside are cut off.
 
@@ -55,7 +65,7 @@ def checked_images(x: Any) -> Any:
 
 
 def _in_unit_range(x: Any) -> Any:
-    low, high = float(jnp.min(x)), float(jnp.max(x))
+    low, high = _extremes(x)
     if np.isnan(low) or np.isnan(high):
         raise ValueError("x must not hold NaN")
     if low < -_ROUNDING or high > 1 + _ROUNDING:
@@ -66,8 +76,14 @@ def _in_unit_range(x: Any) -> Any:
     return jnp.clip(x, 0, 1) if low < 0 or high > 1 else x
 
 
+def _extremes(array: Any) -> tuple[float, float]:
+    """Smallest and largest value of an array that is known, also where an enclosing program is being traced."""
+    with jax.ensure_compile_time_eval():
+        return float(jnp.min(array)), float(jnp.max(array))
+
+
 def checked_labels(y: Any, batch: int) -> Any:
-    """Labels as an integer array [b].
+    """Labels as int32 [b].
 
     Raises:
         ValueError: not integers, or not one per image.
@@ -77,7 +93,7 @@ def checked_labels(y: Any, batch: int) -> Any:
         raise ValueError(f"y.dtype={y.dtype} must be an integer dtype of class indices")
     if y.shape != (batch,):
         raise ValueError(f"y.shape={y.shape!r} must be ({batch},), one label per image")
-    return y
+    return y.astype(jnp.int32)
 
 
 def checked_keys(key: Any, batch: int) -> Keys:
@@ -102,15 +118,17 @@ def check_victim(predict: Predict, keys: Keys, x: Any, y: Any) -> None:
     """The victim's output has the form of logits, and every label is one of its classes.
 
     Raises:
-        ValueError: not callable; output not [b, k]; a label out of range.
+        ValueError: output not floating [b, k]; a label out of range.
     """
     logits = jax.eval_shape(_call, predict, keys, x)
     shape = getattr(logits, "shape", None)
     if shape is None or len(shape) != 2 or shape[0] != x.shape[0]:
         raise ValueError(f"predict(keys, x) has shape {shape!r}, must be logits [b, k] with b={x.shape[0]}")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"predict(keys, x) has dtype {logits.dtype}, must be floating logits")
     if is_traced(y):
         return
-    low, high = int(jnp.min(y)), int(jnp.max(y))
+    low, high = map(int, _extremes(y))
     if low < 0 or high >= shape[1]:
         raise ValueError(
             f"y.min()={low}, y.max()={high}: labels must lie in [0, {shape[1] - 1}] for {shape[1]} classes"

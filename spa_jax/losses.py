@@ -1,4 +1,4 @@
-"""Objectives `(logits [b, k], labels [b]) -> values [b]` that an attacker maximises; the outer training losses are their means.
+"""Objectives `(logits [b, k], labels [b]) -> values [b]` that an attacker maximises; training losses are their means.
 
 A loss is a function or a pytree dataclass whose numbers are leaves. `targeted_form` gives the version that is maximised
 when the victim answers a chosen target.
@@ -13,7 +13,7 @@ import optax
 
 from spa_jax.inputs import require_number
 from spa_jax.trees import pytree, static
-from spa_jax.types import Labels, Logits, Loss, Values
+from spa_jax.types import Labels, Logits, Loss, Scalar, Values
 
 _TINY = 1e-12
 
@@ -24,7 +24,7 @@ def cross_entropy(logits: Logits, labels: Labels) -> Values:
 
 
 def margin(logits: Logits, labels: Labels) -> Values:
-    """The largest wrong logit minus the true one; positive exactly where the victim errs (Carlini & Wagner 2017, f6)."""
+    """The largest wrong logit minus the true one; positive where the victim errs (Carlini & Wagner 2017, f6)."""
     return _best_other(logits, labels) - _own(logits, labels)
 
 
@@ -83,7 +83,7 @@ class CappedCrossEntropy:
         return CappedCrossEntropy(self.cap, is_targeted=True)
 
 
-def capped_cross_entropy(cap: float = 9.0) -> CappedCrossEntropy:
+def capped_cross_entropy(cap: Scalar = 9.0) -> CappedCrossEntropy:
     """min(-log p_y, cap): images that are already lost stop pulling at a universal perturbation (Shafahi et al. 2020).
 
     Args:
@@ -112,7 +112,7 @@ class SmoothedCrossEntropy:
         return SmoothedCrossEntropy(self.smoothing, is_targeted=True)
 
 
-def smoothed_cross_entropy(smoothing: float = 0.1) -> SmoothedCrossEntropy:
+def smoothed_cross_entropy(smoothing: Scalar = 0.1) -> SmoothedCrossEntropy:
     """Cross entropy with the label (1 - s) onehot(y) + s / k; s = 0.1 after Szegedy et al. 2016, section 7.
 
     Raises:
@@ -182,7 +182,8 @@ def targeted_form(loss: Loss) -> Loss:
     function = loss.func if isinstance(loss, jax.tree_util.Partial) else loss
     if hasattr(function, "targeted"):
         return function.targeted()
-    if function in _TARGETED:
-        return _TARGETED[function]
+    for untargeted, targeted in _TARGETED.items():
+        if function is untargeted:
+            return targeted
     known = ", ".join([*(known.__name__ for known in _TARGETED), "capped_cross_entropy", "smoothed_cross_entropy"])
     raise ValueError(f"loss={loss!r} has no targeted form; those with one: {known}. Or pass `loss` to targeted()")

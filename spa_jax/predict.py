@@ -1,4 +1,4 @@
-"""Victims: `(keys [b], images in [0, 1]) -> logits`. Normalisation and purification belong to the victim, not to the attack."""
+"""Victims, `(keys [b], images in [0, 1]) -> logits`; normalisation and purification belong to them, not to attacks."""
 
 import warnings
 from collections.abc import Callable
@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spa_jax.inputs import is_traced
+from spa_jax.inputs import is_traced, require_count
 from spa_jax.trees import as_pytree, pytree, static
 from spa_jax.types import Images, Keys, Logits, Predict
+
+_GAP_WITHOUT_GRADIENT = 80
 
 Purify = Callable[[Any, Any], Any]
 """`(keys [b], images) -> images`, both in [0, 1]."""
@@ -40,10 +42,14 @@ def victim(apply: Callable[[Any, Any], Any], variables: Any, mean: Any = 0.0, st
     Raises:
         ValueError: a `std` of 0 or below.
     """
+    return Victim(variables, *_statistics(mean, std), apply)
+
+
+def _statistics(mean: Any, std: Any) -> tuple[Any, Any]:
     mean, std = _statistic("mean", mean), _statistic("std", std)
     if not is_traced(std) and bool(np.any(np.asarray(std) <= 0)):
         raise ValueError(f"std={std!r} must be larger than 0 in every channel")
-    return Victim(variables, mean, std, apply)
+    return mean, std
 
 
 def _statistic(name: str, value: Any) -> Any:
@@ -92,8 +98,12 @@ class _Normalised:
 
 
 def normalize(predict: Predict, mean: Any, std: Any) -> Predict:
-    """The victim behind an input normalisation: it sees (x - mean) / std, the attack sees [0, 1]."""
-    return _Normalised(as_pytree(predict), _statistic("mean", mean), _statistic("std", std))
+    """The victim behind an input normalisation: it sees (x - mean) / std, the attack sees [0, 1].
+
+    Raises:
+        ValueError: a `std` of 0 or below.
+    """
+    return _Normalised(as_pytree(predict), *_statistics(mean, std))
 
 
 @pytree
@@ -158,8 +168,7 @@ def eot(predict: Predict, n: int, average: Literal["logits", "probabilities"] = 
     Raises:
         ValueError: `n` below 1, or another `average`.
     """
-    if n < 1:
-        raise ValueError(f"n={n!r} must be at least 1")
+    require_count("n", n)
     if average not in ("logits", "probabilities"):
         raise ValueError(f"average={average!r} must be 'logits' or 'probabilities'")
     return _Averaged(as_pytree(predict), n, average)
@@ -169,8 +178,8 @@ def check_logits(predict: Predict, keys: Keys | None, images: Images) -> None:
     """Check on a few images that a victim returns usable logits: temperature and softmax are not part of it.
 
     Warns:
-        UserWarning: most predictions are saturated (the true class has probability 1 in float32), so cross entropy has
-            no gradient; use the scale-invariant `dlr` or `margin`.
+        UserWarning: most predictions are saturated (the two largest logits lie more than 80 apart: all other classes
+            have probability 0 in float32), so cross entropy has no gradient; use the scale-invariant `dlr` or `margin`.
 
     Raises:
         ValueError: the output is not [b, k] of finite floats, or its rows are probabilities.
@@ -183,7 +192,7 @@ def check_logits(predict: Predict, keys: Keys | None, images: Images) -> None:
     if np.all(logits >= 0) and np.allclose(logits.sum(-1), 1, atol=1e-3):
         raise ValueError("logits sum to 1: the victim returns probabilities; remove its softmax and return raw scores")
     top = np.sort(logits, axis=-1)
-    if logits.shape[1] > 1 and np.mean(top[:, -1] - top[:, -2] > 17) > 0.5:
+    if logits.shape[1] > 1 and np.mean(top[:, -1] - top[:, -2] > _GAP_WITHOUT_GRADIENT) > 0.5:
         warnings.warn(
             "the victim's logits are saturated: cross entropy has no gradient; use dlr or margin", stacklevel=2
         )

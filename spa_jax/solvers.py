@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spa_jax.inputs import require_number
+from spa_jax.inputs import require_count, require_number
 from spa_jax.spaces import at_grid_point, grid_axes
 from spa_jax.trees import pytree, select, static
 from spa_jax.types import Evaluation, Keys, Problem, Scalar, Solver, Values, Variables
@@ -233,7 +233,7 @@ class Apgd:
         return moved, state._replace(previous=v, iteration=state.iteration + 1), evaluation
 
     def _check(self, state: _ApgdState, num_steps: int) -> tuple[Any, _ApgdState]:
-        """At a checkpoint, halve the step of examples that oscillate or stall, and send them back to their best point."""
+        """At a checkpoint, halve the step of examples that oscillate or stall, and send them to their best point."""
         interval = jnp.asarray(_apgd_intervals(num_steps))[state.iteration]
         due = interval > 0
         oscillates = state.rises < self.rise_share * interval
@@ -261,7 +261,7 @@ class Apgd:
         return problem.space.project(jax.tree.map(mix, v, climbed, previous), problem.examples)
 
 
-def _record(state: _ApgdState, v: Variables, gradient: Variables, value: Values) -> _ApgdState:
+def _record(state: _ApgdState, v: Variables, gradient: Variables, value: Any) -> _ApgdState:
     value = value.astype(state.best_value.dtype)
     improves = value > state.best_value
     best, best_gradient = select(improves, (v, gradient), (state.best, state.best_gradient))
@@ -280,7 +280,7 @@ def _record(state: _ApgdState, v: Variables, gradient: Variables, value: Values)
 
 
 def _apgd_intervals(num_steps: int) -> np.ndarray:
-    """For each step, the length of the interval that a checkpoint closes there, or 0 (Croce & Hein 2020, section 3.1)."""
+    """For each step, the length of the interval that a checkpoint ends there, or 0 (Croce & Hein 2020, section 3.1)."""
     percents = [0, 22]
     while percents[-1] < 100:
         percents.append(percents[-1] + max(percents[-1] - percents[-2] - 3, 6))
@@ -367,6 +367,5 @@ def grid(points: int) -> Grid:
     Raises:
         ValueError: `points` below 1.
     """
-    if points < 1:
-        raise ValueError(f"points={points!r} must be at least 1")
+    require_count("points", points)
     return Grid(points)

@@ -4,6 +4,8 @@ Every space is a frozen pytree dataclass written for ONE example; its numbers ar
 every radius and range. The protocol stands in `spa_jax.types.Space`.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spa_jax.attributes import get_edit
-from spa_jax.inputs import is_traced, require_number
+from spa_jax.inputs import is_traced, require_count, require_number
 from spa_jax.numerics import clip_to_unit
 from spa_jax.trees import as_pytree, pytree, select, static
 from spa_jax.types import Evaluation, Example, Image, Scalar, Space, Variables
 
 _TINY = 1e-12
+_ROUNDING = 1e-6
 _BISECTIONS = 40
 
 
@@ -41,7 +44,26 @@ class _Noise:
         return jnp.zeros_like(example.image)
 
     def apply(self, v: Image, example: Example) -> Image:
-        return clip_to_unit(example.image + v)
+        return _clip_rounding(example.image + v)
+
+
+@jax.custom_jvp
+def _clip_rounding(x: Any) -> Any:
+    """`clip_to_unit` with gradient 1 also a rounding error outside.
+
+    Projection and application compute an edited image separately, so noise that ends at a bound may overshoot by 1e-8.
+    """
+    return clip_to_unit(x)
+
+
+@_clip_rounding.defjvp
+def _clip_rounding_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    (x,), (dot,) = primals, tangents
+    return clip_to_unit(x), jnp.where(_is_outside(x), 0, dot)
+
+
+def _is_outside(x: Any) -> Any:
+    return (x < -_ROUNDING) | (x > 1 + _ROUNDING)
 
 
 @pytree
@@ -106,9 +128,37 @@ class L1(_Noise):
         chosen = jnp.where((magnitude >= threshold) & (magnitude > 0), jnp.sign(g), 0)
         return self.radius * chosen / (_l1_norm(chosen) + _TINY)
 
+    def apply(self, v: Image, example: Example) -> Image:
+        return _add_within_unit(example.image, v)
+
+
+@jax.custom_vjp
+def _add_within_unit(image: Image, v: Image) -> Image:
+    """The clipped sum, whose gradient in `v` is 0 at a pixel that already lies on the bound it points to.
+
+    A sparse step would otherwise be spent on pixels that cannot move, again and again.
+    """
+    return clip_to_unit(image + v)
+
+
+def _add_forward(image: Image, v: Image) -> tuple[Image, tuple[Image, Image]]:
+    return _add_within_unit(image, v), (image, v)
+
+
+def _add_backward(inputs: tuple[Image, Image], cotangent: Image) -> tuple[Image, Image]:
+    total = inputs[0] + inputs[1]
+    stuck = ((total >= 1 - _ROUNDING) & (cotangent > 0)) | ((total <= _ROUNDING) & (cotangent < 0))
+    inside = jnp.where(_is_outside(total), 0, cotangent)
+    return inside, jnp.where(stuck, 0, inside)
+
+
+_add_within_unit.defvjp(_add_forward, _add_backward)
+
 
 def _l2_norm(v: Any) -> Any:
-    return jnp.sqrt(jnp.sum(v**2))
+    """The norm, with gradient 0 at 0 instead of NaN, for those who differentiate through an attack."""
+    squared = jnp.sum(v**2)
+    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
 
 
 def _unit(g: Any) -> Any:
@@ -179,7 +229,8 @@ def l1(radius: Scalar, sparsity: float = 0.99) -> L1:
     """Noise of L1 norm at most `radius` over all pixels of an image, and the sum within [0, 1].
 
     The projection is the exact one onto ball and box together (Croce & Hein 2021). A step moves the share
-    `1 - sparsity` of the pixels with the largest gradients (Tramer & Boneh 2019, SLIDE; 0.99 is their setting).
+    `1 - sparsity` of the pixels with the largest gradients (Tramer & Boneh 2019, SLIDE; 0.99 is their setting), out of
+    those that are not on the bound they would move to.
 
     Raises:
         ValueError: `radius` is negative, or `sparsity` outside [0, 1).
@@ -201,7 +252,7 @@ class Attribute:
     edit: Callable[[Any, Any], Any] = static()
 
     def init(self, key: Any, example: Example) -> Float[Array, ""]:
-        return jax.random.uniform(key, (), example.image.dtype, self.low, self.high)
+        return self.project(jax.random.uniform(key, (), example.image.dtype, self.low, self.high), example)
 
     def identity(self, example: Example) -> Float[Array, ""]:
         return jnp.asarray(self.identity_value, example.image.dtype)
@@ -241,21 +292,18 @@ def attribute(
         edit = named.function
     if low is None or high is None:
         raise ValueError(f"low={low!r}, high={high!r}: an edit given as a function needs both bounds")
-    identity = 0.0 if identity is None else identity
-    _check_box(low, high, identity)
-    return Attribute(_as_float(low), _as_float(high), _as_float(identity), edit)
-
-
-def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) else value
+    box = {"low": low, "high": high, "identity": 0.0 if identity is None else identity}
+    box = {name: require_number(name, value, "a finite number", math.isfinite) for name, value in box.items()}
+    _check_box(**box)
+    return Attribute(box["low"], box["high"], box["identity"], edit)
 
 
 def _check_box(low: Any, high: Any, identity: Any) -> None:
     if is_traced(low, high, identity):
         return
-    if low > high:
+    if float(low) > float(high):
         raise ValueError(f"low={low!r} must not be larger than high={high!r}")
-    if not low <= identity <= high:
+    if not float(low) <= float(identity) <= float(high):
         raise ValueError(f"identity={identity!r} must lie within [low={low!r}, high={high!r}]")
 
 
@@ -297,8 +345,7 @@ def latent(decode: Callable[[Any, Example], Any], dim: int, radius: Scalar) -> L
     Raises:
         ValueError: `radius` is negative or `dim` below 1.
     """
-    if dim < 1:
-        raise ValueError(f"dim={dim!r} must be at least 1")
+    require_count("dim", dim)
     return Latent(_radius(radius), as_pytree(decode), dim)
 
 
@@ -361,6 +408,18 @@ def chain(**spaces: Space) -> Chain:
     return Chain(tuple(spaces.values()), tuple(spaces))
 
 
+def shrink(space: Space, share: Any) -> Space:
+    """The same kind of space, `share` of the size: every radius, and every box about its identity value."""
+    if isinstance(space, Chain):
+        return Chain(tuple(shrink(member, share) for member in space.spaces), space.names)
+    if isinstance(space, Attribute):
+        low, high = (space.identity_value + share * (bound - space.identity_value) for bound in (space.low, space.high))
+        return dataclasses.replace(space, low=low, high=high)
+    if isinstance(space, LInf | L2 | L1 | Latent):
+        return dataclasses.replace(space, radius=share * space.radius)
+    raise ValueError(f"space={space!r} has no size that is known here")
+
+
 def grid_axes(space: Space) -> int:
     """The number of attributes of a space that can be searched exhaustively."""
     if isinstance(space, Chain):
@@ -372,7 +431,7 @@ def at_grid_point(space: Space, v: Variables, index: Any, points: int) -> Variab
     """`v` with its attributes moved to point `index` of a grid of `points` values an attribute; noise stays."""
     if isinstance(space, Attribute):
         fraction = (index % points) / max(points - 1, 1)
-        return jnp.asarray(space.low + (space.high - space.low) * fraction, v.dtype)
+        return space.project(jnp.asarray(space.low + (space.high - space.low) * fraction, v.dtype), None)
     if isinstance(space, Chain):
         moved = {}
         for name, member in space.items():

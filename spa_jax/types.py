@@ -1,6 +1,6 @@
 """The words of the library: array shapes, and what a space, a loss, a solver, a victim and an attack are.
 
-Array conventions everywhere: images are NHWC floats in [0, 1], labels are class indices, logits are unnormalised scores.
+Array conventions everywhere: images are NHWC floats in [0, 1], labels are class indices, logits are raw scores.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 Scalar: TypeAlias = Float[Array, ""] | float | int
 Key: TypeAlias = jt.Key[Array, ""]
-Keys: TypeAlias = jt.Key[Array, "b"]
+Keys: TypeAlias = jt.Key[Array, " b"]
 Image: TypeAlias = Float[Array, "h w c"]
 Images: TypeAlias = Float[Array, "b h w c"]
 Label: TypeAlias = Int[Array, ""]
-Labels: TypeAlias = Int[Array, "b"]
+Labels: TypeAlias = Int[Array, " b"]
 Logits: TypeAlias = Float[Array, "b k"]
-Values: TypeAlias = Float[Array, "b"]
-Flags: TypeAlias = Bool[Array, "b"]
+Values: TypeAlias = Float[Array, " b"]
+Flags: TypeAlias = Bool[Array, " b"]
 Variables: TypeAlias = Any
 
 Predict: TypeAlias = Callable[[Any, Any], Any]

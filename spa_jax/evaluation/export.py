@@ -77,7 +77,7 @@ def _named(tree: Any) -> dict[str, np.ndarray]:
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as temporary:
         try:
-            np.savez_compressed(temporary, **arrays)
+            np.savez_compressed(temporary, allow_pickle=False, **arrays)
         except BaseException:
             os.unlink(temporary.name)
             raise

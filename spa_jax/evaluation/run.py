@@ -25,6 +25,7 @@ from spa_jax.predict import Victim, classifier
 from spa_jax.training.experiment import evaluation_attacks, make_learner, variants
 
 _REPORT = 3
+_CURVE_EXAMPLES = 1000
 
 
 def load_victim(config: Mapping[str, Any], workdir: Path, dataset: Dataset, mesh: Mesh) -> Victim:
@@ -44,6 +45,8 @@ def load_victim(config: Mapping[str, Any], workdir: Path, dataset: Dataset, mesh
 
 def report_models(config: Mapping[str, Any], workdir: Path, dataset: Dataset, mesh: Mesh) -> str:
     """Judge every model of a config on the test split and write `report/` in the run's directory.
+
+    The curves come from at most 1,000 examples, evenly spaced; each of their points is a whole attack.
 
     Args:
         config: checked, see `spa_jax.training.experiment`.
@@ -66,7 +69,7 @@ def report_models(config: Mapping[str, Any], workdir: Path, dataset: Dataset, me
             report = evaluate(
                 victim, split, attacks, survivors_only=settings["survivors_only"], on_batch=show.batch, **common
             )
-            curves = _curves(config, victim, split, common)
+            curves = _curves(config, victim, evenly_spaced(split, _CURVE_EXAMPLES), common)
             models[name] = dataclasses.replace(report, curves=curves, checks=_checks(config, victim, split, common))
             pictured = settings["radius_attack"] or list(attacks)[-1]
             sheets[name] = make_sheet(victim, split, attacks[pictured], name=pictured, **common)

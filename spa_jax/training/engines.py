@@ -34,8 +34,8 @@ def make_engine(name: str, mesh: Mesh, learner: Learner, recipe: Callable[[Learn
     """Compile a recipe's step for the devices of a mesh.
 
     "jit" shards the batch over the mesh (NamedSharding) in one global program. "pmap" maps the same step over the
-    devices, with sums over the axis and BatchNorm statistics of the global batch. Both keep one set of parameters, without
-    an axis of replicas, and reach the same parameters up to rounding.
+    devices, with sums over the axis and BatchNorm statistics of the global batch. Both keep one set of parameters,
+    without an axis of replicas, and reach the same parameters up to rounding.
 
     Args:
         name: "jit" or "pmap".

@@ -36,6 +36,7 @@ SCHEMA: Mapping[str, Any] = {
         "num_epochs": float,
         "engine": str,
         "ema_decay": float,
+        "attack_warmup": float,
         "evaluate_every": int,
     },
     "evaluation": {
@@ -233,11 +234,16 @@ def make_learner(config: Mapping[str, Any], dataset: Dataset, total_steps: int =
     augmentation = None
     if config.get("augmentation"):
         augmentation = build({"augmentation": Augmentation}, _named(config, "augmentation"), "augmentation")
-    ema_decay = config["training"]["ema_decay"]
-    if not 0 <= ema_decay < 1:
-        raise ValueError(f"training.ema_decay={ema_decay!r} must be in [0, 1)")
     mean, std = (_channels(name, value, dataset) for name, value in (("mean", normal.mean), ("std", normal.std)))
-    return Learner(model, optimizer, mean, std, ema_decay, augmentation)
+    ema_decay, warmup = (_share(config, name) for name in ("ema_decay", "attack_warmup"))
+    return Learner(model, optimizer, mean, std, ema_decay, augmentation, round(warmup * total_steps))
+
+
+def _share(config: Mapping[str, Any], name: str) -> float:
+    value = config["training"][name]
+    if not 0 <= value < 1:
+        raise ValueError(f"training.{name}={value!r} must be in [0, 1)")
+    return value
 
 
 def _channels(name: str, value: Any, dataset: Dataset) -> np.ndarray:

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-
 from jaxtyping import Array, Float
 
+from spa_jax.attacks import shrunk
 from spa_jax.data import Augmentation, augment, to_unit_float
 from spa_jax.engine import PureAttack
 from spa_jax.losses import cross_entropy
@@ -34,6 +34,7 @@ class Learner:
         mean, std: input normalisation, part of the victim and of the trained network alike.
         ema_decay: of the weight average; 0 keeps none.
         augmentation: of the training images, or None.
+        attack_warmup: steps over which the attack grows to its full size; 0 for an attack of full size at once.
         axis_name: the mapped axis under `pmap`; None under `jit`, where the arrays are global.
     """
 
@@ -43,6 +44,7 @@ class Learner:
     std: Any = 1.0
     ema_decay: float = 0.0
     augmentation: Augmentation | None = None
+    attack_warmup: int = 0
     axis_name: str | None = None
 
     def init(self, key: Any, image_shape: tuple[int, int, int]) -> TrainState:
@@ -74,6 +76,8 @@ class Learner:
 
     def craft(self, attack: PureAttack, state: TrainState, keys: Keys, x: Images, y: Labels) -> Any:
         """The attack's result on the network as it is now, constant to the outer gradient."""
+        if self.attack_warmup:
+            attack = shrunk(attack, jnp.minimum(1.0, (state.step + 1) / self.attack_warmup))
         return jax.lax.stop_gradient(attack.search(keys, self.victim(state), x, y))
 
     def logits(self, params: Any, state: TrainState, images: Images) -> tuple[Logits, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from spa_jax.models.layers import batch_norm, conv, convolution, max_pool, require_images, require_positive
+from spa_jax.models.layers import batch_norm, conv, convolution, max_pool, relu, require_images, require_positive
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 CASES = [
@@ -74,6 +74,33 @@ def test_convolution_keeps_its_type_and_gradient_in_low_precision(dtype, toleran
         assert mine.dtype == dtype
         mine, other = mine.astype(jnp.float32), other.astype(jnp.float32)
         np.testing.assert_allclose(mine, other, atol=tolerance * float(jnp.abs(other).max()))
+
+
+NARROW = [
+    # channels, features, kernel, columns, padding
+    (16, 16, 3, 8, "SAME"),
+    (3, 16, 3, 8, "SAME"),
+    (16, 3, 3, 8, "SAME"),
+    (3, 5, 3, 6, "VALID"),
+    (1, 32, 3, 7, "SAME"),
+    (1, 6, 5, 8, "SAME"),
+    (6, 16, 5, 9, "VALID"),
+    (16, 40, 3, 4, "SAME"),
+    (12, 8, 1, 5, "SAME"),
+]
+
+
+@pytest.mark.parametrize(("channels", "features", "kernel_size", "columns", "padding"), NARROW)
+def test_narrow_convolutions_equal_the_stock_ones(channels, features, kernel_size, columns, padding):
+    random = np.random.default_rng(0)
+    shapes = (2, 6, columns, channels), (kernel_size, kernel_size, channels, features)
+    pairs = values_and_gradients(
+        lambda x, k: convolution(x, k, (1, 1), padding, dimension_numbers=NHWC),
+        lambda x, k: stock(x, k, (1, 1), padding),
+        *(jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes),
+    )
+    for mine, other in pairs:
+        np.testing.assert_allclose(mine, other, atol=1e-5 * float(jnp.abs(other).max()))
 
 
 @pytest.mark.parametrize("wrapped", ["scan", "vmap_restarts", "vmap_singles", "vmap_kernels"])
@@ -162,36 +189,33 @@ def test_conv_pads_evenly_at_stride_two_as_pytorch_does():
 # --- max pooling ----------------------------------------------------------------------------------------------------
 
 
-def reference_pool(x, g, window, stride):
+def reference_pool(x, g, window):
     """Largest values, and the gradient at the first of them in row-major order, by loops."""
     batch, height, width, channels = x.shape
-    rows, columns = (height - window) // stride + 1, (width - window) // stride + 1
+    rows, columns = height // window, width // window
     out, gradient = np.zeros((batch, rows, columns, channels), x.dtype), np.zeros_like(x)
     for b, i, j, c in itertools.product(range(batch), range(rows), range(columns), range(channels)):
-        patch = x[b, i * stride : i * stride + window, j * stride : j * stride + window, c]
+        patch = x[b, i * window : (i + 1) * window, j * window : (j + 1) * window, c]
         di, dj = divmod(int(np.argmax(patch)), window)
         out[b, i, j, c] = patch[di, dj]
         if g is not None:
-            gradient[b, i * stride + di, j * stride + dj, c] += g[b, i, j, c]
+            gradient[b, i * window + di, j * window + dj, c] = g[b, i, j, c]
     return out, gradient
 
 
-POOLS = [((6, 6), 2, 2), ((7, 5), 2, 2), ((5, 7), 3, 3), ((7, 6), 3, 2), ((5, 5), 3, 1), ((5, 6), 1, 2), ((6, 7), 2, 3)]
-
-
-@pytest.mark.parametrize(("size", "window", "stride"), POOLS)
-def test_max_pool_and_its_gradient_follow_the_first_largest_value_rule(size, window, stride):
+@pytest.mark.parametrize(("size", "window"), [((6, 6), 2), ((7, 5), 2), ((5, 7), 3), ((6, 6), 3), ((3, 4), 1)])
+def test_max_pool_and_its_gradient_follow_the_first_largest_value_rule(size, window):
     random = np.random.default_rng(0)
     flat_tied_and_distinct = [random.integers(0, levels, (2, *size, 2)) for levels in (1, 3, 1000)]
     x = np.concatenate(flat_tied_and_distinct).astype(np.float32)
-    g = random.integers(1, 9, reference_pool(x, None, window, stride)[0].shape).astype(np.float32)
+    g = random.integers(1, 9, reference_pool(x, None, window)[0].shape).astype(np.float32)
 
     @jax.jit
     def pooled(x, g):
-        out, pull = jax.vjp(lambda x: max_pool(x, window, stride), x)
+        out, pull = jax.vjp(lambda x: max_pool(x, window), x)
         return out, pull(g)[0]
 
-    for actual, expected in zip(pooled(x, g), reference_pool(x, g, window, stride), strict=True):
+    for actual, expected in zip(pooled(x, g), reference_pool(x, g, window), strict=True):
         np.testing.assert_array_equal(actual, expected)
 
 
@@ -213,7 +237,7 @@ def test_max_pool_under_jit_vmap_and_scan():
     def all_forms(x):
         return gradient(x), jax.vmap(gradient)(x), lax.scan(lambda c, image: (c, gradient(image)), 0, x)[1]
 
-    _, expected = reference_pool(np.asarray(x), 2 * reference_pool(np.asarray(x), None, 2, 2)[0], 2, 2)
+    _, expected = reference_pool(np.asarray(x), 2 * reference_pool(np.asarray(x), None, 2)[0], 2)
     for form in all_forms(x):
         np.testing.assert_array_equal(form, expected)
 
@@ -221,8 +245,21 @@ def test_max_pool_under_jit_vmap_and_scan():
 def test_max_pool_refuses_images_smaller_than_the_window():
     with pytest.raises(ValueError, match=r"shape=\(2, 4, 1\).*window=3"):
         max_pool(jnp.zeros((1, 2, 4, 1)), 3)
-    with pytest.raises(ValueError, match="stride=0"):
-        max_pool(jnp.zeros((1, 2, 4, 1)), 2, 0)
+    with pytest.raises(ValueError, match="window=0"):
+        max_pool(jnp.zeros((1, 2, 4, 1)), 0)
+
+
+def test_relu_and_its_gradient_under_jit_vmap_and_scan():
+    x = jnp.asarray([[-1.0, 0.0, 2.0], [3.0, -0.0, -2.0]])
+    gradient = jax.grad(lambda x: (relu(x) * jnp.arange(1.0, 4)).sum())
+
+    @jax.jit
+    def all_forms(x):
+        return gradient(x), jax.vmap(gradient)(x), lax.scan(lambda c, row: (c, gradient(row)), 0, x)[1]
+
+    np.testing.assert_array_equal(relu(x), np.maximum(x, 0))
+    for form in all_forms(x):
+        np.testing.assert_array_equal(form, [[0, 0, 3], [1, 0, 0]])
 
 
 # --- BatchNorm ------------------------------------------------------------------------------------------------------

@@ -47,7 +47,14 @@ def tiny_config(**changes):
         "recipe": {"name": "standard"},
         "optimizer": {"name": "sgd"},
         "schedule": {"name": "cosine", "peak": 0.05},
-        "training": {"batch_size": 240, "num_epochs": 3.0, "engine": "jit", "ema_decay": 0.5, "evaluate_every": 1},
+        "training": {
+            "batch_size": 240,
+            "num_epochs": 3.0,
+            "engine": "jit",
+            "ema_decay": 0.5,
+            "attack_warmup": 0.0,
+            "evaluate_every": 1,
+        },
         "evaluation": {
             "batch_size": 200,
             "attacks": {"PGD": pgd},

@@ -102,7 +102,7 @@ def test_the_last_good_checkpoint_is_named_when_the_loss_is_lost(tmp_path, monke
             yield batch | {"image": np.full_like(image, np.nan) if step >= 8 else image}
 
     monkeypatch.setattr(loop, "_batches", spoiled)
-    with pytest.raises(loop.TrainingDiverged, match="loss=nan at step 8 .*last good checkpoint is step 5"):
+    with pytest.raises(loop.TrainingDiverged, match=r"loss=nan at step 8 .*last good checkpoint is step 5"):
         _train(tiny_config(), tmp_path)
     assert load_variables(tmp_path, step="latest").step == 5
 

@@ -1,4 +1,4 @@
-"""Adversarial training: cross entropy on the images that an attack of the library finds (Madry et al. 2018, eq. 2.1)."""
+"""Adversarial training: cross entropy on the images that an attack of this library finds (Madry et al. 2018)."""
 
 from collections.abc import Mapping
 from typing import Any

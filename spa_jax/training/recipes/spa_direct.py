@@ -22,8 +22,8 @@ def spa_direct(
     Args:
         learner: network and optimiser.
         attack: `{"name": "spa", ...}`; `keep="last"` saves the forward passes that pick the best step.
-        clean_weight, attribute_weight, joint_weight: shares of the loss, 0 or larger, made to sum to 1. The defaults are
-            those of the authors' public code (one batch of 1, 2 and 2 parts).
+        clean_weight, attribute_weight, joint_weight: shares of the loss, 0 or larger, made to sum to 1. The defaults
+            are those of the authors' public code (one batch of 1, 2 and 2 parts).
 
     Raises:
         ValueError: a weight is negative, all are 0, or the attack is not "spa".

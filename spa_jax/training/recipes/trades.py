@@ -1,4 +1,4 @@
-"""TRADES: cross entropy on clean images and the divergence between clean and adversarial answers (Zhang et al. 2019)."""
+"""TRADES: clean cross entropy and the divergence of adversarial from clean answers (Zhang et al. 2019)."""
 
 from collections.abc import Mapping
 from typing import Any

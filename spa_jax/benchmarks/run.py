@@ -1,0 +1,127 @@
+"""The benchmark of a config: speed against the floor and other libraries, memory, strength; tables and JSON."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from spa_jax.benchmarks.peers import versions
+from spa_jax.benchmarks.speed import Row, check_memory, check_speed, measure_memory, time_attacks
+from spa_jax.benchmarks.strength import check_strength, compare_strength
+from spa_jax.checkpoints import prepare_workdir
+from spa_jax.configuration import check_keys, freeze
+from spa_jax.errors import ConfigError
+
+SCHEMA: Mapping[str, Any] = {
+    "name": str,
+    "seed": int,
+    "data": Mapping | None,
+    "speed": Mapping | None,
+    "memory": Mapping | None,
+    "strength": Mapping | None,
+}
+"""Every key of a config; the sections `speed`, `memory` and `strength` may be left out."""
+
+
+def benchmark(config: Mapping[str, Any], workdir: str | Path) -> str:
+    """Measure what a config asks for, and write `benchmark.json` and `benchmark.md`.
+
+    Args:
+        config: see `SCHEMA`, the schemas of its sections beside their functions, and `configs/bench_*.py`.
+        workdir: directory for both files.
+
+    Returns:
+        The tables as text.
+
+    Raises:
+        ConfigError: a wrong key, name or type, or a library that is not installed; before anything runs.
+        ValueError: a number out of range.
+        DataNotFoundError: the data of `strength` are not there.
+        CheckpointError: the directory cannot be written.
+    """
+    config = _checked(config)
+    workdir = prepare_workdir(workdir)
+    before = _environment(config)
+    results = {section: MEASUREMENTS[section](config) for section in MEASUREMENTS if config.get(section)}
+    after = {"load_average_after": os.getloadavg()}
+    text = "\n\n".join(_table(section, rows) for section, rows in results.items())
+    record = {"config": config, "environment": before | after} | results
+    (workdir / "benchmark.json").write_text(json.dumps(record, indent=2) + "\n")
+    (workdir / "benchmark.md").write_text(text + "\n")
+    return text
+
+
+MEASUREMENTS: Mapping[str, Callable[[Mapping[str, Any]], list[Row]]] = {
+    "speed": lambda config: time_attacks(config["speed"], config["seed"]),
+    "memory": lambda config: measure_memory(config["memory"], config["seed"]),
+    "strength": lambda config: compare_strength(config["strength"], config["data"], config["seed"]),
+}
+_CHECKS = {"speed": check_speed, "memory": check_memory, "strength": check_strength}
+
+
+def _checked(config: Any) -> Any:
+    config = freeze(config)
+    check_keys(config, SCHEMA)
+    asked = [section for section in MEASUREMENTS if config.get(section)]
+    if not asked:
+        raise ConfigError(f"config asks for nothing: give it a section of {', '.join(MEASUREMENTS)}")
+    for section in asked:
+        _CHECKS[section](config[section])
+    if "strength" in asked and not config.get("data"):
+        raise ConfigError("config.data is missing: the section `strength` needs images")
+    return config
+
+
+def _environment(config: Mapping[str, Any]) -> Row:
+    """What the numbers depend on; a load average above the machine's idle one means that others used its cores."""
+    matches = (config.get("strength") or {}).get("attacks", {}).values()
+    peers = [*(config.get("speed") or {}).get("peers", ()), *(peer for match in matches for peer in match["peers"])]
+    own = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "devices": [str(device) for device in jax.devices()],
+        "versions": own | versions(peers),
+        "load_average_before": os.getloadavg(),
+    }
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+_COLUMNS: Mapping[str, Sequence[str]] = {
+    "speed": (
+        "network", "attack", "devices", "examples_per_s", "compile_s", "multiple_of_floor", "cpu_multiple_of_floor",
+        "slowdown",
+    ),
+    "strength": (
+        "victim", "radius", "clean_accuracy", "attack", "library", "robust_accuracy", "by_seed", "all_seeds",
+        "ours_minus_theirs", "all_seeds_minus_theirs", "logits_off",
+    ),
+}  # fmt: skip
+
+
+def _table(title: str, rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table, columns aligned."""
+    columns = _COLUMNS.get(title, list(rows[0]))
+    cells = [[name.replace("_", " ") for name in columns]]
+    cells += [[_cell(row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join([f"## {title}", "", *lines])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value))
+    return str(value)

@@ -1,0 +1,26 @@
+"""Tests see eight CPU devices, strict numerics, and shape checks of every annotated function at run time."""
+
+import os
+
+import hypothesis
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("NPROC", "64")  # threads for eight devices, see `spa_jax.parallel.use_host_cores`
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "standard")
+
+install_import_hook("spa_jax", "beartype.beartype")
+
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules of many tiny programs, whose compilation takes longer than their run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -1,0 +1,160 @@
+"""The conformance table: every kind of space under every solver, against victims whose optimum is known in closed form.
+
+A solver is judged by the share of the possible gain (optimum - clean value) that it reaches on each image.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from spa_jax import (
+    apgd,
+    attribute,
+    chain,
+    grid,
+    l1,
+    l2,
+    latent,
+    linf,
+    make_attack,
+    margin,
+    projected_gradient,
+    random_search,
+)
+from spa_jax.attributes import rotate
+from tests.victims import ascent, images, labels, linear, margins, strongest, weights
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+W = weights()
+X, INNER = images(), images(low=0.35, high=0.65)
+Y = labels()
+MIX = np.random.default_rng(7).normal(size=(16, 5)) / 40
+
+
+class Case(NamedTuple):
+    """A space, what it attacks, and the best value [b] that any point of it has."""
+
+    space: Any
+    victim: Any
+    x: Any
+    y: Any
+    optimum: Any
+
+
+def noise_case(norm, space):
+    return Case(space, linear(W), X, Y, margins(W, strongest(norm, ascent(W, Y), X, space.radius), Y))
+
+
+def light_gain():
+    """How much the margin rises for each unit of brightness."""
+    return abs(np.sum(np.asarray(W, np.float64)))
+
+
+def decode(mix, z, example):
+    return example.image + (mix @ z).reshape(example.image.shape)
+
+
+def latent_case(radius=1.5):
+    gain = np.linalg.norm(np.asarray(W, np.float64).ravel() @ MIX)
+    space = latent(Partial(decode, jnp.asarray(MIX, jnp.float32)), 5, radius)
+    return Case(space, linear(W), INNER, Y, margins(W, INNER, Y) + radius * gain)
+
+
+def likeness(target, keys, x):
+    """Two classes whose margin for label 0 is minus the squared distance to a target image."""
+    distance = jnp.sum((x - target) ** 2, axis=(1, 2, 3))
+    return jnp.stack([distance / 2, -distance / 2], axis=-1)
+
+
+def rotation_case(best_angle=12.0):
+    rows, columns = np.mgrid[:6, :6]
+    blob = np.exp(-((rows - 1.0) ** 2) / 2 - (columns - 3.5) ** 2 / 4)[None, ..., None]
+    x = jnp.asarray(np.concatenate([blob, 0.7 * blob]), jnp.float32)
+    target = jax.jit(jax.vmap(lambda image: rotate(image, best_angle)))(x)
+    space = attribute("rotation", -30, 30)
+    return Case(space, Partial(likeness, target), x, jnp.zeros(2, jnp.int32), np.zeros(2))
+
+
+def chain_with_noise():
+    space = chain(light=attribute("brightness", -0.1, 0.1), noise=linf(0.2))
+    gain = 0.1 * light_gain() + 0.2 * np.sum(np.abs(np.asarray(W, np.float64)))
+    return Case(space, linear(W), INNER, Y, margins(W, INNER, Y) + gain)
+
+
+def chain_of_attributes():
+    space = chain(light=attribute("brightness", -0.1, 0.1), contrast=attribute("contrast", 0.5, 1.5))
+    flat = np.broadcast_to(np.mean(np.asarray(INNER, np.float64), axis=(1, 2, 3), keepdims=True), INNER.shape)
+    contrast_gain = np.abs(margins(W, INNER, Y) - margins(W, flat, Y)) / 2
+    return Case(space, linear(W), INNER, Y, margins(W, INNER, Y) + 0.1 * light_gain() + contrast_gain)
+
+
+CASES = {
+    "linf": noise_case("linf", linf(0.3)),
+    "l2": noise_case("l2", l2(0.7)),
+    "l1": noise_case("l1", l1(1.5)),
+    "l1_one_pixel": noise_case("l1", l1(0.2)),
+    "latent": latent_case(),
+    "rotation": rotation_case(),
+    "brightness_then_linf": chain_with_noise(),
+    "brightness_then_contrast": chain_of_attributes(),
+}
+
+GRADIENT = (projected_gradient(0.2), 40)
+AUTO = (apgd(), 100)
+RANDOM = (random_search(), 100)
+
+TABLE = [
+    # case, (solver, steps), share of the gain that it must reach
+    ("linf", GRADIENT, 1 - 1e-5),
+    ("linf", AUTO, 1 - 1e-5),
+    ("linf", RANDOM, 0.3),
+    ("l2", GRADIENT, 0.9995),
+    ("l2", AUTO, 0.9999),
+    ("l2", RANDOM, 0.3),
+    ("l1", GRADIENT, 0.8),  # SLIDE's steps are one size for all chosen pixels
+    ("l1", AUTO, 0.97),
+    ("l1", RANDOM, 0.25),
+    ("l1_one_pixel", GRADIENT, 1 - 1e-5),
+    ("l1_one_pixel", AUTO, 1 - 1e-5),
+    ("l1_one_pixel", RANDOM, 0.15),
+    ("latent", GRADIENT, 0.9999),
+    ("latent", AUTO, 0.9999),
+    ("latent", RANDOM, 0.6),
+    ("rotation", GRADIENT, 0.93),  # fixed steps of 6 degrees around the optimum
+    ("rotation", AUTO, 0.9999),
+    ("rotation", RANDOM, 0.97),
+    ("rotation", (grid(11), 11), 1 - 1e-5),
+    ("brightness_then_linf", GRADIENT, 1 - 1e-4),
+    ("brightness_then_linf", AUTO, 1 - 1e-4),
+    ("brightness_then_linf", RANDOM, 0.3),
+    ("brightness_then_contrast", GRADIENT, 1 - 1e-4),
+    ("brightness_then_contrast", AUTO, 1 - 1e-4),
+    ("brightness_then_contrast", RANDOM, 0.8),
+    ("brightness_then_contrast", (grid(3), 9), 1 - 1e-4),
+]
+
+
+@pytest.mark.parametrize(("name", "solver", "share"), TABLE, ids=lambda value: getattr(value, "__name__", None))
+def test_solver_reaches_the_known_optimum(name, solver, share):
+    case = CASES[name]
+    attack = make_attack(case.space, margin, *solver, random_start=False, unroll=1)
+    result = attack(jax.random.key(0), case.victim, case.x, case.y)
+    logits = np.asarray(case.victim(None, case.x), np.float64)
+    clean = logits[np.arange(len(case.y)), 1 - case.y] - logits[np.arange(len(case.y)), case.y]
+    reached = (np.asarray(result.value, np.float64) - clean) / (case.optimum - clean)
+    assert np.all(reached >= share), f"{reached} of the gain; {result.variables}"
+    assert np.all(reached <= 1 + 1e-4), f"{reached} of the gain: outside of the set"
+    np.testing.assert_array_equal(result.success, np.asarray(result.value) > 0)
+
+
+def test_a_grid_leaves_noise_where_it_starts():
+    case = CASES["brightness_then_linf"]
+    attack = make_attack(case.space, margin, grid(3), 3, random_start=False, unroll=1)
+    result = attack(jax.random.key(0), case.victim, case.x, case.y)
+    np.testing.assert_array_equal(result.variables["noise"], 0)
+    np.testing.assert_allclose(result.value, margins(W, case.x, case.y) + 0.1 * light_gain(), rtol=1e-4, atol=1e-5)

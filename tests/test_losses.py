@@ -1,0 +1,162 @@
+"""Attack objectives against their formulas in NumPy float64, their gradients against the analytic ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from spa_jax import (
+    capped_cross_entropy,
+    cross_entropy,
+    dlr,
+    kl_divergence,
+    margin,
+    smoothed_cross_entropy,
+    targeted_cross_entropy,
+    targeted_dlr,
+    targeted_margin,
+)
+from spa_jax.losses import targeted_form
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+BATCH, CLASSES = 32, 6
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(BATCH, CLASSES)) * 10 ** RNG.uniform(-1, 1.3, (BATCH, 1))
+REFERENCE = RNG.normal(size=(BATCH, CLASSES)) * 2
+LABELS = RNG.integers(0, CLASSES, BATCH)
+TRUE_LABELS = (LABELS + 1) % CLASSES
+ROWS = np.arange(BATCH)
+ONE_HOT = np.eye(CLASSES)[LABELS]
+
+log_p = LOGITS - LOGITS.max(1, keepdims=True)
+log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
+P = np.exp(log_p)
+log_reference = REFERENCE - np.log(np.exp(REFERENCE).sum(1, keepdims=True))
+P_REFERENCE = np.exp(log_reference)
+ORDERED = np.sort(LOGITS, axis=1)[:, ::-1]
+OWN = LOGITS[ROWS, LABELS]
+OTHERS = np.array([np.delete(row, label).max() for row, label in zip(LOGITS, LABELS, strict=True)])
+RIVAL = np.eye(CLASSES)[[np.flatnonzero(row == best)[0] for row, best in zip(LOGITS, OTHERS, strict=True)]]
+CE = -log_p[ROWS, LABELS]
+DENOMINATOR = ORDERED[:, 0] - (ORDERED[:, 2] + ORDERED[:, 3]) / 2
+SMOOTHED = -0.7 * log_p[ROWS, LABELS] - 0.3 * log_p.mean(1)
+
+CASES = {
+    # loss, values, gradient of each value with respect to its own logits (None: not checked analytically)
+    "cross_entropy": (cross_entropy, CE, P - ONE_HOT),
+    "targeted_cross_entropy": (targeted_cross_entropy, -CE, ONE_HOT - P),
+    "margin": (margin, OTHERS - OWN, RIVAL - ONE_HOT),
+    "targeted_margin": (targeted_margin, OWN - OTHERS, ONE_HOT - RIVAL),
+    "dlr": (dlr, -(OWN - OTHERS) / (ORDERED[:, 0] - ORDERED[:, 2]), None),
+    "targeted_dlr": (
+        lambda z, t: targeted_dlr(z, t, jnp.asarray(TRUE_LABELS)),
+        -(LOGITS[ROWS, TRUE_LABELS] - OWN) / DENOMINATOR,
+        None,
+    ),
+    "targeted_dlr_to_beat": (targeted_dlr, (OWN - OTHERS) / DENOMINATOR, None),
+    "capped": (capped_cross_entropy(2.0), np.minimum(CE, 2), (P - ONE_HOT) * (CE < 2)[:, None]),
+    "capped_targeted": (
+        capped_cross_entropy(2.0).targeted(),
+        np.minimum(-CE, -2),
+        (ONE_HOT - P) * (CE > 2)[:, None],
+    ),
+    "smoothed": (smoothed_cross_entropy(0.3), SMOOTHED, P - 0.7 * ONE_HOT - 0.3 / CLASSES),
+    "smoothed_targeted": (
+        smoothed_cross_entropy(0.3).targeted(),
+        -SMOOTHED,
+        0.7 * ONE_HOT + 0.3 / CLASSES - P,
+    ),
+    "kl": (
+        kl_divergence(jnp.asarray(REFERENCE, jnp.float32)),
+        np.sum(P_REFERENCE * (log_reference - log_p), axis=1),
+        P - P_REFERENCE,
+    ),
+}
+
+
+def evaluate(loss, logits, labels=LABELS):
+    return loss(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_equals_its_formula(name):
+    loss, expected, _ = CASES[name]
+    value = evaluate(loss, LOGITS)
+    assert value.shape == (BATCH,) and value.dtype == jnp.float32
+    np.testing.assert_allclose(value, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[2] is not None])
+def test_gradient_is_the_analytic_one(name):
+    loss, _, expected = CASES[name]
+    gradient = jax.jit(jax.grad(lambda z: jnp.sum(evaluate(loss, z))))(jnp.asarray(LOGITS, jnp.float32))
+    np.testing.assert_allclose(gradient, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["dlr", "targeted_dlr", "targeted_dlr_to_beat"])
+def test_dlr_does_not_change_with_shift_or_scale_of_the_logits(name):
+    loss, expected, _ = CASES[name]
+    for scale, shift in ((0.01, 0.0), (50.0, 0.0), (1.0, 30.0), (3.0, -20.0)):
+        np.testing.assert_allclose(evaluate(loss, LOGITS * scale + shift), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_dlr_of_a_correct_answer_is_at_least_minus_one_and_at_most_zero():
+    right = evaluate(dlr, LOGITS, LOGITS.argmax(1))
+    assert np.all((right >= -1 - 1e-6) & (right <= 0))
+
+
+def test_margins_are_positive_exactly_where_the_goal_is_reached():
+    hit = LOGITS.argmax(1) == LABELS
+    assert 0 < hit.sum() < BATCH
+    np.testing.assert_array_equal(evaluate(margin, LOGITS) > 0, ~hit)
+    np.testing.assert_array_equal(evaluate(targeted_margin, LOGITS) > 0, hit)
+
+
+def test_kl_is_zero_at_the_reference_and_does_not_read_labels():
+    loss = kl_divergence(jnp.asarray(LOGITS, jnp.float32))
+    np.testing.assert_allclose(evaluate(loss, LOGITS), 0, atol=1e-5)
+    np.testing.assert_array_equal(evaluate(loss, REFERENCE), evaluate(loss, REFERENCE, TRUE_LABELS))
+
+
+def test_losses_stay_finite_for_saturated_logits():
+    extreme = np.array([[1e4, -1e4, 0.0, 5.0], [-1e4, 1e4, 3.0, 3.0], [7.0, 7.0, 7.0, 7.0]])
+    losses = (cross_entropy, margin, dlr, targeted_dlr, smoothed_cross_entropy(), capped_cross_entropy())
+
+    def values(logits):
+        return jnp.stack([evaluate(loss, logits, [1, 1, 2]) for loss in losses])
+
+    assert np.all(np.isfinite(jax.jit(values)(extreme)))
+    assert np.all(np.isfinite(jax.jit(jax.jacrev(values))(jnp.asarray(extreme, jnp.float32))))
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (cross_entropy, targeted_cross_entropy),
+        (margin, targeted_margin),
+        (dlr, targeted_dlr),
+        (Partial(margin), targeted_margin),
+        (capped_cross_entropy(2.0), capped_cross_entropy(2.0).targeted()),
+        (smoothed_cross_entropy(), smoothed_cross_entropy().targeted()),
+    ],
+)
+def test_targeted_form_of_each_loss(loss, expected):
+    assert targeted_form(loss) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: evaluate(dlr, LOGITS[:, :2], LABELS % 2), r"classes=2.*dlr needs at least 3 classes"),
+        (lambda: evaluate(targeted_dlr, LOGITS[:, :3], LABELS % 3), r"classes=3.*targeted_dlr needs at least 4"),
+        (lambda: capped_cross_entropy(-1.0), r"cap=-1\.0 must be 0 or larger"),
+        (lambda: smoothed_cross_entropy(1.5), r"smoothing=1\.5 must be in \[0, 1\]"),
+        (lambda: targeted_form(kl_divergence(jnp.zeros((2, 3)))), r"no targeted form.*cross_entropy, margin, dlr"),
+        (lambda: targeted_form(lambda z, y: z[:, 0]), r"no targeted form"),
+    ],
+)
+def test_bad_use_is_refused_with_value_and_rule(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
