@@ -128,8 +128,8 @@ def init_variables(model: nn.Module, key: Any, input_shape: Any) -> dict[str, An
     images = jnp.zeros((1, *_checked_input_shape(input_shape)), jnp.float32)
     lowered = jax.jit(lambda key: model.init(key, images, train=False)).lower(key)
     # Random draws compile four times as fast at this level on a CPU, and a program that runs once repays no more.
-    on_cpu = jax.default_backend() == "cpu"
-    return lowered.compile({"xla_backend_optimization_level": 1} if on_cpu else None)(key)
+    options: dict[str, Any] = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+    return lowered.compile(options)(key)
 
 
 def parameter_count(variables: Any) -> int:
@@ -160,7 +160,7 @@ def from_nnx(module: Any) -> tuple[Callable[[Any, Any], Float[Array, "b k"]], di
         raise ValueError(f"module={type(module).__name__} is no flax.nnx module; linen modules need no adapter")
     evaluating = nnx.clone(module)
     evaluating.eval()
-    graph, params, rest = nnx.split(evaluating, nnx.Param, ...)
+    graph, params, rest = nnx.split(evaluating, nnx.Param, ...)  # type: ignore[misc]
 
     def apply_fn(variables: Any, images: Any, train: bool = False) -> Any:
         if train:

@@ -143,7 +143,7 @@ def _transposed_pads(
         spread_x = (x[axis + 1] - 1) * dilation[axis] + 1
         spread_g = (g[axis + 1] - 1) * strides[axis] + 1
         back.append((low, spread_x - spread_g + kernel[axis] - 1 - low))
-    return tuple(back)
+    return back[0], back[1]
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
