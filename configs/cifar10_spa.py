@@ -4,6 +4,8 @@
 
 DIR holds `cifar10` as tensorflow-datasets prepares it.
 The ranges are those of CAA (Hsiung et al. 2023). The order of the edits is alphabetical, as a config keeps its keys.
+
+For a GPU or a TPU. Not run to its end here: no accelerator was at hand; the path is tested on a few steps.
 """
 
 import math
