@@ -5,7 +5,7 @@
 DIR holds `cifar10` as tensorflow-datasets prepares it.
 The schedule is one cycle of 30 epochs (in the manner of Rice et al. 2020 and Wong et al. 2020).
 
-For a GPU or a TPU. Not run to its end here: no accelerator was at hand; the path is tested on a few steps.
+For a GPU or a TPU. Not run to its end: no accelerator was at hand.
 """
 
 from ml_collections import ConfigDict

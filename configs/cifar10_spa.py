@@ -5,7 +5,7 @@
 DIR holds `cifar10` as tensorflow-datasets prepares it.
 The ranges are those of CAA (Hsiung et al. 2023). The order of the edits is alphabetical, as a config keeps its keys.
 
-For a GPU or a TPU. Not run to its end here: no accelerator was at hand; the path is tested on a few steps.
+For a GPU or a TPU. Not run to its end: no accelerator was at hand.
 """
 
 import math

@@ -6,7 +6,7 @@ DIR holds `cifar10` as tensorflow-datasets prepares it.
 beta 6, 10 steps, drops at 75 % and 90 %, as in the authors' code; weights are averaged with
 decay 0.999 (our choice).
 
-For a GPU or a TPU. Not run to its end here: no accelerator was at hand; the path is tested on a few steps.
+For a GPU or a TPU. Not run to its end: no accelerator was at hand.
 """
 
 from ml_collections import ConfigDict
