@@ -4,10 +4,10 @@ python launch/benchmark.py --config configs/bench_attacks.py --workdir runs/benc
 
 Without the libraries of the `bench` extra: `--config configs/bench_attacks.py:peers=false`.
 
-Nine minutes on two cores with 3 repeats. Seen, examples a second under PGD-10 at batch 128 (small CNN / ResNet-20): this
-library 500 / 55 on two host devices and 322 / 37 on one; torchattacks 338 / 58, foolbox on PyTorch 348 / 59, foolbox on
-JAX 289 / 34, ART 202 / 53, a channels-last PyTorch loop 494 / 69, torch.compile 198 / 90. Multiples of the floor: PGD 1.01 /
-0.94, rotation and noise together 1.34 / 1.05. So PyTorch is still faster on ResNet-20.
+Nine minutes on two cores with 3 repeats. Seen, examples a second under PGD-10 at batch 128 (small CNN / ResNet-20):
+this library 500 / 55 on two host devices and 322 / 37 on one; torchattacks 338 / 58, foolbox on PyTorch 348 / 59,
+foolbox on JAX 289 / 34, ART 202 / 53, a channels-last PyTorch loop 494 / 69, torch.compile 198 / 90. Multiples of the
+floor: PGD 1.01 / 0.94, rotation and noise together 1.34 / 1.05. So PyTorch is still faster on ResNet-20.
 """
 
 from ml_collections import ConfigDict

@@ -2,18 +2,12 @@
 
 import os
 
-import os
-from importlib.metadata import version
-
 import hypothesis
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("NPROC", "64")  # threads for eight devices, see `spa_jax.parallel.use_host_cores`
-if version("jax").startswith("0.10."):
-    # Most of the time that tiny programs take to compile; later versions do not know the flag.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "standard")
