@@ -19,11 +19,14 @@ NETWORKS = {
     "small_cnn": {"model": {"name": "small_cnn", "convs_per_stage": 1}, "input_shape": (28, 28, 1)},
     "resnet20": {"model": {"name": "resnet20"}, "input_shape": (32, 32, 3)},
 }
+COMMON = {"radius": RADIUS, "num_steps": 10}
 ATTACKS = {
-    "pgd": {"name": "pgd", "radius": RADIUS, "num_steps": 10},
-    "pgd_last": {"name": "pgd", "radius": RADIUS, "num_steps": 10, "keep": "last"},
-    "apgd_ce": {"name": "apgd_ce", "radius": RADIUS, "num_steps": 10},
-    "spa_rotation": {"name": "spa", "radius": RADIUS, "num_steps": 10, "attributes": ("rotation",)},
+    "pgd": {"name": "pgd", **COMMON},
+    "pgd_last": {"name": "pgd", "keep": "last", **COMMON},
+    "pgd_chunks": {"name": "pgd", "chunk_size": 32, **COMMON},
+    "pgd_last_chunks": {"name": "pgd", "keep": "last", "chunk_size": 32, **COMMON},
+    "apgd_ce": {"name": "apgd_ce", **COMMON},
+    "spa_rotation": {"name": "spa", "attributes": ("rotation",), **COMMON},
 }
 PEERS = (
     "torchattacks_pgd",

@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launching.launch(main)
+    launching.launch(main, collectives=False)

@@ -1,25 +1,9 @@
 """Semantic-preserving adversarial attacks and training in JAX: the pure attack functions, importable one by one."""
 
-from spa_jax.attacks import (
-    ATTACKS,
-    SpaResult,
-    apgd_ce,
-    apgd_dlr,
-    attack_from_config,
-    attribute_attack,
-    cw,
-    fgsm,
-    make_attack,
-    mi_fgsm,
-    pgd,
-    restarts,
-    shrunk,
-    spa,
-    targeted,
-    with_fields,
-    worst_of,
-)
+from spa_jax.attacks import apgd_ce, apgd_dlr, attribute_attack, cw, fgsm, make_attack, mi_fgsm, pgd
 from spa_jax.attributes import EDITS, Edit, get_edit
+from spa_jax.catalogue import ATTACKS, attack_from_config
+from spa_jax.combinators import in_chunks, restarts, shrunk, targeted, with_fields, worst_of
 from spa_jax.losses import (
     capped_cross_entropy,
     cross_entropy,
@@ -32,6 +16,7 @@ from spa_jax.losses import (
     targeted_margin,
 )
 from spa_jax.predict import check_logits, classifier, eot, normalize, purify, straight_through, victim
+from spa_jax.semantic import SpaResult, spa
 from spa_jax.solvers import apgd, grid, projected_gradient, random_search, solve, steepest, take_turns
 from spa_jax.spaces import attribute, chain, l1, l2, latent, linf, per_example, universal
 from spa_jax.types import Example, Result
@@ -60,6 +45,7 @@ __all__ = [
     "fgsm",
     "get_edit",
     "grid",
+    "in_chunks",
     "kl_divergence",
     "l1",
     "l2",

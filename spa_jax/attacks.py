@@ -1,36 +1,31 @@
-"""Attacks: space x loss x solver, the combinators over attacks, and the presets by name.
+"""Attacks: space x loss x solver, and the presets by noise or by one attribute.
 
 Every attack is a pure function `attack(key, predict, x, y) -> Result` and a frozen pytree: its numbers (radius, ranges,
 step sizes) are leaves, so one compiled program serves them all; its structure (steps, names, order) is static.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from spa_jax import losses, spaces
-from spa_jax.attributes import EDITS
 from spa_jax.carlini_wagner import CarliniWagner
-from spa_jax.engine import PureAttack, judge, make_problem, merge
-from spa_jax.inputs import require_count, require_number
-from spa_jax.losses import margin, targeted_form
-from spa_jax.solvers import Best, fold_in, projected_gradient, solve, steepest, take_turns
+from spa_jax.engine import PureAttack, make_problem
+from spa_jax.inputs import require_choice, require_count, require_number
+from spa_jax.solvers import Best, fold_in, projected_gradient, solve
 from spa_jax.solvers import apgd as apgd_solver
 from spa_jax.solvers import grid as grid_solver
 from spa_jax.solvers import random_search as random_solver
 from spa_jax.spaces import Lifted, per_example
 from spa_jax.trees import as_pytree, pytree, static
-from spa_jax.types import Example, Keys, Loss, Predict, Problem, Result, Scalar, Solver, Space, Variables
+from spa_jax.types import Keys, Loss, Predict, Problem, Result, Scalar, Solver, Space, Variables
 
 Keep = Literal["best", "last"]
-Search = Literal["joint", "alternating", "random", "grid"]
-AttackT = TypeVar("AttackT", bound=PureAttack)
 
 
 # --- the general attack ---------------------------------------------------------------------------------------------
@@ -53,23 +48,24 @@ class IterativeAttack(PureAttack):
         problem = make_problem(self, predict, x, y, keys)
         start, best = self._candidates(problem, keys)
         found = solve(problem, self.solver, start, keys, best, self.unroll)
-        return _as_result(problem, found)
+        return as_result(problem, found)
 
     def _candidates(self, problem: Problem, keys: Keys) -> tuple[Variables, Best | None]:
         """Where to start, and the clean image as the first candidate for the best."""
         clean = problem.space.identity(problem.examples)
-        start = _random_start(problem, keys) if self.random_start else clean
+        start = start_at_random(problem, keys) if self.random_start else clean
         if self.keep == "last":
             return start, None
         return start, Best(clean, problem.value(clean, fold_in(keys, self.num_steps + 1)))
 
 
-def _random_start(problem: Problem, keys: Keys) -> Variables:
+def start_at_random(problem: Problem, keys: Keys) -> Variables:
     """A start from keys that the victim never sees: a key's splits are its folds, which judge the steps."""
     return problem.space.init(fold_in(keys, problem.num_steps + 3), problem.examples)
 
 
-def _as_result(problem: Problem, found: Best) -> Result:
+def as_result(problem: Problem, found: Best) -> Result:
+    """What a solver found, with its images."""
     return Result(problem.space.apply(found.variables, problem.examples), found.variables, *found.evaluation)
 
 
@@ -105,182 +101,17 @@ def make_attack(
         ValueError: a broken rule, naming the value.
     """
     require_count("num_steps", num_steps)
-    _check_choice("keep", keep, ("best", "last"))
-    solver = projected_gradient(_default_step(num_steps)) if solver is None else solver
-    return IterativeAttack(lift(space), as_pytree(_loss(loss)), solver, num_steps, keep, random_start, unroll)
+    require_choice("keep", keep, ("best", "last"))
+    solver = projected_gradient(default_step(num_steps)) if solver is None else solver
+    return IterativeAttack(lift(space), as_pytree(loss_from_spec(loss)), solver, num_steps, keep, random_start, unroll)
 
 
-def _default_step(num_steps: int) -> float:
+def default_step(num_steps: int) -> float:
     """2.5 radii in all, so that every point of the set can be reached from any other (Madry et al.'s heuristic)."""
     return min(1.0, 2.5 / num_steps)
 
 
-def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}")
-
-
-# --- combinators ----------------------------------------------------------------------------------------------------
-
-
-@pytree
-class Restarts(PureAttack):
-    """An attack repeated; see `restarts`."""
-
-    attack: Any
-    n: int = static()
-    at_once: int = static()
-
-    @property
-    def is_targeted(self) -> bool:
-        return self.attack.is_targeted
-
-    def search(self, keys: Keys, predict: Predict, x: Any, y: Any) -> Any:
-        def run(i: Any) -> Any:
-            return self.attack.search(fold_in(keys, i), predict, x, y)
-
-        results = jax.lax.map(run, jnp.arange(self.n), batch_size=self.at_once if self.at_once > 1 else None)
-        return functools.reduce(merge, [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(self.n)])
-
-
-def restarts(attack: PureAttack, n: int, at_once: int = 1) -> PureAttack:
-    """The strongest of `n` runs from different starts, per example.
-
-    Args:
-        attack: with per-example variables.
-        n: number of runs.
-        at_once: how many runs are held in memory together (vmapped); the others follow one after the other.
-
-    Raises:
-        ValueError: `n` or `at_once` below 1, or an attack with shared variables.
-    """
-    require_count("n", n)
-    require_count("at_once", at_once)
-    _inside(attack, _refuse_shared)
-    return attack if n == 1 else Restarts(attack, n, min(at_once, n))
-
-
-def _refuse_shared(attack: AttackT) -> AttackT:
-    if getattr(getattr(attack, "space", None), "shared", False):
-        raise ValueError("restarts picks per example: it needs attacks with per-example variables, not universal ones")
-    return attack
-
-
-@pytree
-class WorstOf(PureAttack):
-    """Several attacks, the strongest per example; see `worst_of`."""
-
-    attacks: tuple[Any, ...]
-
-    @property
-    def is_targeted(self) -> bool:
-        return self.attacks[0].is_targeted
-
-    def search(self, keys: Keys, predict: Predict, x: Any, y: Any) -> Result:
-        loss = targeted_form(margin) if self.is_targeted else margin
-        judge_keys = fold_in(keys, len(self.attacks))
-        results = [attack.search(fold_in(keys, i), predict, x, y) for i, attack in enumerate(self.attacks)]
-        candidates = []
-        for i, result in enumerate(results):
-            evaluation = judge(loss, predict(judge_keys, result.x), y, self.is_targeted)
-            candidates.append(Result(result.x, jnp.full(y.shape, i, jnp.int32), *evaluation))
-        winner = functools.reduce(merge, candidates)
-        found = tuple(result.variables for result in results)
-        return winner._replace(variables={"winner": winner.variables, "found": found})
-
-
-def worst_of(*attacks: Any) -> WorstOf:
-    """Per example the strongest of several attacks: fooled first, then the larger margin, judged anew for all alike.
-
-    The result's `value` is the margin, its `variables` are `{"winner": index [b], "found": each attack's variables}`.
-
-    Raises:
-        ValueError: no attack was given, or targeted and untargeted ones together.
-    """
-    if not attacks:
-        raise ValueError("worst_of() needs at least one attack")
-    if len({attack.is_targeted for attack in attacks}) > 1:
-        raise ValueError(f"is_targeted={[attack.is_targeted for attack in attacks]} must be the same for all attacks")
-    return WorstOf(tuple(attacks))
-
-
-def with_fields(attack: AttackT, **changes: Any) -> AttackT:
-    """The attack with fields replaced, in every attack that a combinator holds.
-
-    Raises:
-        ValueError: an attack in it has no such field.
-    """
-
-    def change(attack: AttackT) -> AttackT:
-        own = {field.name for field in dataclasses.fields(attack)}
-        for name, value in changes.items():
-            if name not in own:
-                raise ValueError(f"{name}={value!r}: {type(attack).__name__} has the fields {', '.join(sorted(own))}")
-        return dataclasses.replace(attack, **changes)
-
-    return _inside(attack, change)
-
-
-def _inside(attack: AttackT, change: Callable[[Any], Any]) -> AttackT:
-    """The attack with `change` made to it, or to every attack that it combines."""
-    if isinstance(attack, Restarts):
-        return dataclasses.replace(attack, attack=_inside(attack.attack, change))
-    if isinstance(attack, WorstOf):
-        return dataclasses.replace(attack, attacks=tuple(_inside(member, change) for member in attack.attacks))
-    return change(attack)
-
-
-def shrunk(attack: AttackT, share: Any) -> AttackT:
-    """The attack in a smaller space: `share` of every radius and of every range about its identity.
-
-    Raises:
-        ValueError: the attack has no space whose size is known.
-    """
-
-    def change(attack: Any) -> Any:
-        if not hasattr(attack, "space"):
-            raise ValueError(f"attack={type(attack).__name__} has no space to shrink")
-        smaller = spaces.shrink(attack.space.space, share)
-        return dataclasses.replace(attack, space=dataclasses.replace(attack.space, space=smaller))
-
-    return _inside(attack, change)
-
-
-def targeted(attack: AttackT, loss: Loss | None = None) -> AttackT:
-    """The attack that wants one answer: call the result with target classes in place of the labels.
-
-    Success means prediction == target. The loss becomes its targeted form.
-
-    Args:
-        attack: any untargeted attack of this library.
-        loss: a targeted loss to use instead.
-
-    Raises:
-        ValueError: the attack's loss has no targeted form, or the attack is targeted already.
-    """
-
-    def aim(attack: Any) -> Any:
-        if attack.is_targeted:
-            raise ValueError(f"attack={type(attack).__name__} is targeted already")
-        if not hasattr(attack, "loss"):
-            return dataclasses.replace(attack, is_targeted=True)
-        chosen = targeted_form(attack.loss) if loss is None else loss
-        return dataclasses.replace(attack, loss=as_pytree(chosen), is_targeted=True)
-
-    return _inside(attack, aim)
-
-
-# --- presets on noise -----------------------------------------------------------------------------------------------
-
-_NORMS: Mapping[str, Callable[[Any], Space]] = {"linf": spaces.linf, "l2": spaces.l2, "l1": spaces.l1}
-
-
-def _noise_space(norm: str, radius: Scalar) -> Space:
-    _check_choice("norm", norm, tuple(_NORMS))
-    return _NORMS[norm](radius)
-
-
-def _loss(loss: Any) -> Loss:
+def loss_from_spec(loss: Any) -> Loss:
     """A loss from its name, from `{"name": ..., options}`, or as it is."""
     if isinstance(loss, str):
         loss = {"name": loss}
@@ -290,16 +121,27 @@ def _loss(loss: Any) -> Loss:
         return loss
     options = dict(loss)
     name = options.pop("name", None)
-    _check_choice("loss", name, tuple(losses.LOSSES))
+    require_choice("loss", name, tuple(losses.LOSSES))
     try:
         return losses.LOSSES[name](**options)
     except TypeError as error:
         raise ValueError(f"loss={dict(loss)!r}: {error}") from error
 
 
+# --- presets on noise -----------------------------------------------------------------------------------------------
+
+_NORMS: Mapping[str, Callable[[Any], Space]] = {"linf": spaces.linf, "l2": spaces.l2, "l1": spaces.l1}
+
+
+def noise_space(norm: str, radius: Scalar) -> Space:
+    """The ball of noise of a norm by name."""
+    require_choice("norm", norm, tuple(_NORMS))
+    return _NORMS[norm](radius)
+
+
 def fgsm(radius: Scalar, norm: str = "linf", loss: Any = "cross_entropy") -> IterativeAttack:
     """One full step along the gradient from the clean image (Goodfellow et al. 2015, section 4)."""
-    return make_attack(_noise_space(norm, radius), loss, projected_gradient(1.0), 1, random_start=False)
+    return make_attack(noise_space(norm, radius), loss, projected_gradient(1.0), 1, random_start=False)
 
 
 def pgd(
@@ -322,8 +164,8 @@ def pgd(
         random_start, keep, loss, unroll: as for `make_attack`.
     """
     require_count("num_steps", num_steps)
-    solver = projected_gradient(_default_step(num_steps) if step_size is None else step_size)
-    space = _noise_space(norm, radius)
+    solver = projected_gradient(default_step(num_steps) if step_size is None else step_size)
+    space = noise_space(norm, radius)
     return make_attack(space, loss, solver, num_steps, keep=keep, random_start=random_start, unroll=unroll)
 
 
@@ -368,7 +210,7 @@ def apgd_dlr(radius: Scalar, num_steps: int = 100, norm: str = "linf", unroll: i
 
 
 def _apgd(radius: Scalar, num_steps: int, norm: str, loss: Loss, unroll: int | None) -> IterativeAttack:
-    return make_attack(_noise_space(norm, radius), loss, apgd_solver(), num_steps, unroll=unroll)
+    return make_attack(noise_space(norm, radius), loss, apgd_solver(), num_steps, unroll=unroll)
 
 
 def cw(
@@ -430,8 +272,8 @@ def attribute_attack(
         loss, keep: as for `pgd`.
     """
     require_count("num_steps", num_steps)
-    _check_choice("method", method, ("gradient", "random", "grid"))
-    step = _default_step(num_steps) if step_size is None else step_size
+    require_choice("method", method, ("gradient", "random", "grid"))
+    step = default_step(num_steps) if step_size is None else step_size
     solvers: dict[str, Solver] = {
         "gradient": projected_gradient(step),
         "random": random_solver(),
@@ -439,246 +281,3 @@ def attribute_attack(
     }
     space = spaces.attribute(edit, low, high)
     return make_attack(space, loss, solvers[method], num_steps, keep=keep, random_start=method != "grid")
-
-
-class SpaResult(NamedTuple):
-    """A `Result`, and with it the attribute-only optimum.
-
-    Attributes:
-        x, variables, value, success: as in `Result`; `variables` holds each attribute's value and the `noise`.
-        edited: the strongest image by attributes alone: A(x, a*) of the joint optimum or, for the searches that treat
-            the attribute first, the optimum of that search.
-    """
-
-    x: Any
-    variables: Variables
-    value: Any
-    success: Any
-    edited: Result
-
-
-@pytree
-class Spa(PureAttack):
-    """The semantic-preserving adversarial attack in its direct form; see `spa`."""
-
-    space: Lifted
-    loss: Any
-    solver: Any
-    num_steps: int = static()
-    mode: str = static()
-    candidates: int = static()
-    keep: str = static()
-    unroll: int | None = static()
-    is_targeted: bool = static(default=False)
-
-    def search(self, keys: Keys, predict: Predict, x: Any, y: Any) -> SpaResult:
-        problem = make_problem(self, predict, x, y, keys)
-        clean = problem.space.identity(problem.examples)
-        best = Best(clean, problem.value(clean, fold_in(keys, self.num_steps + 1))) if self.keep == "best" else None
-        start = _random_start(problem, keys)
-        edited = None
-        if self.mode in ("random", "grid"):
-            edited = self._search_attributes(predict, x, y, keys)
-            start = start | edited.variables
-            start = problem.space.project(start, problem.examples)
-        found = solve(problem, self.solver, start, keys, best, self.unroll)
-        return self._with_candidates(problem, found, edited, keys)
-
-    def edit(self, variables: Variables, x: Any) -> Any:
-        """The attribute-only image A(x, a) of joint variables."""
-        attributes = {name: value for name, value in variables.items() if name != "noise"}
-        return self._attributes().apply(attributes, Example(x))
-
-    def _attributes(self) -> Lifted:
-        named = self.space.space.items()
-        return per_example(spaces.chain(**{name: space for name, space in named if name != "noise"}))
-
-    def _search_attributes(self, predict: Predict, x: Any, y: Any, keys: Keys) -> Result:
-        space = self._attributes()
-        solver: Any = random_solver()
-        num_steps = self.candidates
-        if self.mode == "grid":
-            solver = grid_solver(self.candidates)
-            num_steps = solver.num_steps(space.space)
-        attack = IterativeAttack(
-            space, self.loss, solver, num_steps, "best", self.mode == "random", 1, self.is_targeted
-        )
-        return attack.search(keys, predict, x, y)
-
-    def _with_candidates(self, problem: Problem, found: Best, edited: Result | None, keys: Keys) -> SpaResult:
-        """Add the attribute-only and, for `keep="best"`, the noise-only candidate to what was found."""
-        joint = _as_result(problem, found)
-        clean = problem.space.identity(problem.examples)
-        alone = found.variables | {"noise": clean["noise"]}
-        if edited is None:
-            edited = self._judged(problem, alone, keys)
-        else:
-            edited = edited._replace(variables=edited.variables | {"noise": clean["noise"]})
-        if self.keep == "last":
-            return SpaResult(*joint, edited)
-        noise_only = problem.space.project(clean | {"noise": found.variables["noise"]}, problem.examples)
-        best = functools.reduce(merge, (joint, edited, self._judged(problem, noise_only, keys)))
-        return SpaResult(*best, edited)
-
-    def _judged(self, problem: Problem, variables: Variables, keys: Keys) -> Result:
-        return _as_result(problem, Best(variables, problem.value(variables, fold_in(keys, self.num_steps + 2))))
-
-
-def spa(
-    radius: Scalar,
-    attributes: Any = ("rotation",),
-    num_steps: int = 10,
-    step_size: Scalar | None = None,
-    attribute_step_size: Scalar | None = None,
-    norm: str = "linf",
-    search: Search = "joint",
-    candidates: int = 9,
-    loss: Any = "cross_entropy",
-    solver: str | Solver = "projected_gradient",
-    keep: Keep = "best",
-    unroll: int | None = None,
-) -> Spa:
-    """The semantic-preserving adversarial attack in its direct form: attributes and bounded noise together.
-
-    The image becomes clip(A(x, a) + d) with every attribute value `a` in its box and |d| <= radius around the *edited*
-    image. One backward pass moves all of them (SPA, IJCNN 2023; the abstract fixes the joint optimisation, all numbers
-    here are our choice). With `keep="best"` the result is never weaker than the clean image, the attribute-only image
-    and the noise-only image that the attack evaluated, nor than any point on its way.
-
-    Args:
-        radius: of the noise, on the [0, 1] scale.
-        attributes: names of edits in the order of application; or a mapping or sequence of `{"name": "rotation",
-            "low": -20, "high": 20}`; or a mapping of names to `spa_jax.attribute` spaces.
-        num_steps: gradient steps, k forward and backward passes.
-        step_size: of the noise, in radii. Default: 2.5 / num_steps.
-        attribute_step_size: of the attributes, in half ranges. Default: as `step_size`.
-        norm: of the noise, "linf", "l2" or "l1".
-        search: "joint"; "alternating" moves attributes and noise in turns; "random" and "grid" first pick attribute
-            values by forward passes alone, then climb the noise there.
-        candidates: random draws, or grid points an attribute, for those two.
-        loss: as for `pgd`.
-        solver: "projected_gradient" or "apgd", or a solver object.
-        keep: "best" or "last".
-        unroll: as for `make_attack`.
-
-    Raises:
-        ValueError: a broken rule, naming the value.
-    """
-    require_count("num_steps", num_steps)
-    require_count("candidates", candidates)
-    _check_choice("search", search, ("joint", "alternating", "random", "grid"))
-    _check_choice("keep", keep, ("best", "last"))
-    members = _attribute_spaces(attributes)
-    space = per_example(spaces.chain(**members, noise=_noise_space(norm, radius)))
-    noise_step = _default_step(num_steps) if step_size is None else step_size
-    attribute_step = noise_step if attribute_step_size is None else attribute_step_size
-    climb = _spa_solver(solver, search, tuple(members), noise_step, attribute_step)
-    return Spa(space, as_pytree(_loss(loss)), climb, num_steps, search, candidates, keep, unroll)
-
-
-def _attribute_spaces(attributes: Any) -> dict[str, Space]:
-    if isinstance(attributes, Mapping):
-        named = [_named_attribute(name, entry) for name, entry in attributes.items()]
-    else:
-        named = [_named_attribute(None, entry) for entry in attributes]
-    if not named or any(name == "noise" for name, _ in named):
-        raise ValueError(f"attributes={attributes!r} must name at least one edit, and none of them 'noise'")
-    return dict(named)
-
-
-def _named_attribute(name: str | None, entry: Any) -> tuple[str, Space]:
-    """A named attribute space from a name, from `{"name": ..., "low": ..., "high": ...}`, or as it is."""
-    if isinstance(entry, str):
-        entry = {"name": entry}
-    if not isinstance(entry, Mapping):
-        if name is None:
-            raise ValueError(f"attributes hold {entry!r} without a name: pass a mapping of names to spaces")
-        return name, entry
-    options = {"name": name} | dict(entry)
-    edit = options.pop("name")
-    unknown = set(options) - {"low", "high"}
-    if unknown or not isinstance(edit, str):
-        raise ValueError(f"attributes hold {dict(entry)!r}: the valid keys are name, low, high")
-    return edit, spaces.attribute(edit, options.get("low"), options.get("high"))
-
-
-@functools.lru_cache
-def _hold_still(names: tuple[str, ...]) -> optax.GradientTransformation:
-    def labels(variables: Mapping[str, Any]) -> dict[str, str]:
-        return {name: "still" if name in names else "move" for name in variables}
-
-    return optax.partition({"still": optax.set_to_zero(), "move": steepest}, labels)
-
-
-@functools.lru_cache
-def _alternate(names: tuple[str, ...]) -> optax.GradientTransformation:
-    return optax.chain(take_turns(names, ("noise",)), steepest)
-
-
-def _spa_solver(
-    solver: Any, search: str, attributes: tuple[str, ...], noise_step: Scalar, attribute_step: Scalar
-) -> Solver:
-    if not isinstance(solver, str):
-        return solver
-    _check_choice("solver", solver, ("projected_gradient", "apgd"))
-    if solver == "apgd":
-        if search != "joint":
-            raise ValueError(f"search={search!r} with solver='apgd': auto-PGD moves all variables jointly")
-        return apgd_solver()
-    step_sizes = {name: attribute_step for name in attributes} | {"noise": noise_step}
-    if search == "joint":
-        return projected_gradient(step_sizes)
-    return projected_gradient(
-        step_sizes, _alternate(attributes) if search == "alternating" else _hold_still(attributes)
-    )
-
-
-def named_attributes(attack: PureAttack) -> dict[str, spaces.Attribute]:
-    """The attributes that an attack moves by a named edit, inside combinators too."""
-    names = {edit.function: name for name, edit in EDITS.items()}
-    found: dict[str, spaces.Attribute] = {}
-
-    def look(attack: Any) -> Any:
-        lifted = getattr(attack, "space", None)
-        space = lifted.space if lifted else None
-        members = space.spaces if isinstance(space, spaces.Chain) else (space,)
-        attributes = [member for member in members if isinstance(member, spaces.Attribute)]
-        found.update({names[member.edit]: member for member in attributes if member.edit in names})
-        return attack
-
-    _inside(attack, look)
-    return found
-
-
-# --- by name --------------------------------------------------------------------------------------------------------
-
-ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
-    "fgsm": fgsm,
-    "pgd": pgd,
-    "mi_fgsm": mi_fgsm,
-    "apgd_ce": apgd_ce,
-    "apgd_dlr": apgd_dlr,
-    "cw": cw,
-    "attribute": attribute_attack,
-    "spa": spa,
-}
-"""The presets that a config may name: `{"name": "pgd", "radius": 8/255, "num_steps": 10, "restarts": 5}`."""
-
-
-def attack_from_config(spec: Mapping[str, Any]) -> PureAttack:
-    """An attack from plain data: a preset's name and arguments, and for every preset `restarts` and `at_once`.
-
-    Attacks built here run on networks of `spa_jax.models`, whose convolutions are fast in a loop: nothing is unrolled.
-
-    Raises:
-        ConfigError: an unknown name or key, or a wrong type, named with the valid ones.
-        ValueError: a number out of range.
-    """
-    from spa_jax.configuration import build
-
-    options = dict(spec)
-    repeats, at_once = options.pop("restarts", 1), options.pop("at_once", 1)
-    attack = build(ATTACKS, options, "attack")
-    if any(field.name == "unroll" for field in dataclasses.fields(attack)):
-        attack = with_fields(attack, unroll=1)
-    return restarts(attack, repeats, at_once)

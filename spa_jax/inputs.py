@@ -1,7 +1,7 @@
 """What an attack accepts: public entries check their arrays here, where they are concrete, before anything compiles."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,16 @@ def require_number(name: str, value: Any, rule: str, holds: Callable[[Any], bool
     if math.isnan(number) or not holds(number):
         raise ValueError(f"{name}={value!r} must be {rule}")
     return number if isinstance(value, int | float) else value
+
+
+def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        ValueError: naming `name=value` and the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}")
 
 
 def require_count(name: str, value: Any) -> None:

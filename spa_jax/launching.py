@@ -37,8 +37,13 @@ def define_flags(default_workdir: str | None = None) -> Any:
     )
 
 
-def launch(main: Callable[[], Any]) -> None:
-    """Parse the flags, set up the devices and run `main`, whose errors end the program with one line and status 2."""
+def launch(main: Callable[[], Any], *, collectives: bool = True) -> None:
+    """Parse the flags, set up the devices and run `main`, whose errors end the program with one line and status 2.
+
+    Args:
+        main: the program.
+        collectives: whether its devices wait for each other, see `spa_jax.parallel.use_host_cores`.
+    """
     flags.mark_flags_as_required(["config"])
 
     def guarded(arguments: list[str]) -> None:
@@ -46,7 +51,7 @@ def launch(main: Callable[[], Any]) -> None:
             raise app.UsageError(f"arguments {arguments[1:]!r} are no flags; flags begin with --")
         logging.set_verbosity(logging.WARNING)
         try:
-            _set_up_devices()
+            _set_up_devices(collectives)
             main()
         except (ValueError, OSError) as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -68,10 +73,10 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     sys.exit(_EXIT_ERROR)
 
 
-def _set_up_devices() -> None:
+def _set_up_devices(collectives: bool) -> None:
     if flags.FLAGS.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", flags.FLAGS.compilation_cache)
-    use_host_cores(flags.FLAGS.host_devices)
+    use_host_cores(flags.FLAGS.host_devices, collectives=collectives)
     if flags.FLAGS.distributed:
         jax.distributed.initialize()
 

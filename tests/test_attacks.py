@@ -1,4 +1,4 @@
-"""Presets against hand-written loops and closed forms, combinators, and the guarantees of every attack."""
+"""Presets against hand-written loops and closed forms, and the guarantees of every attack."""
 
 import dataclasses
 
@@ -10,15 +10,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from spa_jax import (
-    apgd_ce,
     apgd_dlr,
     attack_from_config,
-    attribute,
     attribute_attack,
     cross_entropy,
     cw,
     dlr,
-    fgsm,
+    in_chunks,
     kl_divergence,
     latent,
     linf,
@@ -35,43 +33,29 @@ from spa_jax import (
     worst_of,
 )
 from spa_jax.inputs import checked_keys
+from tests.attack_cases import (
+    APGD,
+    ATTACKS,
+    BATCH,
+    FGSM,
+    INNER,
+    KEY,
+    LIGHT,
+    MLP,
+    PGD,
+    PGD_AND_SLOW_SPA,
+    SPA,
+    TWO,
+    W,
+    X,
+    Y,
+    assert_consistent,
+    assert_never_weaker,
+)
 from tests.test_solvers import onto, unit, value_and_gradient
-from tests.victims import SIZE, ascent, images, labels, linear, margins, mlp, mlp_parameters, strongest, weights
+from tests.victims import SIZE, ascent, linear, margins, mlp, mlp_parameters, strongest
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-KEY = jax.random.key(0)
-BATCH = 8
-X, Y = images(batch=BATCH), jnp.arange(BATCH) % 3
-MLP = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), mlp())
-W = weights()
-INNER, TWO = images(low=0.35, high=0.65, batch=BATCH), labels(BATCH)
-
-PGD = pgd(0.1, 5, unroll=1)
-APGD = apgd_ce(0.1, 12, unroll=1)
-SPA = spa(0.05, [{"name": "rotation", "low": -20, "high": 20}, "contrast"], 5, unroll=1)
-ATTACKS = {"pgd": PGD, "apgd": APGD, "spa": SPA}
-PGD_AND_SLOW_SPA = ["pgd", pytest.param("spa", marks=pytest.mark.slow)]
-FGSM = with_fields(fgsm(0.1), unroll=1)
-
-
-def strength(result):
-    """What attacks are compared by: fooled first, then the loss."""
-    return list(zip(np.asarray(result.success).tolist(), np.asarray(result.value).tolist(), strict=True))
-
-
-def assert_never_weaker(result, other, tolerance=1e-5):
-    for (success, value), (other_success, other_value) in zip(strength(result), strength(other), strict=True):
-        assert (success, value + tolerance) >= (other_success, other_value)
-
-
-def assert_consistent(result, victim, y, loss=cross_entropy):
-    """Value and success are those of the returned images."""
-    logits = victim(None, result.x)
-    np.testing.assert_allclose(result.value, loss(logits, y), rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(result.success, np.argmax(logits, axis=-1) != y)
-    assert np.min(result.x) >= 0 and np.max(result.x) <= 1
-
 
 # --- presets against loops written by hand ---------------------------------------------------------------------------
 
@@ -142,141 +126,6 @@ def test_attribute_attack_finds_the_best_brightness(method, share):
     gain = 0.2 * abs(np.sum(np.asarray(W, np.float64)))
     assert np.all(np.asarray(result.value) >= margins(W, INNER, TWO) + share * gain)
     assert_consistent(result, linear(W), TWO, margin)
-
-
-# --- spa ------------------------------------------------------------------------------------------------------------
-
-LIGHT = {"brightness": {"low": -0.1, "high": 0.1}}
-LIGHT_GAIN = 0.1 * abs(np.sum(np.asarray(W, np.float64)))
-NOISE_GAIN = 0.2 * np.sum(np.abs(np.asarray(W, np.float64)))
-
-
-@pytest.mark.parametrize(
-    ("search", "solver", "share"),
-    [
-        ("joint", "projected_gradient", 1.0),
-        ("joint", "apgd", 1.0),
-        ("alternating", "projected_gradient", 1.0),
-        ("grid", "projected_gradient", 1.0),
-        ("random", "projected_gradient", 0.5),
-    ],
-)
-def test_every_search_of_spa_reaches_the_joint_optimum(search, solver, share):
-    attack = spa(0.2, LIGHT, 20, 0.25, search=search, solver=solver, loss="margin", candidates=5, unroll=1)
-    result = attack(KEY, linear(W), INNER, TWO)
-    clean = margins(W, INNER, TWO)
-    gain = np.asarray(result.value, np.float64) - clean
-    assert np.all(gain >= NOISE_GAIN + share * LIGHT_GAIN - 1e-4)
-    assert np.all(gain <= NOISE_GAIN + LIGHT_GAIN + 1e-4)
-    assert np.all(np.asarray(result.edited.value) - clean >= share * LIGHT_GAIN - 1e-4)
-    np.testing.assert_allclose(result.edited.x, np.clip(INNER + bright(result.edited), 0, 1), atol=1e-6)
-    if search in ("grid", "random"):
-        np.testing.assert_array_equal(result.variables["brightness"], result.edited.variables["brightness"])
-    assert_consistent(result, linear(W), TWO, margin)
-    assert_consistent(result.edited, linear(W), TWO, margin)
-
-
-def bright(result):
-    return np.asarray(result.variables["brightness"])[:, None, None, None]
-
-
-def test_spa_is_never_weaker_than_clean_attribute_only_or_noise_only():
-    result = SPA(KEY, MLP, X, Y)
-    clean, noise_only = X, jnp.clip(X + result.variables["noise"], 0, 1)
-    for candidate in (clean, result.edited.x, noise_only, SPA.edit(result.variables, X)):
-        logits = MLP(None, candidate)
-        seen = dataclasses.make_dataclass("Seen", ["success", "value"])(
-            np.argmax(logits, axis=-1) != Y, cross_entropy(logits, Y)
-        )
-        assert_never_weaker(result, seen)
-
-
-def test_spa_prefers_a_noise_only_image_that_beats_its_joint_point():
-    """Light of either sign harms the attack, and its steps are too long to come to rest at none."""
-
-    def afraid_of_light(w, keys, x):
-        loss = 0.3 * jnp.abs(jnp.mean(x, axis=(1, 2, 3)) - 0.5)
-        return linear(w)(keys, x) + loss[:, None] * jnp.array([0.5, -0.5])
-
-    x = jnp.full((BATCH, *SIZE), 0.5, jnp.float32)
-    balanced = W - jnp.mean(W)
-    attack = spa(0.01, {"light": attribute("brightness")}, 3, 0.5, attribute_step_size=2.0, loss="margin", unroll=1)
-    result = attack(KEY, Partial(afraid_of_light, balanced), x, jnp.zeros(BATCH, jnp.int32))
-    np.testing.assert_array_equal(result.variables["light"], 0)
-    np.testing.assert_allclose(result.value, 0.01 * np.sum(np.abs(balanced)), rtol=0.2)
-
-
-def test_the_record_of_spa_fits_together():
-    for result in (SPA(KEY, MLP, X, Y), with_fields(SPA, keep="last")(KEY, MLP, X, Y)):
-        edited = SPA.edit(result.variables, X)
-        assert np.max(np.abs(np.asarray(result.x) - np.asarray(edited))) <= 0.05 + 1e-6
-        np.testing.assert_allclose(result.x, jnp.clip(edited + result.variables["noise"], 0, 1), atol=1e-6)
-        np.testing.assert_allclose(result.edited.x, SPA.edit(result.edited.variables, X), atol=1e-6)
-        np.testing.assert_array_equal(result.edited.variables["noise"], 0)
-        assert np.all(np.abs(result.variables["rotation"]) <= 20)
-        assert np.all((result.variables["contrast"] >= 0.7) & (result.variables["contrast"] <= 1.3))
-        assert_consistent(result, MLP, Y)
-        assert_consistent(result.edited, MLP, Y)
-
-
-# --- combinators ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["pgd", "spa"])
-def test_restarts_are_the_strongest_of_their_runs_however_they_are_held(name):
-    attack = ATTACKS[name]
-    keys = jax.random.split(KEY, BATCH)
-    runs = [attack(jax.vmap(jax.random.fold_in, (0, None))(keys, i), MLP, X, Y) for i in range(3)]
-    expected = [max(candidates) for candidates in zip(*(strength(run) for run in runs), strict=True)]
-    for at_once in (1, 2) if name == "pgd" else (1,):
-        result = restarts(attack, 3, at_once)(keys, MLP, X, Y)
-        np.testing.assert_allclose(strength(result), expected, rtol=1e-5, atol=1e-5)
-        assert_consistent(result, MLP, Y)
-        if name == "spa":
-            assert_never_weaker(result, result.edited)
-            for run in runs:
-                assert_never_weaker(result.edited, run.edited)
-    assert restarts(attack, 1) is attack
-
-
-def test_worst_of_takes_the_strongest_attack_for_each_image():
-    members = (PGD, with_fields(attribute_attack("brightness"), unroll=1), FGSM)
-    result = worst_of(*members)(KEY, MLP, X, Y)
-    assert_consistent(result, MLP, Y, margin)
-    keys = checked_keys(KEY, BATCH)
-    for i, member in enumerate(members):
-        alone = member(jax.vmap(jax.random.fold_in, (0, None))(keys, i), MLP, X, Y)
-        assert_never_weaker(result, alone._replace(value=margin(MLP(None, alone.x), Y)))
-        won = np.asarray(result.variables["winner"]) == i
-        np.testing.assert_allclose(result.x[won], alone.x[won], atol=1e-6)
-        jax.tree.map(np.testing.assert_allclose, result.variables["found"][i], alone.variables)
-
-
-def test_a_targeted_attack_makes_the_victim_answer_the_target():
-    targets = (Y + 1) % 3
-    result = targeted(with_fields(PGD, loss=margin))(KEY, MLP, X, targets)
-    logits = np.asarray(MLP(None, result.x))
-    rows = np.arange(BATCH)
-    others = np.where(np.eye(3, dtype=bool)[targets], -np.inf, logits).max(1)
-    np.testing.assert_allclose(result.value, logits[rows, targets] - others, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(result.success, logits.argmax(1) == targets)
-    before = np.mean(np.argmax(MLP(None, X), axis=-1) == targets)
-    assert np.mean(result.success) > before
-
-
-def test_two_classes_make_targeted_and_untargeted_attacks_the_same():
-    untargeted = pgd(0.1, 5, loss="margin", unroll=1)
-    straight = untargeted(KEY, linear(W), X, TWO)
-    goal = targeted(untargeted)(KEY, linear(W), X, 1 - TWO)
-    np.testing.assert_allclose(straight.value, goal.value, rtol=1e-5)
-    np.testing.assert_array_equal(straight.success, goal.success)
-
-
-def test_targeted_reaches_into_combinators():
-    attack = targeted(restarts(worst_of(PGD, SPA), 2))
-    assert attack.is_targeted and all(member.is_targeted for member in attack.attack.attacks)
-    assert targeted(cw()).is_targeted
-    assert targeted(PGD, margin).loss.func is margin
 
 
 # --- guarantees -----------------------------------------------------------------------------------------------------
@@ -379,17 +228,7 @@ def test_a_gradient_flows_through_the_attack_to_a_learned_space():
     np.testing.assert_allclose(np.sum(np.asarray(slope(mix)) * direction), expected, rtol=0.05)
 
 
-# --- by name, and bad input -----------------------------------------------------------------------------------------
-
-
-def test_an_attack_from_a_config_is_the_preset_it_names():
-    built = attack_from_config({"name": "pgd", "radius": 0.1, "num_steps": 5, "restarts": 2, "at_once": 2})
-    expected = restarts(PGD, 2, 2)
-    assert jax.tree.structure(built) == jax.tree.structure(expected)
-    assert jax.tree.leaves(built) == jax.tree.leaves(expected)
-    loss = {"name": "capped_cross_entropy", "cap": 3}
-    assert attack_from_config({"name": "pgd", "radius": 0.1, "loss": loss}).loss.cap == 3
-    assert attack_from_config({"name": "spa", "radius": 0.1, "attributes": ["rotation"]}).unroll == 1
+# --- bad input -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -422,6 +261,8 @@ def test_an_attack_from_a_config_is_the_preset_it_names():
         (lambda: restarts(PGD, 2, 0), r"at_once=0"),
         (lambda: restarts(make_attack(linf(0.1), lift=universal), 2), r"per-example variables"),
         (lambda: restarts(worst_of(PGD, make_attack(linf(0.1), lift=universal)), 2), r"per-example variables"),
+        (lambda: in_chunks(PGD, 0), r"size=0 must be an integer of at least 1"),
+        (lambda: in_chunks(make_attack(linf(0.1), lift=universal), 2), r"per-example variables"),
         (lambda: worst_of(), r"at least one attack"),
         (lambda: worst_of(PGD, targeted(PGD)), r"is_targeted=\[False, True\] must be the same"),
         (lambda: targeted(targeted(PGD)), r"targeted already"),

@@ -121,7 +121,7 @@ def gradient_count(attack: Any) -> int:
     if hasattr(attack, "attacks"):
         return sum(map(gradient_count, attack.attacks))
     if hasattr(attack, "attack"):
-        return attack.n * gradient_count(attack.attack)
+        return getattr(attack, "n", 1) * gradient_count(attack.attack)
     return attack.num_steps * getattr(attack, "search_steps", 1)
 
 

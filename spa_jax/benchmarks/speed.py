@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from spa_jax.attacks import attack_from_config
 from spa_jax.benchmarks.floor import (
     Times,
     alternate,
@@ -18,6 +17,7 @@ from spa_jax.benchmarks.floor import (
     temporary_bytes,
 )
 from spa_jax.benchmarks.peers import Task, check_peers, make_peer
+from spa_jax.catalogue import attack_from_config
 from spa_jax.configuration import check_keys
 from spa_jax.engine import PureAttack
 from spa_jax.errors import ConfigError

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import optax
 
-from spa_jax.attacks import attack_from_config
 from spa_jax.benchmarks.floor import gradient_count
 from spa_jax.benchmarks.peers import REQUIREMENTS, Peer, Task, check_peers, make_peer
 from spa_jax.benchmarks.speed import Row
+from spa_jax.catalogue import attack_from_config
 from spa_jax.configuration import build, check_keys, check_spec
 from spa_jax.data import Dataset, load_dataset, steps_per_epoch, to_unit_float, train_batches
 from spa_jax.engine import PureAttack

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spa_jax.attacks import attack_from_config, named_attributes
+from spa_jax.catalogue import attack_from_config, named_attributes
 from spa_jax.checkpoints import load_variables
 from spa_jax.data.types import Dataset, Examples
 from spa_jax.engine import PureAttack

@@ -22,9 +22,19 @@ _Pads = tuple[tuple[int, int], tuple[int, int]]
 _Pair = tuple[int, int]
 
 # Measured with XLA 0.10 on an AVX2 processor. Convolutions of up to 16 channels on both sides go to Eigen, others to
-# YNNPACK. A 17th channel of zeros makes 16 to 16 channels a quarter quicker, grouped pixels thinner ones up to 9 times.
+# YNNPACK. A 17th channel of zeros makes 16 to 16 channels a quarter quicker, grouped pixels thinner ones up to 9 times,
+# and from 32 channels on Winograd's form is 1.5 to 1.7 times as quick as the direct one.
 _NARROW = 16
 _THIN = 12 * 16
+_WIDE = 32
+
+# Winograd's minimal filtering F(4, 3) on the points 0, 1, -1, 2, -2 (Lavin and Gray 2016, section 4.3): 4 rows of a
+# three-row convolution from 6 products instead of 12.
+_TO_TILES = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
+             (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))  # fmt: skip
+_TO_KERNELS = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
+               (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))  # fmt: skip
+_TO_ROWS = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
 
 # --- convolution ----------------------------------------------------------------------------------------------------
@@ -83,17 +93,68 @@ def _stock(x: Array, kernel: Array, strides: _Pair, pads: _Pads, dilation: _Pair
 
 def _on_cpu(x: Array, kernel: Array, strides: _Pair, pads: _Pads, dilation: _Pair, precision: Any) -> Array:
     height, width, channels, features = kernel.shape
-    plain = x.dtype == jnp.float32 and strides == (1, 1) and dilation == (1, 1)
-    if not plain or max(channels, features) > _NARROW or height * width == 1:
+    plain = x.dtype == jnp.float32 and strides == (1, 1) and dilation == (1, 1) and precision is None
+    if not plain or height * width == 1 or min(*pads[0], *pads[1]) < 0:
         return _stock(x, kernel, strides, pads, dilation, precision)
-    if channels * features <= _THIN:
-        return _convolve_pixel_groups(x, kernel, pads, precision)
-    missing = ((0, 0), (0, 0), (0, 0), (0, _NARROW + 1 - channels))
-    kernel = jnp.pad(kernel, (missing[0], missing[1], missing[3], missing[2]))
-    return _stock(jnp.pad(x, missing), kernel, strides, pads, dilation, precision)
+    if min(channels, features) >= _WIDE and (height, width) == (3, 3) and _fills_tiles(x.shape[1] + sum(pads[0]) - 2):
+        return _convolve_winograd(x, kernel, pads)
+    if max(channels, features) > _NARROW:
+        return _stock(x, kernel, strides, pads, dilation, precision)
+    if channels * features > _THIN:
+        return _convolve_with_a_zero_channel(x, kernel, pads)
+    if features < channels:
+        return _convolve_pixel_by_pixel(x, kernel, pads)
+    return _convolve_pixel_groups(x, kernel, pads)
 
 
-def _convolve_pixel_groups(x: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
+def _fills_tiles(rows: int) -> bool:
+    return rows % 4 == 0 or rows > 5  # no more than a quarter of the last tiles is thrown away
+
+
+def _convolve_winograd(x: Array, kernel: Array, pads: _Pads) -> Array:
+    """The convolution by Winograd's F(4, 3) along the rows; the taps along the columns are summed directly.
+
+    Rounding grows to a few times that of the direct form, some 1e-6 of the largest value.
+    """
+    (low, high), (batch, height) = pads[0], x.shape[:2]
+    rows = height + low + high - 2
+    tiles = -(-rows // 4)
+    x = jnp.pad(x, ((0, 0), (low, high + 4 * tiles - rows), (0, 0), (0, 0)))
+    taken = [lax.slice_in_dim(x, i, i + 4 * tiles - 3, 4, 1) for i in range(6)]
+    # The barriers keep each transform a pass of its own: XLA would compute it anew in every loop that reads it.
+    tiled, kernels = lax.optimization_barrier((_mix(_TO_TILES, taken), _mix(_TO_KERNELS, list(kernel))))
+    products = [
+        _stock(tile, taps[None], (1, 1), ((0, 0), pads[1]), (1, 1), None)
+        for tile, taps in zip(tiled, kernels, strict=True)
+    ]
+    mixed = jnp.stack(_mix(_TO_ROWS, lax.optimization_barrier(products)), 2)
+    return mixed.reshape(batch, 4 * tiles, *mixed.shape[3:])[:, :rows]
+
+
+def _mix(matrix: Sequence[Sequence[int | float]], parts: Sequence[Array]) -> list[Array]:
+    """The linear combinations of `parts` that the rows of `matrix` name."""
+    terms = [[weight * part for weight, part in zip(row, parts, strict=True) if weight] for row in matrix]
+    return [functools.reduce(jnp.add, row) for row in terms]
+
+
+def _convolve_with_a_zero_channel(x: Array, kernel: Array, pads: _Pads) -> Array:
+    missing = (0, _NARROW + 1 - x.shape[-1])
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), missing))
+    return _stock(x, jnp.pad(kernel, ((0, 0), (0, 0), missing, (0, 0))), (1, 1), pads, (1, 1), None)
+
+
+def _convolve_pixel_by_pixel(x: Array, kernel: Array, pads: _Pads) -> Array:
+    """The convolution as one product of every pixel with all taps, shifted and summed."""
+    height, width, channels, features = kernel.shape
+    rows, columns = (x.shape[1 + axis] + sum(pads[axis]) - kernel.shape[axis] + 1 for axis in (0, 1))
+    products = lax.dot_general(x, kernel.transpose(2, 0, 1, 3).reshape(channels, -1), (((3,), (0,)), ((), ())))
+    products = lax.optimization_barrier(products.reshape(*x.shape[:3], height, width, features))
+    products = jnp.pad(products, ((0, 0), *pads, (0, 0), (0, 0), (0, 0)))
+    taps = [products[:, i : i + rows, j : j + columns, i, j] for i in range(height) for j in range(width)]
+    return functools.reduce(jnp.add, taps)
+
+
+def _convolve_pixel_groups(x: Array, kernel: Array, pads: _Pads) -> Array:
     """The convolution with 2 or 4 neighbouring pixels of a row as the channels of one."""
     height, width, channels, features = kernel.shape
     columns = x.shape[2] + sum(pads[1]) - width + 1
@@ -101,7 +162,7 @@ def _convolve_pixel_groups(x: Array, kernel: Array, pads: _Pads, precision: Any)
     shifted = [jnp.pad(kernel, ((0, 0), (i, group - 1 - i), (0, 0), (0, 0))) for i in range(group)]
     # Without the barrier XLA would shift the kernels anew in every loop.
     wide = lax.optimization_barrier(jnp.stack(shifted, 3).reshape(height, -1, channels, group * features))
-    grouped = _stock(x, wide, (1, group), pads, (1, 1), precision)
+    grouped = _stock(x, wide, (1, group), pads, (1, 1), None)
     return grouped.reshape(*grouped.shape[:2], columns, features)
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from spa_jax.attacks import attack_from_config
+from spa_jax.catalogue import attack_from_config
 from spa_jax.configuration import build, check_keys, check_spec, freeze
 from spa_jax.data import Augmentation, Dataset, load_dataset, steps_per_epoch
 from spa_jax.engine import PureAttack
@@ -210,7 +210,9 @@ def _attack_specs(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _check_fit(spec: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:
     """Apply the attack's space to an image of that shape, abstractly: a colour edit of grey images fails here."""
-    attack = attack_from_config({name: value for name, value in spec.items() if name not in ("restarts", "at_once")})
+    attack = attack_from_config(spec)
+    while hasattr(attack, "attack"):
+        attack = attack.attack
     lifted = getattr(attack, "space", None)
     if lifted is None:
         return

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from spa_jax.attacks import shrunk
+from spa_jax.combinators import shrunk
 from spa_jax.data import Augmentation, augment, to_unit_float
 from spa_jax.engine import PureAttack
 from spa_jax.losses import cross_entropy

@@ -9,6 +9,8 @@ from flax import nnx
 from spa_jax.models import create_model, from_nnx, parameter_count
 from spa_jax.models.layers import convolution
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 class Network(nnx.Module):
     def __init__(self, rngs):

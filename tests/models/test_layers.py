@@ -12,6 +12,8 @@ from jax import lax
 
 from spa_jax.models.layers import batch_norm, conv, convolution, max_pool, relu, require_images, require_positive
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NHWC = ("NHWC", "HWIO", "NHWC")
 CASES = [
     # image, kernel, stride, padding
@@ -76,8 +78,14 @@ def test_convolution_keeps_its_type_and_gradient_in_low_precision(dtype, toleran
         np.testing.assert_allclose(mine, other, atol=tolerance * float(jnp.abs(other).max()))
 
 
-NARROW = [
+NARROW_OR_WIDE = [
     # channels, features, kernel, columns, padding
+    (32, 32, 3, 8, "SAME"),
+    (32, 40, 3, 5, ((4, 2), (0, 2))),
+    (40, 32, 3, 5, ((0, 6), (1, 0))),
+    (32, 32, 3, 5, ((-1, 2), (1, 0))),
+    (32, 32, 3, 5, "VALID"),
+    (32, 32, 5, 5, "SAME"),
     (16, 16, 3, 8, "SAME"),
     (3, 16, 3, 8, "SAME"),
     (16, 3, 3, 8, "SAME"),
@@ -87,11 +95,12 @@ NARROW = [
     (6, 16, 5, 9, "VALID"),
     (16, 40, 3, 4, "SAME"),
     (12, 8, 1, 5, "SAME"),
+    (16, 3, 3, 8, ((3, 1), (-1, 2))),
 ]
 
 
-@pytest.mark.parametrize(("channels", "features", "kernel_size", "columns", "padding"), NARROW)
-def test_narrow_convolutions_equal_the_stock_ones(channels, features, kernel_size, columns, padding):
+@pytest.mark.parametrize(("channels", "features", "kernel_size", "columns", "padding"), NARROW_OR_WIDE)
+def test_narrow_and_wide_convolutions_equal_the_stock_ones(channels, features, kernel_size, columns, padding):
     random = np.random.default_rng(0)
     shapes = (2, 6, columns, channels), (kernel_size, kernel_size, channels, features)
     pairs = values_and_gradients(

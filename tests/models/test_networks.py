@@ -10,6 +10,8 @@ import pytest
 
 from spa_jax.models import MODELS, create_model, init_variables, parameter_count
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PARAMETERS = [
     # He et al. 2016: 0.27M; Zagoruyko and Komodakis 2016: 36.5M; PreActResNet-18: 11.17M; LeNet-5 on MNIST: 61.7K
     ("lenet5", (28, 28, 1), {}, 61_706),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from spa_jax.attacks import attack_from_config
+from spa_jax.catalogue import attack_from_config
 from spa_jax.training.learner import Learner, Metrics, TrainStep, interleave, separate
 from spa_jax.training.state import TrainState
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from spa_jax.attacks import attack_from_config, with_fields
+from spa_jax.catalogue import attack_from_config
+from spa_jax.combinators import with_fields
 from spa_jax.losses import kl_divergence
 from spa_jax.training.learner import Learner, Metrics, TrainStep, interleave, separate
 from spa_jax.training.state import TrainState

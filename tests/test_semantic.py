@@ -1,0 +1,103 @@
+"""The SPA attack against the joint optimum of a linear victim, and the parts of its record."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from spa_jax import (
+    attribute,
+    cross_entropy,
+    margin,
+    spa,
+    with_fields,
+)
+from tests.attack_cases import (
+    BATCH,
+    INNER,
+    KEY,
+    LIGHT,
+    LIGHT_GAIN,
+    MLP,
+    NOISE_GAIN,
+    SPA,
+    TWO,
+    W,
+    X,
+    Y,
+    assert_consistent,
+    assert_never_weaker,
+)
+from tests.victims import SIZE, linear, margins
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.mark.parametrize(
+    ("search", "solver", "share"),
+    [
+        ("joint", "projected_gradient", 1.0),
+        ("joint", "apgd", 1.0),
+        ("alternating", "projected_gradient", 1.0),
+        ("grid", "projected_gradient", 1.0),
+        ("random", "projected_gradient", 0.5),
+    ],
+)
+def test_every_search_of_spa_reaches_the_joint_optimum(search, solver, share):
+    attack = spa(0.2, LIGHT, 20, 0.25, search=search, solver=solver, loss="margin", candidates=5, unroll=1)
+    result = attack(KEY, linear(W), INNER, TWO)
+    clean = margins(W, INNER, TWO)
+    gain = np.asarray(result.value, np.float64) - clean
+    assert np.all(gain >= NOISE_GAIN + share * LIGHT_GAIN - 1e-4)
+    assert np.all(gain <= NOISE_GAIN + LIGHT_GAIN + 1e-4)
+    assert np.all(np.asarray(result.edited.value) - clean >= share * LIGHT_GAIN - 1e-4)
+    np.testing.assert_allclose(result.edited.x, np.clip(INNER + bright(result.edited), 0, 1), atol=1e-6)
+    if search in ("grid", "random"):
+        np.testing.assert_array_equal(result.variables["brightness"], result.edited.variables["brightness"])
+    assert_consistent(result, linear(W), TWO, margin)
+    assert_consistent(result.edited, linear(W), TWO, margin)
+
+
+def bright(result):
+    return np.asarray(result.variables["brightness"])[:, None, None, None]
+
+
+def test_spa_is_never_weaker_than_clean_attribute_only_or_noise_only():
+    result = SPA(KEY, MLP, X, Y)
+    clean, noise_only = X, jnp.clip(X + result.variables["noise"], 0, 1)
+    for candidate in (clean, result.edited.x, noise_only, SPA.edit(result.variables, X)):
+        logits = MLP(None, candidate)
+        seen = dataclasses.make_dataclass("Seen", ["success", "value"])(
+            np.argmax(logits, axis=-1) != Y, cross_entropy(logits, Y)
+        )
+        assert_never_weaker(result, seen)
+
+
+def test_spa_prefers_a_noise_only_image_that_beats_its_joint_point():
+    """Light of either sign harms the attack, and its steps are too long to come to rest at none."""
+
+    def afraid_of_light(w, keys, x):
+        loss = 0.3 * jnp.abs(jnp.mean(x, axis=(1, 2, 3)) - 0.5)
+        return linear(w)(keys, x) + loss[:, None] * jnp.array([0.5, -0.5])
+
+    x = jnp.full((BATCH, *SIZE), 0.5, jnp.float32)
+    balanced = W - jnp.mean(W)
+    attack = spa(0.01, {"light": attribute("brightness")}, 3, 0.5, attribute_step_size=2.0, loss="margin", unroll=1)
+    result = attack(KEY, Partial(afraid_of_light, balanced), x, jnp.zeros(BATCH, jnp.int32))
+    np.testing.assert_array_equal(result.variables["light"], 0)
+    np.testing.assert_allclose(result.value, 0.01 * np.sum(np.abs(balanced)), rtol=0.2)
+
+
+def test_the_record_of_spa_fits_together():
+    for result in (SPA(KEY, MLP, X, Y), with_fields(SPA, keep="last")(KEY, MLP, X, Y)):
+        edited = SPA.edit(result.variables, X)
+        assert np.max(np.abs(np.asarray(result.x) - np.asarray(edited))) <= 0.05 + 1e-6
+        np.testing.assert_allclose(result.x, jnp.clip(edited + result.variables["noise"], 0, 1), atol=1e-6)
+        np.testing.assert_allclose(result.edited.x, SPA.edit(result.edited.variables, X), atol=1e-6)
+        np.testing.assert_array_equal(result.edited.variables["noise"], 0)
+        assert np.all(np.abs(result.variables["rotation"]) <= 20)
+        assert np.all((result.variables["contrast"] >= 0.7) & (result.variables["contrast"] <= 1.3))
+        assert_consistent(result, MLP, Y)
+        assert_consistent(result.edited, MLP, Y)
