@@ -9,8 +9,7 @@ import jax
 from absl import flags
 
 from spa_jax import launching
-from spa_jax.configuration import suggest
-from spa_jax.errors import ConfigError
+from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.export import export_attack
 from spa_jax.evaluation.run import load_victim
 from spa_jax.parallel import data_mesh

@@ -3,7 +3,6 @@
 Everything here takes plain nested mappings as well as `ml_collections.ConfigDict`.
 """
 
-import difflib
 import inspect
 import json
 import types
@@ -11,7 +10,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from spa_jax.errors import ConfigError
+from spa_jax.errors import ConfigError, listed, suggest
 
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 _SEQUENCES = (tuple, list, Sequence, Iterable)
@@ -100,7 +99,7 @@ def check_spec(
     """
     spec = _plain(spec)
     if not isinstance(spec, Mapping) or "name" not in spec:
-        raise ConfigError(f"{path}={spec!r} must be a mapping with a `name`; {kind}s by name: {_listed(registry)}")
+        raise ConfigError(f"{path}={spec!r} must be a mapping with a `name`; {kind}s by name: {listed(registry)}")
     name = spec["name"]
     if name not in registry:
         raise ConfigError(f"{path}.name={name!r} is no {kind}{suggest(name, registry)}")
@@ -125,14 +124,14 @@ def check_keys(config: Any, allowed: Mapping[str, Any], path: str = "config") ->
     """
     config = _plain(config)
     if not isinstance(config, Mapping):
-        raise ConfigError(f"{path}={config!r} must be a mapping with the keys {_listed(allowed)}")
+        raise ConfigError(f"{path}={config!r} must be a mapping with the keys {listed(allowed)}")
     for key in config:
         if key not in allowed:
             raise ConfigError(f"{path}.{key} is unknown{suggest(key, allowed)}")
     for key, expected in allowed.items():
         if key not in config:
             if isinstance(expected, Mapping) or not _matches(None, expected):
-                raise ConfigError(f"{path}.{key} is missing; {path} has the keys {_listed(allowed)}")
+                raise ConfigError(f"{path}.{key} is missing; {path} has the keys {listed(allowed)}")
         elif isinstance(expected, Mapping):
             check_keys(config[key], expected, f"{path}.{key}")
         else:
@@ -168,16 +167,6 @@ def diff(a: Any, b: Any) -> list[str]:
     keys = sorted(left.keys() | right.keys())
     changed = [key for key in keys if key not in left or key not in right or left[key] != right[key]]
     return [f"{key}: {_shown(left, key)} -> {_shown(right, key)}" for key in changed]
-
-
-def suggest(name: Any, valid: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest valid one, if one is near, and all of them."""
-    near = difflib.get_close_matches(str(name), list(valid), n=1)
-    return (f"; did you mean {near[0]!r}?" if near else ";") + f" valid: {_listed(valid)}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
 
 
 def _plain(config: Any) -> Any:
@@ -231,7 +220,7 @@ def _check_names(
     known = {"name", *spec, *provided}
     for key, parameter in named.items():
         if key not in known and parameter.default is inspect.Parameter.empty:
-            raise ConfigError(f"{path}.{key} is missing: {what} needs it; it takes {_listed(named)}")
+            raise ConfigError(f"{path}.{key} is missing: {what} needs it; it takes {listed(named)}")
 
 
 def _check_type(value: Any, annotation: Any, path: str) -> None:

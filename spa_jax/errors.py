@@ -1,5 +1,9 @@
 """The errors of spa_jax that a caller may want to tell apart; every one of them is a ValueError."""
 
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
 
 class SpaError(ValueError):
     """Base of all errors that spa_jax raises by a name of its own."""
@@ -15,3 +19,14 @@ class CheckpointError(SpaError):
 
 class ConfigError(SpaError):
     """A config has a misspelt or missing key or a wrong type, or is not the one a checkpoint was made with."""
+
+
+def suggest(name: Any, valid: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest valid one, if one is near, and all of them."""
+    near = difflib.get_close_matches(str(name), list(valid), n=1)
+    return (f"; did you mean {near[0]!r}?" if near else ";") + f" valid: {listed(valid)}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in order, for a message."""
+    return ", ".join(sorted(names)) or "none"

@@ -37,12 +37,13 @@ def define_flags(default_workdir: str | None = None) -> Any:
     )
 
 
-def launch(main: Callable[[], Any], *, collectives: bool = True) -> None:
+def launch(main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda: True) -> None:
     """Parse the flags, set up the devices and run `main`, whose errors end the program with one line and status 2.
 
     Args:
         main: the program.
-        collectives: whether its devices wait for each other, see `spa_jax.parallel.use_host_cores`.
+        collectives: asked when the flags are parsed whether devices will wait for each other, see
+            `spa_jax.parallel.use_host_cores`.
     """
     flags.mark_flags_as_required(["config"])
 
@@ -51,7 +52,7 @@ def launch(main: Callable[[], Any], *, collectives: bool = True) -> None:
             raise app.UsageError(f"arguments {arguments[1:]!r} are no flags; flags begin with --")
         logging.set_verbosity(logging.WARNING)
         try:
-            _set_up_devices(collectives)
+            _set_up_devices(collectives())
             main()
         except (ValueError, OSError) as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)

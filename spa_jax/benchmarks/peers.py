@@ -16,8 +16,7 @@ import jax
 import numpy as np
 
 from spa_jax.benchmarks.torch_port import to_torch
-from spa_jax.configuration import suggest
-from spa_jax.errors import ConfigError
+from spa_jax.errors import ConfigError, suggest
 
 Peer: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`(images [b, h, w, c] in [0, 1], labels [b]) -> adversarial images [b, h, w, c]`, NumPy to NumPy."""

@@ -1,14 +1,14 @@
 """Data sets by name."""
 
-import difflib
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from spa_jax.data import digits, folder, rotated_mnist, synthetic, tfds_source
 from spa_jax.data.types import Dataset
+from spa_jax.errors import suggest
 
 Source = Callable[..., Dataset]
 
@@ -71,9 +71,7 @@ def load_dataset(
         DataNotFoundError: the data are not there; the message says how to prepare them.
     """
     if name not in SOURCES:
-        raise ValueError(
-            f"name={name!r} is no data set{_suggestion(name, SOURCES)}; valid: {', '.join(sorted(SOURCES))}"
-        )
+        raise ValueError(f"name={name!r} is no data set{suggest(name, SOURCES)}")
     source = SOURCES[name]
     common = {"data_dir": data_dir, "validation_size": validation_size, "seed": seed}
     parameters = _open_parameters(source)
@@ -95,11 +93,4 @@ def _open_parameters(source: Source) -> dict[str, inspect.Parameter]:
 def _check_options(name: str, options: dict[str, Any], valid: set[str]) -> None:
     for option, value in options.items():
         if option not in valid:
-            listed = ", ".join(sorted(valid)) or "none"
-            hint = _suggestion(option, valid)
-            raise ValueError(f"{option}={value!r} is no option of data set {name!r}{hint}; valid: {listed}")
-
-
-def _suggestion(word: str, valid: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, valid, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"{option}={value!r} is no option of data set {name!r}{suggest(option, valid)}")

@@ -5,11 +5,10 @@ images belongs to the victim, not to the network.
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from spa_jax.errors import suggest
 from spa_jax.models.layers import require_images
 from spa_jax.models.lenet5 import LeNet5
 from spa_jax.models.preact_resnet18 import PreActResNet18
@@ -60,7 +60,7 @@ def create_model(name: Any, *, num_classes: Any, input_shape: Any, **options: An
             rule, or the images are too small for the network.
     """
     if not isinstance(name, str) or name not in MODELS:
-        raise ValueError(f"name={name!r} is no model{_suggestion(name, MODELS)}; valid: {', '.join(MODELS)}")
+        raise ValueError(f"name={name!r} is no model{suggest(name, MODELS)}")
     model = MODELS[name](**_checked_options(name, {"num_classes": num_classes, **options}))
     require_images(name, (1, *_checked_input_shape(input_shape)), model.minimum_size)
     return model
@@ -71,8 +71,7 @@ def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     valid = [field for field in hints if field != "num_classes"]
     for option, value in options.items():
         if option not in hints:
-            hint = _suggestion(option, valid)
-            raise ValueError(f"{option}={value!r} is no option of model {name!r}{hint}; valid: {', '.join(valid)}")
+            raise ValueError(f"{option}={value!r} is no option of model {name!r}{suggest(option, valid)}")
         if option != "dtype" and not _is_of_type(value, hints[option]):
             wanted = getattr(hints[option], "__name__", str(hints[option]))
             raise ValueError(f"{option}={value!r} has the type {type(value).__name__}; model {name!r} takes {wanted}")
@@ -107,11 +106,6 @@ def _checked_input_shape(shape: Any) -> tuple[int, ...]:
     if len(sizes) != 3 or not all(type(size) is int and size >= 1 for size in sizes):
         raise ValueError(f"input_shape={shape!r} must be (height, width, channels), integers of 1 or larger")
     return sizes
-
-
-def _suggestion(word: Any, valid: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(word), list(valid), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def init_variables(model: nn.Module, key: Any, input_shape: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from spa_jax.data import SOURCES, load_dataset
 
 
 def test_unknown_name_lists_the_valid_ones_and_suggests_one():
-    with pytest.raises(ValueError, match=r"name='cifar-10' is no data set \(did you mean 'cifar10'\?\)") as error:
+    with pytest.raises(ValueError, match=r"name='cifar-10' is no data set; did you mean 'cifar10'\?") as error:
         load_dataset("cifar-10")
     assert all(name in str(error.value) for name in SOURCES)
 
