@@ -10,7 +10,6 @@ value is the mean of the two one-sided ones.
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from spa_jax.errors import suggest
 from spa_jax.numerics import clip_to_unit
 from spa_jax.types import Image, Scalar
 
@@ -38,7 +38,8 @@ class Edit:
         name: its key in `EDITS`.
         function: `(image, value) -> image`.
         identity: the value that leaves the image alone.
-        low, high: the default range of the value, in the unit that the function documents.
+        low, high: the default range of the value.
+        unit: of the value, for people to read; the function documents it.
         source: where the default range comes from.
         needs_color: whether the edit is defined for images of 3 channels only.
     """
@@ -48,6 +49,7 @@ class Edit:
     identity: float
     low: float
     high: float
+    unit: str
     source: str
     needs_color: bool = False
 
@@ -355,16 +357,18 @@ _OURS = "our choice"
 EDITS: dict[str, Edit] = {
     edit.name: edit
     for edit in (
-        Edit("rotation", rotate, 0.0, -10.0, 10.0, f"{_CAA}: 10 degrees either way; the SPA code's MNIST-ROT has 40"),
-        Edit("translation_x", translate_x, 0.0, -0.1, 0.1, f"{_OURS}: a tenth of the width"),
-        Edit("translation_y", translate_y, 0.0, -0.1, 0.1, f"{_OURS}: a tenth of the height"),
-        Edit("scale", scale, 1.0, 0.8, 1.2, f"{_OURS}: a fifth smaller or larger"),
-        Edit("shear", shear, 0.0, -10.0, 10.0, f"{_OURS}: as rotation"),
-        Edit("hue", hue, 0.0, -math.pi, math.pi, f"{_CAA}: the whole circle", needs_color=True),
-        Edit("saturation", saturation, 1.0, 0.7, 1.3, f"{_CAA}: 0.7 to 1.3", needs_color=True),
-        Edit("brightness", brightness, 0.0, -0.2, 0.2, f"{_CAA}: 0.2 either way"),
-        Edit("contrast", contrast, 1.0, 0.7, 1.3, f"{_CAA}: 0.7 to 1.3"),
-        Edit("blur", gaussian_blur, 0.0, 0.0, 1.0, f"{_OURS}: up to one pixel"),
+        Edit(
+            "rotation", rotate, 0.0, -10.0, 10.0, "degrees", f"{_CAA}: 10 either way; SPA's MNIST-ROT has 40"
+        ),
+        Edit("translation_x", translate_x, 0.0, -0.1, 0.1, "widths", f"{_OURS}: a tenth of the width"),
+        Edit("translation_y", translate_y, 0.0, -0.1, 0.1, "heights", f"{_OURS}: a tenth of the height"),
+        Edit("scale", scale, 1.0, 0.8, 1.2, "times", f"{_OURS}: a fifth smaller or larger"),
+        Edit("shear", shear, 0.0, -10.0, 10.0, "degrees", f"{_OURS}: as rotation"),
+        Edit("hue", hue, 0.0, -math.pi, math.pi, "radians", f"{_CAA}: the whole circle", needs_color=True),
+        Edit("saturation", saturation, 1.0, 0.7, 1.3, "times", f"{_CAA}: 0.7 to 1.3", needs_color=True),
+        Edit("brightness", brightness, 0.0, -0.2, 0.2, "of full light", f"{_CAA}: 0.2 either way"),
+        Edit("contrast", contrast, 1.0, 0.7, 1.3, "times", f"{_CAA}: 0.7 to 1.3"),
+        Edit("blur", gaussian_blur, 0.0, 0.0, 1.0, "pixels", f"{_OURS}: up to one pixel"),
     )
 }
 """The image edits by name, with their default ranges and where those come from."""
@@ -378,6 +382,4 @@ def get_edit(name: str) -> Edit:
     """
     if name in EDITS:
         return EDITS[name]
-    close = difflib.get_close_matches(name, EDITS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"edit name={name!r} must be one of {', '.join(EDITS)}{hint}")
+    raise ValueError(f"edit name={name!r} is no edit{suggest(name, EDITS)}")

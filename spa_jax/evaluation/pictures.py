@@ -141,7 +141,7 @@ def _predictions(predict: Predict, key: Key, index: Any, images: Images) -> Labe
 def _laid_out(name: str, found: Mapping[str, Any]) -> Sheet:
     clean, attacked = found["images"]["clean"], found["images"]["attacked"]
     attributes, noise = _parts(found["variables"]["attacked"])
-    names = "".join(f"\n{attribute}" for attribute in attributes)
+    names = "".join(f"\n{_with_unit(attribute)}" for attribute in attributes)
     rows = [SheetRow("clean", clean, found["predictions"]["clean"], [""] * len(clean))]
     if "edited" in found["images"]:
         captions = _captions(_parts(found["variables"]["edited"])[0], len(clean))
@@ -341,9 +341,13 @@ def _draw_panel(axes: Any, name: str, kind: str, lines: Mapping[str, Curve], mod
     _label_lines(axes, lines, styles)
 
 
+def _with_unit(attribute: str) -> str:
+    return f"{attribute} in {EDITS[attribute].unit}" if attribute in EDITS else f"value of {attribute}"
+
+
 def _style_panel(axes: Any, name: str, kind: str) -> None:
     axes.set_title(name, loc="left", fontsize=9.5)
-    axes.set_xlabel("radius" if kind == "radius" else f"value of {name}", fontsize=8)
+    axes.set_xlabel("radius" if kind == "radius" else _with_unit(name), fontsize=8)
     axes.set_ylim(-2, 102)
     axes.set_yticks(range(0, 101, 20), [f"{tick} %" for tick in range(0, 101, 20)])
     axes.margins(x=0.02)
