@@ -357,9 +357,7 @@ _OURS = "our choice"
 EDITS: dict[str, Edit] = {
     edit.name: edit
     for edit in (
-        Edit(
-            "rotation", rotate, 0.0, -10.0, 10.0, "degrees", f"{_CAA}: 10 either way; SPA's MNIST-ROT has 40"
-        ),
+        Edit("rotation", rotate, 0.0, -10.0, 10.0, "degrees", f"{_CAA}: 10 either way; SPA's MNIST-ROT has 40"),
         Edit("translation_x", translate_x, 0.0, -0.1, 0.1, "widths", f"{_OURS}: a tenth of the width"),
         Edit("translation_y", translate_y, 0.0, -0.1, 0.1, "heights", f"{_OURS}: a tenth of the height"),
         Edit("scale", scale, 1.0, 0.8, 1.2, "times", f"{_OURS}: a fifth smaller or larger"),
