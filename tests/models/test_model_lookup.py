@@ -10,14 +10,14 @@ from spa_jax.models import create_model, init_variables, parameter_count
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("resnet2O", {}, r"name='resnet2O' is no model \(did you mean 'resnet20'\?\); valid: lenet5, .*wide_resnet28"),
+        ("resnet2O", {}, r"name='resnet2O' is no model; did you mean 'resnet20'\? valid: lenet5, .*wide_resnet28"),
         (None, {}, "name=None is no model"),
         (
             "resnet20",
             {"widht": 8},
-            r"widht=8 is no option of .*resnet20' \(did you mean 'width'\?\); valid: width, dtype",
+            r"widht=8 is no option of .*resnet20'; did you mean 'width'\? valid: .*dtype, width",
         ),
-        ("lenet5", {"axis_name": "data"}, "axis_name='data' is no option of model 'lenet5'; valid: width, dtype"),
+        ("lenet5", {"axis_name": "data"}, "axis_name='data' is no option of model 'lenet5'; valid: dtype, width"),
         ("resnet20", {"width": 8.0}, "width=8.0 has the type float; model 'resnet20' takes int"),
         ("resnet20", {"width": True}, "width=True has the type bool"),
         ("resnet20", {"axis_name": 3}, r"axis_name=3 has the type int; model 'resnet20' takes str \| None"),
