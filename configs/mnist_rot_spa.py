@@ -2,6 +2,10 @@
 
     python launch/train.py --config configs/mnist_rot_spa.py --workdir runs/mnist_rot_spa --data_dir DIR
 
+24 minutes on two cores that did other work too, killed with `kill -9` at step 1796 of 2718 and gone on from 1359. Seen
+with seed 0 on all 30,000 rotated test images (10,000 digits at three angles): clean 97.9 % [97.7, 98.0], PGD-20 with 2
+restarts 74.5 % [74.0, 75.0], the worst case over PGD, the joint attack and 41 angles 57.9 % [57.4, 58.5].
+
 DIR holds `mnist` as tensorflow-datasets prepares it. A turn of 20 degrees from each of the three angles fills the
 whole range from -60 to 60 degrees; the radius 0.2 is our choice (the authors' demo has 0.3).
 """
