@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from spa_jax.models import create_model, from_nnx, parameter_count
-from spa_jax.models.layers import convolution
+from spa_jax.models.convolution import convolution
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
