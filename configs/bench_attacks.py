@@ -4,10 +4,12 @@ python launch/benchmark.py --config configs/bench_attacks.py --workdir runs/benc
 
 Without the libraries of the `bench` extra: `--config configs/bench_attacks.py:peers=false`.
 
-Nine minutes on two cores with 3 repeats. Seen, examples a second under PGD-10 at batch 128 (small CNN / ResNet-20):
-this library 500 / 55 on two host devices and 322 / 37 on one; torchattacks 338 / 58, foolbox on PyTorch 348 / 59,
-foolbox on JAX 289 / 34, ART 202 / 53, a channels-last PyTorch loop 494 / 69, torch.compile 198 / 90. Multiples of the
-floor: PGD 1.01 / 0.94, rotation and noise together 1.34 / 1.05. So PyTorch is still faster on ResNet-20.
+Ten minutes on two cores with 3 repeats. Seen in one run, examples a second under PGD-10 at batch 128 (small CNN /
+ResNet-20): this library 600 / 76 on two host devices, 606 / 80 in chunks of 32, 336 / 33 on one device; torchattacks
+248 / 43, foolbox on PyTorch 287 / 45, foolbox on JAX 270 / 33, ART 252 / 38, a channels-last PyTorch loop 401 / 55,
+torch.compile 165 / 67. Multiples of the floor: PGD 0.98 / 0.95, rotation and noise together 1.19 / 0.97. The machine
+drifts by a third from hour to hour, so only ratios of one run count: round by round torch.compile took 1.07 times as
+long as PGD on ResNet-20, and 1.03 in a second run of 6 rounds, in which PGD in chunks took 0.88 of PGD.
 """
 
 from ml_collections import ConfigDict
