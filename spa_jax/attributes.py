@@ -360,12 +360,12 @@ EDITS: dict[str, Edit] = {
         Edit("rotation", rotate, 0.0, -10.0, 10.0, "degrees", f"{_CAA}: 10 either way; SPA's MNIST-ROT has 40"),
         Edit("translation_x", translate_x, 0.0, -0.1, 0.1, "widths", f"{_OURS}: a tenth of the width"),
         Edit("translation_y", translate_y, 0.0, -0.1, 0.1, "heights", f"{_OURS}: a tenth of the height"),
-        Edit("scale", scale, 1.0, 0.8, 1.2, "times", f"{_OURS}: a fifth smaller or larger"),
+        Edit("scale", scale, 1.0, 0.8, 1.2, "multiples", f"{_OURS}: a fifth smaller or larger"),
         Edit("shear", shear, 0.0, -10.0, 10.0, "degrees", f"{_OURS}: as rotation"),
         Edit("hue", hue, 0.0, -math.pi, math.pi, "radians", f"{_CAA}: the whole circle", needs_color=True),
-        Edit("saturation", saturation, 1.0, 0.7, 1.3, "times", f"{_CAA}: 0.7 to 1.3", needs_color=True),
-        Edit("brightness", brightness, 0.0, -0.2, 0.2, "of full light", f"{_CAA}: 0.2 either way"),
-        Edit("contrast", contrast, 1.0, 0.7, 1.3, "times", f"{_CAA}: 0.7 to 1.3"),
+        Edit("saturation", saturation, 1.0, 0.7, 1.3, "multiples", f"{_CAA}: 0.7 to 1.3", needs_color=True),
+        Edit("brightness", brightness, 0.0, -0.2, 0.2, "shares of white", f"{_CAA}: 0.2 either way"),
+        Edit("contrast", contrast, 1.0, 0.7, 1.3, "multiples", f"{_CAA}: 0.7 to 1.3"),
         Edit("blur", gaussian_blur, 0.0, 0.0, 1.0, "pixels", f"{_OURS}: up to one pixel"),
     )
 }

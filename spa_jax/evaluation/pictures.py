@@ -68,11 +68,13 @@ class Sheet:
         attack: its name.
         labels: the true classes.
         rows: from top to bottom.
+        attributes: names of the edits whose values stand under the images, in their order.
     """
 
     attack: str
     labels: TileLabels
     rows: Sequence[SheetRow]
+    attributes: Sequence[str] = ()
 
 
 def make_sheet(
@@ -141,7 +143,7 @@ def _predictions(predict: Predict, key: Key, index: Any, images: Images) -> Labe
 def _laid_out(name: str, found: Mapping[str, Any]) -> Sheet:
     clean, attacked = found["images"]["clean"], found["images"]["attacked"]
     attributes, noise = _parts(found["variables"]["attacked"])
-    names = "".join(f"\n{_with_unit(attribute)}" for attribute in attributes)
+    names = "".join(f"\n{attribute}" for attribute in attributes)
     rows = [SheetRow("clean", clean, found["predictions"]["clean"], [""] * len(clean))]
     if "edited" in found["images"]:
         captions = _captions(_parts(found["variables"]["edited"])[0], len(clean))
@@ -153,7 +155,7 @@ def _laid_out(name: str, found: Mapping[str, Any]) -> Sheet:
         gain = _gain(noise)
         legend = f"\norange +\nviolet {_MINUS}" if noise.shape[-1] == 1 else ""
         rows.append(SheetRow(f"noise {_TIMES} {gain:g}{legend}", 0.5 + gain * noise, None, [""] * len(clean)))
-    return Sheet(name, found["labels"], rows)
+    return Sheet(name, found["labels"], rows, tuple(attributes))
 
 
 def _parts(variables: Any) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
@@ -217,8 +219,11 @@ def _write_heading(canvas: "_Canvas", sheet: Sheet, model: str) -> None:
     right = int(np.sum(attacked.predictions == sheet.labels))
     title = f"{model} under {sheet.attack}: {right} of {len(sheet.labels)} stay right"
     canvas.text(24, 40, title, 12.0, "black", ha="left")
-    explanation = "Under each image the prediction, ✓ right or ✗ wrong, and the value of the edit."
-    canvas.text(24, 92, f"{explanation} First examples of each class, not chosen by outcome.", 7.5, _MUTED, ha="left")
+    values = f", and {', '.join(map(_with_unit, sheet.attributes))}" if sheet.attributes else ""
+    explanation = (
+        f"First examples of each class, not chosen by outcome. Below: the prediction, ✓ right or ✗ wrong{values}."
+    )
+    canvas.text(24, 92, explanation, 7.5, _MUTED, ha="left")
 
 
 def _write_under(
