@@ -13,7 +13,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "--config.model.width=2",
-    "--config.model.hidden=8",
     "--config.training.batch_size=240",
     "--config.evaluation.num_examples=20",
 )
