@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 SMALL = (
     "--config.model.width=2",
     "--config.training.batch_size=240",
-    "--config.evaluation.num_examples=20",
 )
 
 
