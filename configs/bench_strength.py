@@ -12,6 +12,7 @@ takes 392 test images of 8x8 pixels. Two victims, trained at once: standard, and
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
@@ -51,5 +52,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
             },
         },
     }
-    data = {"name": args["dataset"], "data_dir": None}
+    data = {"name": args["dataset"], "data_dir": placeholder(str)}
     return ConfigDict({"name": "bench_strength", "seed": 0, "data": data, "strength": strength})

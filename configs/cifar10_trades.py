@@ -10,6 +10,7 @@ For a GPU or a TPU. Not run to its end: no accelerator was at hand.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
@@ -24,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {
             "name": "trades",
             "seed": 0,
-            "data": {"name": "cifar10", "data_dir": None, "validation_size": 1000},
+            "data": {"name": "cifar10", "data_dir": placeholder(str), "validation_size": 1000},
             "normalization": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)},
             "augmentation": {"crop_padding": 4, "flip": True},
             "model": {"name": "wide_resnet28_10", "dtype": args["dtype"]},
@@ -50,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "selection_attack": pgd | {"num_steps": 10},
                 "select_by": "robust",
                 "survivors_only": True,
-                "num_examples": None,
+                "num_examples": placeholder(int),
                 "radii": (0.0, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
                 "radius_attack": "PGD-20",
                 "attribute_points": 0,

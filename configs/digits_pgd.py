@@ -4,6 +4,7 @@ python launch/train.py --config configs/digits_pgd.py --workdir runs/digits_pgd
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
@@ -16,7 +17,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {
             "name": "pgd",
             "seed": 0,
-            "data": {"name": "digits", "data_dir": None},
+            "data": {"name": "digits", "data_dir": placeholder(str)},
             "model": {"name": "small_cnn", "width": 32},
             "recipe": {"name": "adversarial", "attack": pgd | {"num_steps": 5, "keep": "last"}},
             "optimizer": {"name": "adamw", "weight_decay": 1e-4},
@@ -40,7 +41,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "selection_attack": pgd | {"num_steps": 10},
                 "select_by": "robust",
                 "survivors_only": False,
-                "num_examples": None,
+                "num_examples": placeholder(int),
                 "radii": (0.0, 0.05, 0.1, 0.15, 0.2, 0.3),
                 "radius_attack": "PGD",
                 "attribute_points": 0,

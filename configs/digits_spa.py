@@ -10,6 +10,7 @@ nothing, and a network of this size can still learn to resist both. At 8x8 pixel
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
@@ -25,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = {
         "name": "spa",
         "seed": 0,
-        "data": {"name": "digits", "data_dir": None},
+        "data": {"name": "digits", "data_dir": placeholder(str)},
         "model": {"name": "small_cnn", "width": 32},
         "recipe": {"name": "spa_direct", "attack": joint | {"num_steps": 5, "keep": "last"}},
         "optimizer": {"name": "adamw", "weight_decay": 1e-4},
@@ -55,7 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "selection_attack": joint | {"num_steps": 10},
             "select_by": "robust",
             "survivors_only": False,
-            "num_examples": None,
+            "num_examples": placeholder(int),
             "radii": (0.0, 0.05, 0.1, 0.15, 0.2, 0.3),
             "radius_attack": "joint",
             "attribute_points": 21,

@@ -4,6 +4,7 @@ python launch/train.py --config configs/digits_standard.py --workdir runs/digits
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
@@ -19,7 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {
             "name": "standard",
             "seed": 0,
-            "data": {"name": "digits", "data_dir": None},
+            "data": {"name": "digits", "data_dir": placeholder(str)},
             "model": {"name": "small_cnn", "width": 32},
             "recipe": {"name": "standard"},
             "optimizer": {"name": "adamw", "weight_decay": 1e-4},
@@ -44,7 +45,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "selection_attack": {"name": "pgd", "radius": RADIUS, "num_steps": 10},
                 "select_by": "clean",
                 "survivors_only": False,
-                "num_examples": None,
+                "num_examples": placeholder(int),
                 "radii": (0.0, 0.025, 0.05, 0.1, 0.2, 0.3),
                 "radius_attack": "joint",
                 "attribute_points": 21,

@@ -10,6 +10,7 @@ The radius grows over the first 30 % of the steps: at full radius from the start
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
@@ -22,7 +23,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {
             "name": "pgd",
             "seed": 0,
-            "data": {"name": "mnist", "data_dir": None, "validation_size": 2000},
+            "data": {"name": "mnist", "data_dir": placeholder(str), "validation_size": 2000},
             "model": {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1},
             "recipe": {"name": "adversarial", "attack": pgd | {"num_steps": 10, "keep": "last"}},
             "optimizer": {"name": "adam"},
@@ -46,7 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "selection_attack": pgd | {"num_steps": 10},
                 "select_by": "robust",
                 "survivors_only": True,
-                "num_examples": None,
+                "num_examples": placeholder(int),
                 "radii": (0.0, 0.1, 0.2, 0.3, 0.35, 0.4),
                 "radius_attack": "PGD-40",
                 "attribute_points": 0,

@@ -11,6 +11,7 @@ whole range from -60 to 60 degrees; the radius 0.2 is our choice (the authors' d
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
@@ -25,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         {
             "name": "spa",
             "seed": 0,
-            "data": {"name": "rotated_mnist", "data_dir": None, "validation_size": 2000},
+            "data": {"name": "rotated_mnist", "data_dir": placeholder(str), "validation_size": 2000},
             "model": {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1},
             "recipe": {"name": "spa_direct", "attack": joint | {"num_steps": 5, "keep": "last"}},
             "optimizer": {"name": "adam"},
@@ -48,7 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "selection_attack": joint | {"num_steps": 10},
                 "select_by": "robust",
                 "survivors_only": True,
-                "num_examples": None,
+                "num_examples": placeholder(int),
                 "radii": (0.0, 0.05, 0.1, 0.2, 0.3),
                 "radius_attack": "joint",
                 "attribute_points": 21,
