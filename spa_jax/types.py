@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import jaxtyping as jt
 import optax
 from jaxtyping import Array, Bool, Float, Int
+
+from spa_jax.numerics import unit_per_channel
 
 Scalar: TypeAlias = Float[Array, ""] | float | int
 Key: TypeAlias = jt.Key[Array, ""]
@@ -58,10 +59,14 @@ class Example:
         """The same example showing another image."""
         return dataclasses.replace(self, image=image)
 
-    def gradient(self, image: Image) -> Image:
-        """The victim's cross-entropy gradient at `image`, of unit L2 norm per channel and constant to autodiff.
+    def gradient(self, image: Image, constant: bool = True) -> Image:
+        """The victim's cross-entropy gradient at `image`, of unit L2 norm per channel (zero where it vanishes).
 
         This is the input of a learned noise generator (L2L-DA's normalisation).
+
+        Args:
+            image: where to take it.
+            constant: whether it is a constant to autodiff; False lets second derivatives of the victim through.
 
         Raises:
             ValueError: the example does not belong to an attack, so it knows neither victim nor label.
@@ -76,9 +81,8 @@ class Example:
             logits = predict(None if key is None else key[None], image[None])
             return optax.softmax_cross_entropy_with_integer_labels(logits[0], label)
 
-        raw = jax.grad(cross_entropy)(image)
-        norm = jnp.sqrt(jnp.sum(raw**2, axis=(0, 1), keepdims=True))
-        return jax.lax.stop_gradient(raw / (norm + 1e-15))
+        gradient = unit_per_channel(jax.grad(cross_entropy)(image))
+        return jax.lax.stop_gradient(gradient) if constant else gradient
 
 
 @runtime_checkable
