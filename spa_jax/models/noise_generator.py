@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spa_jax.models.convolution import convolution
+from spa_jax.models.looped_convolution import looped_convolution
 from spa_jax.models.layers import leaky_relu, relu, require_images, require_positive
 
 _SMALL = nn.initializers.normal(0.02)
@@ -172,7 +172,7 @@ class NoiseGenerator(nn.Module):
             use_bias=False,
             dtype=self.dtype,
             kernel_init=_SMALL,
-            conv_general_dilated=convolution,
+            conv_general_dilated=looped_convolution,
             name=name,
         )
 
@@ -185,7 +185,7 @@ class NoiseGenerator(nn.Module):
             use_bias=False,
             dtype=self.dtype,
             kernel_init=_SMALL,
-            conv_general_dilated=convolution,
+            conv_general_dilated=looped_convolution,
             name=name,
         )
 
