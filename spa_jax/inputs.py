@@ -35,6 +35,17 @@ def require_number(name: str, value: Any, rule: str, holds: Callable[[Any], bool
     return number if isinstance(value, int | float) else value
 
 
+def require_array(name: str, value: Any, rule: str, holds: Callable[[Any], Any]) -> Any:
+    """`value` itself, after checking the rule for each of its entries where they are known.
+
+    Raises:
+        ValueError: naming `name=value` and the rule.
+    """
+    if not is_traced(value) and not np.all(holds(np.asarray(value))):
+        raise ValueError(f"{name}={value!r} must hold {rule}")
+    return value
+
+
 def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Refuse a value that is none of the choices.
 
