@@ -18,6 +18,7 @@ from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.parallel import data_mesh
 from spa_jax.training.experiment import MAY_CHANGE, Experiment, check_config, load_data, make_experiment, variants
 from spa_jax.training.records import Recorder
+from spa_jax.training.reporting import report_models
 from spa_jax.training.state import TrainState
 
 _INIT, _TRAIN, _EVALUATE = 0, 1, 2
@@ -52,8 +53,6 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> str:
         TrainingDiverged: the loss became NaN.
         Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
-    from spa_jax.evaluation.run import report_models
-
     config = check_config(config)
     dataset = load_data(config)
     mesh = data_mesh()
