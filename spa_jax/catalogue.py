@@ -36,8 +36,8 @@ def attack_from_config(spec: Mapping[str, Any], parts: Mapping[str, Any] | None 
     Every preset also takes `restarts`, `at_once` (as in `restarts`) and `chunk_size` (as `size` in `in_chunks`).
     Attacks built here run on networks of `spa_jax.models`, whose convolutions are fast in a loop: nothing is unrolled.
 
-    Learned parts are named by `{"part": NAME}`: as an `edit`, or among the `attributes`, with their `low` and `high` and
-    optionally the `names` of the manipulator's attributes to move; as `noise`, with the options of `generated_noise`.
+    Learned parts are named by `{"part": NAME}`: as an `edit`, or among the `attributes`, with their `low` and `high`
+    and optionally the `names` of the manipulator's attributes to move; as `noise`, with options of `generated_noise`.
 
     Args:
         spec: `{"name": "pgd", "radius": 8/255, ...}`.
@@ -77,6 +77,14 @@ def _with_parts(spec: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, 
 def names_part(entry: Any) -> bool:
     """Whether an entry of a config names a learned part."""
     return isinstance(entry, Mapping) and "part" in entry
+
+
+def part_names(spec: Any) -> set[str]:
+    """The names of all learned parts that an attack, or any piece of a config, asks for."""
+    if names_part(spec):
+        return {spec["part"]}
+    members = spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, list | tuple) else ()
+    return set().union(*map(part_names, members))
 
 
 def _learned_attribute(entry: Mapping[str, Any], parts: Mapping[str, Any], path: str) -> spaces.Attribute:

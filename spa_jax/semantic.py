@@ -131,9 +131,10 @@ def spa(
 
     The image becomes clip(A(x, a) + d) with every attribute value `a` in its box and |d| <= radius around the *edited*
     image. In the direct form `d` is searched pixel by pixel; in the generated form a trained generator makes it,
-    d = G(A(x, a), z), and its diversity variable `z` is searched. One backward pass moves all of them (SPA, IJCNN 2023; the abstract fixes the joint optimisation, all numbers
-    here are our choice). With `keep="best"` the result is never weaker than the clean image, the attribute-only image
-    and the noise-only image that the attack evaluated, nor than any point on its way.
+    d = G(A(x, a), z), and its diversity variable `z` is searched. One backward pass moves
+    all of them (SPA, IJCNN 2023; the abstract fixes the joint optimisation, all numbers here are our choice). With
+    `keep="best"` the result is never weaker than the clean image, the attribute-only image and the noise-only image
+    that the attack evaluated, nor than any point on its way.
 
     Args:
         radius: of the noise, on the [0, 1] scale.

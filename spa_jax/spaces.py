@@ -310,16 +310,16 @@ def attribute(
 ) -> Attribute:
     """A box over the value of an image edit: a number, or a vector of several attributes at once.
 
-    A learned edit (`spa_jax.manipulator`) is a pytree, so its weights are leaves of the space. Beside the call it may have
-    `read(image, prepared) -> value`, the value that the image itself has: it leaves the image alone, and the box of an
-    image is widened to hold it; and `prepare(image) -> prepared`, which an attack computes once and gives back to every
-    call `edit(image, value, prepared)`.
+    A learned edit (`spa_jax.manipulator`) is a pytree, so its weights are leaves of the space. Beside the call it may
+    have `read(image, prepared) -> value`, the value that the image itself has: it leaves the image alone, and the box
+    of an image is widened to hold it; and `prepare(image) -> prepared`, which an attack computes once and gives back
+    to every call `edit(image, value, prepared)`.
 
     Args:
         edit: a name of `spa_jax.EDITS` ("rotation", "hue", ...) or a differentiable function
             `(image [h, w, c], value) -> image`.
-        low, high: bounds of the value, in the edit's unit: numbers, or one number for each of m attributes. Default: the
-            documented range of the named edit.
+        low, high: bounds of the value, in the edit's unit: numbers, or one number for each of m attributes. Default:
+            the documented range of the named edit.
         identity: the value that leaves the image alone. Default: that of the named edit, or 0; unused by an edit that
             reads it.
 

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from spa_jax.catalogue import attack_from_config, part_names
 from spa_jax.combinators import shrunk
 from spa_jax.data import Augmentation, augment, to_unit_float
 from spa_jax.engine import PureAttack
 from spa_jax.losses import cross_entropy
 from spa_jax.predict import Victim, classifier
 from spa_jax.solvers import fold_in
-from spa_jax.training.networks import Build, Network, build_parts
+from spa_jax.training.networks import Network
 from spa_jax.training.state import TrainState, as_variables
 from spa_jax.types import Images, Keys, Labels, Logits, Values
 
@@ -38,7 +39,7 @@ class Learner:
         attack_warmup: steps over which the attack grows to its full size; 0 for an attack of full size at once.
         axis_name: the mapped axis under `pmap`; None under `jit`, where the arrays are global.
         networks: further networks that the recipe trains, by name.
-        parts: how parts of attacks are made of the variables in `TrainState.frozen` and of these networks, by name.
+        builders: what the variables in `TrainState.frozen`, and of these networks, become for an attack, by name.
     """
 
     model: nn.Module
@@ -50,7 +51,7 @@ class Learner:
     attack_warmup: int = 0
     axis_name: str | None = None
     networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
-    parts: Mapping[str, Build] = dataclasses.field(default_factory=dict)
+    builders: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
 
     def init(self, key: Any, image_shape: tuple[int, int, int]) -> TrainState:
         """The state before the first step."""
@@ -83,10 +84,17 @@ class Learner:
         variables = state.variables() if averaged else state.training_variables()
         return classifier(self.model, variables, self.mean, self.std)
 
-    def parts_of(self, state: TrainState) -> dict[str, Any]:
-        """What attacks may be made of: the networks trained before, and those trained here as they are now."""
-        trained = {name: network.variables() for name, network in state.networks.items()}
-        return build_parts(self.parts, {**state.frozen, **trained})
+    def parts(self, state: TrainState) -> dict[str, Any]:
+        """What attacks may be made of: networks trained before, and those trained here as they are now."""
+        variables = {**state.frozen, **{name: network.variables() for name, network in state.networks.items()}}
+        return {name: self.builders[name](found) for name, found in variables.items() if name in self.builders}
+
+    def attacker(self, spec: Mapping[str, Any]) -> Callable[[TrainState], Any]:
+        """The attack of a config for a state: one that needs no learned part is built, and checked, at once."""
+        if part_names(spec):
+            return lambda state: attack_from_config(spec, self.parts(state))
+        attack = attack_from_config(spec)
+        return lambda state: attack
 
     def craft(self, attack: PureAttack, state: TrainState, keys: Keys, x: Images, y: Labels) -> Any:
         """The attack's result on the network as it is now, constant to the outer gradient."""
