@@ -246,7 +246,7 @@ def make_experiment(
     for spec in attack_specs(config):
         _check_fit(attack_from_config(spec, stand_ins(config)), dataset.image_shape)
     learner = make_learner(config, dataset, total_steps)
-    builders = learner.builders | {name: part.build for name, part in parts.items()}
+    builders = {**learner.builders, **{name: part.build for name, part in parts.items()}}
     learner = dataclasses.replace(learner, builders=builders)
     engine = make_engine(training["engine"], mesh, learner, _recipe(config))
     evaluate_every = max(1, training["evaluate_every"]) * epoch
@@ -255,7 +255,7 @@ def make_experiment(
 
 def find_parts(
     config: Mapping[str, Any],
-    wanted: Mapping[str, Any],
+    wanted: Any,
     models: Mapping[str, Mapping[str, Any]],
     workdir: Path,
     load: Callable[[Mapping[str, Any]], Dataset] = load_data,
@@ -282,11 +282,10 @@ def find_parts(
         if not entry.get("workdir") and model not in models:
             raise ConfigError(f"parts.{name}.model={model!r} is no model{suggest(model, models)}")
         source = load_variables(directory, names=["step"]).config if entry.get("workdir") else models[model]
-        learner = make_learner(source, load(source | {"data": source["data"] | _data_dir(config)}))
+        learner = make_learner(source, load({**source, "data": {**source["data"], **_data_dir(config)}}))
         if network is not None and network not in learner.networks:
-            raise ConfigError(
-                f"parts.{name}.network={network!r} is none of {model}{suggest(network, learner.networks)}"
-            )
+            hint = suggest(network, learner.networks)
+            raise ConfigError(f"parts.{name}.network={network!r} is no network of {model!r}{hint}")
         trained = learner.model if network is None else learner.networks[network].model
         found[name] = TrainedPart(directory, network, build_of(trained, learner.mean, learner.std))
     return found

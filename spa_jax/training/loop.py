@@ -67,9 +67,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> str:
     mesh, models, load = data_mesh(), variants(config), data_loader()
     experiments = {}
     for name, variant in models.items():
-        parts = find_parts(
-            variant, [variant["recipe"], variant["evaluation"]["selection_attack"]], models, workdir, load
-        )
+        needed = [variant["recipe"], variant["evaluation"]["selection_attack"]]
+        parts = find_parts(variant, needed, models, workdir, load)
         experiments[name] = make_experiment(variant, load(variant), mesh, parts)
     workdir = prepare_workdir(workdir)
     for name, experiment in experiments.items():

@@ -1,6 +1,5 @@
 """The state of a training run: everything that a step changes, in one pytree."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -42,8 +41,8 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     ema: Any
-    networks: Mapping[str, NetworkState] = flax.struct.field(default_factory=dict)
-    frozen: Mapping[str, Any] = flax.struct.field(default_factory=dict)
+    networks: Any = flax.struct.field(default_factory=dict)
+    frozen: Any = flax.struct.field(default_factory=dict)
 
     def variables(self) -> dict[str, Any]:
         """The network's variables for inference: the averaged weights where there are any."""
