@@ -18,6 +18,7 @@ from spa_jax.evaluation.description import describe
 from spa_jax.evaluation.markdown import Setting, compare, markdown_report
 from spa_jax.evaluation.pictures import Sheet, curves_png, sheet_png
 from spa_jax.evaluation.records import AttackRecord, Check, Curve, ExampleFlags, ModelReport, Proportion
+from spa_jax.files import write_whole
 
 _WIDTH_OF_TITLES, _WIDTH_OF_MODEL = 40, 28
 _PACKAGES = ("spa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -66,7 +67,7 @@ def write_report(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            _write_whole(directory / name, content)
+            write_whole(directory / name, content)
     except OSError as error:
         raise ValueError(f"directory={os.fspath(directory)!r} cannot be written: {error}") from error
     return _print_table(models, title)
@@ -125,15 +126,6 @@ def _pictures(
         file = "sheet.png" if len(sheets) == 1 else f"sheet_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.png"
         pictures[file] = (f"{name} under {sheet.attack}", sheet_png(sheet, name, class_names))
     return pictures
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _print_table(models: Mapping[str, ModelReport], title: str) -> str:
