@@ -58,16 +58,16 @@ def fill_matrix(section: Mapping[str, Any], workdir: Path) -> list[Row]:
 
     What is done is kept: `seed_S/MODEL/` is the run of a model, `seed_S/MODEL/PANEL.json` its judgement. The same
     command goes on from there, and judges again where the attacks have changed. All models are judged on the same
-    images with the same keys. Beside the matrix of all classifiers under the experiment's attacks there may be panels of
-    other attacks on some models, such as the ablations of an attack at equal cost.
+    images with the same keys. Beside the matrix of all classifiers under the experiment's attacks there may be panels
+    of other attacks on some models, such as the ablations of an attack at equal cost.
 
     Args:
         section: see `MATRIX_SCHEMA`; the experiment is a config as for training, without a report of its own.
         workdir: gets the runs and a picture `PANEL.png` for the matrix and each panel.
 
     Returns:
-        One row for each panel, model and attack: `accuracy`, the mean over the seeds, with its 95 % `low` and `high`, and
-        `by_seed`. The interval adds the spread over the seeds (Student's t) and the drawing of the images in squares.
+        One row for each panel, model and attack: `accuracy`, the mean over the seeds, with its 95 % `low` and `high`,
+        and `by_seed`. The interval adds the spread over the seeds (Student's t) and the drawing of the images, squared.
     """
     config = check_config(section["experiment"])
     panels = {_MAIN: None, **_panels(section)}
