@@ -42,6 +42,7 @@ SCHEMA: Mapping[str, Any] = {
         "engine": str,
         "ema_decay": float,
         "attack_warmup": float,
+        "separate_statistics": bool | None,
         "evaluate_every": int,
     },
     "evaluation": {
@@ -340,6 +341,7 @@ def make_learner(config: Mapping[str, Any], dataset: Dataset, total_steps: int =
         ema_decay,
         augmentation,
         round(warmup * total_steps),
+        separate_statistics=bool(config["training"].get("separate_statistics")),
         networks=networks,
         builders={name: build_of(network.model, mean, std) for name, network in networks.items()},
     )
