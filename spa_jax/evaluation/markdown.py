@@ -135,7 +135,8 @@ def _card(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:
         own = ["", "", ""] if record is None else [str(record.attacked), *_fooled_and_seconds(report, name)]
         rows.append([condition_title(name, report.survivors_only), str(accuracy), *own])
     lines = _table(["", "accuracy", "attacked", "fooled", "seconds"], rows)
-    lines += ["", "Seconds include compilation. By class:", "", *_by_class(report, class_names)]
+    lines += ["", "Seconds include compilation.", "", *_distances(report)]
+    lines += ["By class:", "", *_by_class(report, class_names)]
     if report.checks:
         marks = [[check.name, "passed" if check.passed else "**warning**", check.message] for check in report.checks]
         lines += ["", "Sanity checks:", "", *_table(["check", "result", "measured"], marks)]
@@ -145,6 +146,23 @@ def _card(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:
 def _fooled_and_seconds(report: ModelReport, name: str) -> list[str]:
     record = report.attacks[name]
     return [str(record.attacked - int(record.correct.sum())), f"{record.seconds:.1f}"]
+
+
+_HOW_FAR = """\
+How far the images that fooled it were moved: mean over them, in brackets the worst one. A(x, a) is the image edited by
+the attack's own attribute values, from which its noise is measured; x is the original; SSIM is 1 for equal images."""
+
+
+def _distances(report: ModelReport) -> list[str]:
+    measured = {name: record.distances for name, record in report.attacks.items() if record.distances}
+    if not measured:
+        return []
+    header = ["", "L∞ from A(x, a)", "L∞ from x", "L2 from x", "SSIM with x"]
+    rows = [
+        [name, *(f"{own[of].mean:.3g} ({own[of].worst:.3g})" for of in ("linf_from_edited", "linf", "l2", "ssim"))]
+        for name, own in measured.items()
+    ]
+    return [_HOW_FAR, "", *_table(header, rows), ""]
 
 
 def _by_class(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:

@@ -15,9 +15,19 @@ import numpy as np
 
 from spa_jax.configuration import freeze
 from spa_jax.evaluation.description import describe
+from spa_jax.evaluation.histograms import attribute_histograms, histograms_png
 from spa_jax.evaluation.markdown import Setting, compare, markdown_report
 from spa_jax.evaluation.pictures import Sheet, curves_png, sheet_png
-from spa_jax.evaluation.records import AttackRecord, Check, Curve, ExampleFlags, ModelReport, Proportion
+from spa_jax.evaluation.records import (
+    AttackRecord,
+    AttributeValues,
+    Check,
+    Curve,
+    Distance,
+    ExampleFlags,
+    ModelReport,
+    Proportion,
+)
 
 _WIDTH_OF_TITLES, _WIDTH_OF_MODEL = 40, 28
 _PACKAGES = ("spa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -121,6 +131,8 @@ def _pictures(
     for kind, caption in (("radius", "Accuracy by radius"), ("attribute", "Accuracy by attribute value")):
         if any(curve.kind == kind for own in curves.values() for curve in own):
             pictures[f"accuracy_by_{kind}.png"] = (caption, curves_png(curves, kind))
+    if attribute_histograms(models):
+        pictures["attribute_values.png"] = ("Attribute values at which attacks fool", histograms_png(models))
     for name, sheet in sheets.items():
         file = "sheet.png" if len(sheets) == 1 else f"sheet_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.png"
         pictures[file] = (f"{name} under {sheet.attack}", sheet_png(sheet, name, class_names))
@@ -212,6 +224,8 @@ def _model_as_data(report: ModelReport) -> dict[str, Any]:
                 "invalid": record.invalid,
                 "seconds": record.seconds,
                 "parameters": record.parameters,
+                "distances": {of: dataclasses.asdict(distance) for of, distance in record.distances.items()},
+                "attributes": {of: _values_as_data(values) for of, values in record.attributes.items()},
             }
             for name, record in report.attacks.items()
         },
@@ -221,10 +235,7 @@ def _model_as_data(report: ModelReport) -> dict[str, Any]:
 
 
 def _model_from_data(data: Mapping[str, Any]) -> ModelReport:
-    attacks = {
-        name: AttackRecord(**(record | {"correct": _flags_from_text(record["correct"])}))
-        for name, record in data["attacks"].items()
-    }
+    attacks = {name: _record_from_data(record) for name, record in data["attacks"].items()}
     return ModelReport(
         np.asarray(data["labels"].split(), np.int32),
         _flags_from_text(data["clean"]),
@@ -233,6 +244,22 @@ def _model_from_data(data: Mapping[str, Any]) -> ModelReport:
         tuple(Check(**check) for check in data["checks"]),
         tuple(Curve(**curve) for curve in data["curves"]),
     )
+
+
+def _record_from_data(data: Mapping[str, Any]) -> AttackRecord:
+    distances = {name: Distance(**distance) for name, distance in data.get("distances", {}).items()}
+    attributes = {name: _values_from_data(values) for name, values in data.get("attributes", {}).items()}
+    changes = {"correct": _flags_from_text(data["correct"]), "distances": distances, "attributes": attributes}
+    return AttackRecord(**(dict(data) | changes))
+
+
+def _values_as_data(attribute: AttributeValues) -> dict[str, Any]:
+    values = " ".join(f"{value:.6g}" for value in attribute.values.tolist())
+    return {"low": attribute.low, "high": attribute.high, "values": values}
+
+
+def _values_from_data(data: Mapping[str, Any]) -> AttributeValues:
+    return AttributeValues(np.asarray(data["values"].split(), np.float32), data["low"], data["high"])
 
 
 def _flags_as_text(flags: ExampleFlags) -> str:
