@@ -11,9 +11,9 @@ from absl import flags
 from spa_jax import launching
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.export import export_attack
-from spa_jax.evaluation.run import load_victim
 from spa_jax.parallel import data_mesh
 from spa_jax.training.experiment import check_config, evaluation_attacks, load_data, variants
+from spa_jax.training.reporting import load_parts, load_victim
 
 flags.adopt_module_key_flags(launching)
 CONFIG = launching.define_flags()

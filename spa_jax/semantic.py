@@ -1,7 +1,7 @@
-"""The semantic-preserving adversarial attack in its direct form: attributes and bounded noise moved together."""
+"""The semantic-preserving adversarial attack: attributes and bounded noise, direct or generated, moved together."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import optax
@@ -47,7 +47,7 @@ class SpaResult(NamedTuple):
 
 @pytree
 class Spa(PureAttack):
-    """The semantic-preserving adversarial attack in its direct form; see `spa`."""
+    """The semantic-preserving adversarial attack; see `spa`."""
 
     space: Lifted
     loss: Any
@@ -119,6 +119,7 @@ def spa(
     step_size: Scalar | None = None,
     attribute_step_size: Scalar | None = None,
     norm: str = "linf",
+    noise: Callable[[Any], Space] | None = None,
     search: Search = "joint",
     candidates: int = 9,
     loss: Any = "cross_entropy",
@@ -126,21 +127,25 @@ def spa(
     keep: Keep = "best",
     unroll: int | None = None,
 ) -> Spa:
-    """The semantic-preserving adversarial attack in its direct form: attributes and bounded noise together.
+    """The semantic-preserving adversarial attack: attributes and bounded noise together.
 
     The image becomes clip(A(x, a) + d) with every attribute value `a` in its box and |d| <= radius around the *edited*
-    image. One backward pass moves all of them (SPA, IJCNN 2023; the abstract fixes the joint optimisation, all numbers
-    here are our choice). With `keep="best"` the result is never weaker than the clean image, the attribute-only image
-    and the noise-only image that the attack evaluated, nor than any point on its way.
+    image. In the direct form `d` is searched pixel by pixel; in the generated form a trained generator makes it,
+    d = G(A(x, a), z), and its diversity variable `z` is searched. One backward pass moves
+    all of them (SPA, IJCNN 2023; the abstract fixes the joint optimisation, all numbers here are our choice). With
+    `keep="best"` the result is never weaker than the clean image, the attribute-only image and the noise-only image
+    that the attack evaluated, nor than any point on its way.
 
     Args:
         radius: of the noise, on the [0, 1] scale.
         attributes: names of edits in the order of application; or a mapping or sequence of `{"name": "rotation",
-            "low": -20, "high": 20}`; or a mapping of names to `spa_jax.attribute` spaces.
+            "low": -20, "high": 20}`; or a mapping of names to `spa_jax.attribute` spaces, of a learned manipulator too.
         num_steps: gradient steps, k forward and backward passes.
         step_size: of the noise, in radii. Default: 2.5 / num_steps.
         attribute_step_size: of the attributes, in half ranges. Default: as `step_size`.
-        norm: of the noise, "linf", "l2" or "l1".
+        norm: of direct noise, "linf", "l2" or "l1".
+        noise: how the space of noise is made from its radius, for noise that is generated:
+            `functools.partial(spa_jax.generated_noise, model, variables)`. Default: direct noise of that norm.
         search: "joint"; "alternating" moves attributes and noise in turns; "random" and "grid" first pick attribute
             values by forward passes alone, then climb the noise there.
         candidates: random draws, or grid points an attribute, for those two.
@@ -157,7 +162,8 @@ def spa(
     require_choice("search", search, ("joint", "alternating", "random", "grid"))
     require_choice("keep", keep, ("best", "last"))
     members = _attribute_spaces(attributes)
-    space = per_example(spaces.chain(**members, noise=noise_space(norm, radius)))
+    noise = functools.partial(noise_space, norm) if noise is None else noise
+    space = per_example(spaces.chain(**members, noise=noise(radius)))
     noise_step = default_step(num_steps) if step_size is None else step_size
     attribute_step = noise_step if attribute_step_size is None else attribute_step_size
     climb = _spa_solver(solver, search, tuple(members), noise_step, attribute_step)

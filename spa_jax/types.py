@@ -47,21 +47,27 @@ class Example:
         label: the class the attack was called with, or None outside of an attack.
         key: this example's key, given to a stochastic victim, or None.
         predict: the victim, or None outside of an attack.
+        prepared: what the space has computed of the image once for all steps, or None; see `Space.prepare`.
     """
 
     image: Any
     label: Any = None
     key: Any = None
     predict: Predict | None = dataclasses.field(default=None, metadata={"static": True})
+    prepared: Any = None
 
     def replace_image(self, image: Any) -> "Example":
-        """The same example showing another image."""
-        return dataclasses.replace(self, image=image)
+        """The same example showing another image, of which nothing has been computed."""
+        return dataclasses.replace(self, image=image, prepared=None)
 
-    def gradient(self, image: Image) -> Image:
-        """The victim's cross-entropy gradient at `image`, of unit L2 norm per channel and constant to autodiff.
+    def gradient(self, image: Image, constant: bool = True) -> Image:
+        """The victim's cross-entropy gradient at `image`, of unit L2 norm per channel.
 
         This is the input of a learned noise generator (L2L-DA's normalisation).
+
+        Args:
+            image: where it is taken, [h, w, c].
+            constant: whether autodiff takes the result as a constant; otherwise second derivatives of the victim count.
 
         Raises:
             ValueError: the example does not belong to an attack, so it knows neither victim nor label.
@@ -77,8 +83,13 @@ class Example:
             return optax.softmax_cross_entropy_with_integer_labels(logits[0], label)
 
         raw = jax.grad(cross_entropy)(image)
-        norm = jnp.sqrt(jnp.sum(raw**2, axis=(0, 1), keepdims=True))
-        return jax.lax.stop_gradient(raw / (norm + 1e-15))
+        return unit_gradient(jax.lax.stop_gradient(raw) if constant else raw)
+
+
+def unit_gradient(raw: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+    """Image gradients at L2 norm 1 over height and width, each channel by itself; zero stays zero (L2L-DA)."""
+    squares = jnp.sum(raw**2, axis=(-3, -2), keepdims=True)
+    return raw / (jnp.sqrt(jnp.where(squares > 0, squares, 1)) + 1e-15)
 
 
 @runtime_checkable
@@ -88,6 +99,9 @@ class Space(Protocol):
     Implementations are frozen pytree dataclasses: numbers are leaves, structure is static. `project` is idempotent and
     its result, applied, is a valid image in the set; `direction` is the step of one radius that raises a linear
     objective fastest; `apply` at `identity` returns the image bit for bit.
+
+    A space may also have `prepare(example) -> example`, called once before an attack's steps: it puts what does not
+    depend on the variables into `Example.prepared`.
     """
 
     def init(self, key: Any, example: Any) -> Variables:

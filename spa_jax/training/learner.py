@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from spa_jax.catalogue import attack_from_config, part_names
 from spa_jax.combinators import shrunk
 from spa_jax.data import Augmentation, augment, to_unit_float
 from spa_jax.engine import PureAttack
 from spa_jax.losses import cross_entropy
 from spa_jax.predict import Victim, classifier
 from spa_jax.solvers import fold_in
-from spa_jax.training.state import TrainState
+from spa_jax.training.networks import Network
+from spa_jax.training.state import TrainState, as_variables
 from spa_jax.types import Images, Keys, Labels, Logits, Values
 
 Metrics: TypeAlias = dict[str, jax.Array]
@@ -36,6 +38,8 @@ class Learner:
         augmentation: of the training images, or None.
         attack_warmup: steps over which the attack grows to its full size; 0 for an attack of full size at once.
         axis_name: the mapped axis under `pmap`; None under `jit`, where the arrays are global.
+        networks: further networks that the recipe trains, by name.
+        builders: what the variables in `TrainState.frozen`, and of these networks, become for an attack, by name.
     """
 
     model: nn.Module
@@ -46,6 +50,8 @@ class Learner:
     augmentation: Augmentation | None = None
     attack_warmup: int = 0
     axis_name: str | None = None
+    networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
+    builders: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
 
     def init(self, key: Any, image_shape: tuple[int, int, int]) -> TrainState:
         """The state before the first step."""
@@ -55,7 +61,11 @@ class Learner:
         params = variables["params"]
         ema = jax.tree.map(jnp.copy, params) if self.ema_decay else None
         statistics = variables.get("batch_stats", {})
-        return TrainState(jnp.zeros((), jnp.int32), params, statistics, self.optimizer.init(params), ema)
+        networks = {
+            name: network.init(jax.random.fold_in(key, i), image_shape)
+            for i, (name, network) in enumerate(sorted(self.networks.items()))
+        }
+        return TrainState(jnp.zeros((), jnp.int32), params, statistics, self.optimizer.init(params), ema, networks)
 
     def examples(self, state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[Keys, Images, Labels, Values]:
         """Keys, augmented images in [0, 1], labels and weights of a batch.
@@ -74,6 +84,18 @@ class Learner:
         variables = state.variables() if averaged else state.training_variables()
         return classifier(self.model, variables, self.mean, self.std)
 
+    def parts(self, state: TrainState) -> dict[str, Any]:
+        """What attacks may be made of: networks trained before, and those trained here as they are now."""
+        variables = {**state.frozen, **{name: network.variables() for name, network in state.networks.items()}}
+        return {name: self.builders[name](found) for name, found in variables.items() if name in self.builders}
+
+    def attacker(self, spec: Mapping[str, Any]) -> Callable[[TrainState], Any]:
+        """The attack of a config for a state: one that needs no learned part is built, and checked, at once."""
+        if part_names(spec):
+            return lambda state: attack_from_config(spec, self.parts(state))
+        attack = attack_from_config(spec)
+        return lambda state: attack
+
     def craft(self, attack: PureAttack, state: TrainState, keys: Keys, x: Images, y: Labels) -> Any:
         """The attack's result on the network as it is now, constant to the outer gradient."""
         if self.attack_warmup:
@@ -82,7 +104,7 @@ class Learner:
 
     def logits(self, params: Any, state: TrainState, images: Images) -> tuple[Logits, Any]:
         """Logits in training mode, and the new BatchNorm statistics, which see all images of the call as one batch."""
-        variables = {"params": params, "batch_stats": state.batch_stats} if state.batch_stats else {"params": params}
+        variables = as_variables(params, state.batch_stats)
         normalised = (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
         logits, updates = self.model.apply(variables, normalised, train=True, mutable=["batch_stats"])
         return logits, updates.get("batch_stats", state.batch_stats)
@@ -117,7 +139,7 @@ class Learner:
         ema = state.ema
         if ema is not None:
             ema = jax.tree.map(lambda old, new: old + (1 - self.ema_decay) * (new - old), ema, params)
-        state = TrainState(state.step + 1, params, statistics, opt_state, ema)
+        state = state.replace(step=state.step + 1, params=params, batch_stats=statistics, opt_state=opt_state, ema=ema)
         return state, self.total({"loss": value, **metrics}) | {"gradient_norm": optax.tree.norm(gradient)}
 
 

@@ -9,15 +9,26 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
+from spa_jax.catalogue import attack_from_config
 from spa_jax.checkpoints import Checkpoints, prepare_workdir
 from spa_jax.checkpoints import check_config as check_same_config
 from spa_jax.data import train_batches
 from spa_jax.errors import SpaError
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.parallel import data_mesh
-from spa_jax.training.experiment import MAY_CHANGE, Experiment, check_config, load_data, make_experiment, variants
+from spa_jax.training.experiment import (
+    MAY_CHANGE,
+    Experiment,
+    check_config,
+    data_loader,
+    find_parts,
+    make_experiment,
+    variants,
+)
 from spa_jax.training.records import Recorder
+from spa_jax.training.reporting import report_models
 from spa_jax.training.state import TrainState
 
 _INIT, _TRAIN, _EVALUATE = 0, 1, 2
@@ -52,16 +63,18 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> str:
         TrainingDiverged: the loss became NaN.
         Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
-    from spa_jax.evaluation.run import report_models
-
-    config = check_config(config)
-    dataset = load_data(config)
-    mesh = data_mesh()
-    experiments = {name: make_experiment(variant, dataset, mesh) for name, variant in variants(config).items()}
+    config, workdir = check_config(config), Path(workdir)
+    mesh, models, load = data_mesh(), variants(config), data_loader()
+    experiments = {}
+    for name, variant in models.items():
+        parts = find_parts(
+            variant, [variant["recipe"], variant["evaluation"]["selection_attack"]], models, workdir, load
+        )
+        experiments[name] = make_experiment(variant, load(variant), mesh, parts)
     workdir = prepare_workdir(workdir)
     for name, experiment in experiments.items():
         train(experiment, workdir / name)
-    return report_models(config, workdir, dataset, mesh)
+    return report_models(config, workdir, load(config), mesh)
 
 
 def train(experiment: Experiment, workdir: Path) -> None:
@@ -78,12 +91,14 @@ def train(experiment: Experiment, workdir: Path) -> None:
 
 
 def _restore_or_init(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
+    if checkpoints.latest_step is not None:
+        check_same_config(checkpoints.config(), experiment.config, may_change=MAY_CHANGE)
     key = jax.random.fold_in(experiment.key, _INIT)
-    if checkpoints.latest_step is None:
-        return experiment.engine.place_state(experiment.learner.init(key, experiment.dataset.image_shape))
-    check_same_config(checkpoints.config(), experiment.config, may_change=MAY_CHANGE)
-    fresh = experiment.engine.place_state(experiment.learner.init(key, experiment.dataset.image_shape))
-    return checkpoints.restore(fresh)[0]
+    everywhere = NamedSharding(experiment.mesh, PartitionSpec())
+    fresh = experiment.learner.init(key, experiment.dataset.image_shape)
+    fresh = fresh.replace(frozen={name: part.load(everywhere) for name, part in experiment.parts.items()})
+    fresh = experiment.engine.place_state(fresh)
+    return fresh if checkpoints.latest_step is None else checkpoints.restore(fresh)[0]
 
 
 def _run(
@@ -127,10 +142,11 @@ def _evaluate_and_save(experiment: Experiment, state: TrainState, checkpoints: C
     """Judge the validation split, record it, and save the state with the accuracy that chooses the best checkpoint."""
     step = int(state.step)
     victim = experiment.learner.victim(state, averaged=True)
+    attack = attack_from_config(experiment.config["evaluation"]["selection_attack"], experiment.learner.parts(state))
     found = evaluate(
         victim,
         experiment.dataset.validation,
-        {"robust": experiment.selection_attack},
+        {"robust": attack},
         key=jax.random.fold_in(experiment.key, _EVALUATE),
         batch_size=experiment.config["evaluation"]["batch_size"],
         mesh=experiment.mesh,

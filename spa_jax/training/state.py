@@ -1,8 +1,27 @@
 """The state of a training run: everything that a step changes, in one pytree."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
+
+
+class NetworkState(flax.struct.PyTreeNode):
+    """The state of a network that a recipe trains beside the main one.
+
+    Attributes:
+        params: the trained weights.
+        batch_stats: running statistics of BatchNorm, {} without it.
+        opt_state: of its optimiser.
+    """
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    def variables(self) -> dict[str, Any]:
+        """The network's variables."""
+        return as_variables(self.params, self.batch_stats)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -14,6 +33,8 @@ class TrainState(flax.struct.PyTreeNode):
         batch_stats: running statistics of BatchNorm, {} without it.
         opt_state: of the optimiser.
         ema: exponential moving average of `params`, or None.
+        networks: further networks that the recipe trains, by name.
+        frozen: variables of networks trained before, by name, which no step changes.
     """
 
     step: Any
@@ -21,14 +42,18 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     ema: Any
+    networks: Mapping[str, NetworkState] = flax.struct.field(default_factory=dict)
+    frozen: Mapping[str, Any] = flax.struct.field(default_factory=dict)
 
     def variables(self) -> dict[str, Any]:
         """The network's variables for inference: the averaged weights where there are any."""
-        return self._variables(self.params if self.ema is None else self.ema)
+        return as_variables(self.params if self.ema is None else self.ema, self.batch_stats)
 
     def training_variables(self) -> dict[str, Any]:
         """The network's variables that the next step will change."""
-        return self._variables(self.params)
+        return as_variables(self.params, self.batch_stats)
 
-    def _variables(self, params: Any) -> dict[str, Any]:
-        return {"params": params, "batch_stats": self.batch_stats} if self.batch_stats else {"params": params}
+
+def as_variables(params: Any, batch_stats: Any) -> dict[str, Any]:
+    """The collections that `model.apply` takes."""
+    return {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}

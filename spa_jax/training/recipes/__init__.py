@@ -8,7 +8,7 @@ from spa_jax.training.recipes.spa_direct import spa_direct
 from spa_jax.training.recipes.standard import standard
 from spa_jax.training.recipes.trades import trades
 
-__all__ = ["RECIPES", "adversarial", "spa_direct", "standard", "trades"]
+__all__ = ["PART_RECIPES", "RECIPES", "adversarial", "spa_direct", "standard", "trades"]
 
 RECIPES: Mapping[str, Callable[..., TrainStep]] = {
     "adversarial": adversarial,
@@ -16,3 +16,6 @@ RECIPES: Mapping[str, Callable[..., TrainStep]] = {
     "standard": standard,
     "trades": trades,
 }
+
+PART_RECIPES: tuple[str, ...] = ("manipulator", "noise_generator")
+"""Those that train a part of attacks instead of a classifier."""

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from spa_jax.catalogue import attack_from_config
 from spa_jax.semantic import Spa
 from spa_jax.training.learner import Learner, Metrics, TrainStep, interleave, separate
 from spa_jax.training.state import TrainState
@@ -32,14 +31,14 @@ def spa_direct(
     raw = {"clean_weight": clean_weight, "attribute_weight": attribute_weight, "joint_weight": joint_weight}
     if min(raw.values()) < 0 or sum(raw.values()) == 0:
         raise ValueError(f"{raw!r}: weights must be 0 or larger and not all 0")
-    attacker = attack_from_config(attack)
+    attacker = learner.attacker(attack)
     if not isinstance(attacker, Spa):
         raise ValueError(f"attack={dict(attack)!r} must be the attack 'spa' without restarts")
     shares = [weight / sum(raw.values()) for weight in raw.values()]
 
     def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
         keys, x, y, weights = learner.examples(state, batch, key)
-        found = learner.craft(attacker, state, keys, x, y)
+        found = learner.craft(attacker(state), state, keys, x, y)
         edited = attacker.edit(found.variables, x)
 
         def loss(params: Any) -> Any:

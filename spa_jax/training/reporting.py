@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spa_jax.catalogue import attack_from_config, named_attributes
-from spa_jax.checkpoints import load_variables
 from spa_jax.data.types import Dataset, Examples
 from spa_jax.engine import PureAttack
 from spa_jax.evaluation.accuracy import evaluate
@@ -22,7 +21,15 @@ from spa_jax.evaluation.report import write_report
 from spa_jax.evaluation.sanity import sanity_checks
 from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.predict import Victim, classifier
-from spa_jax.training.experiment import evaluation_attacks, make_learner, variants
+from spa_jax.training.experiment import (
+    classifies,
+    evaluation_attacks,
+    find_parts,
+    load_data,
+    make_learner,
+    variants,
+)
+from spa_jax.training.parts import load_model
 
 _REPORT = 3
 _CURVE_EXAMPLES = 1000
@@ -34,13 +41,25 @@ def load_victim(config: Mapping[str, Any], workdir: Path, dataset: Dataset, mesh
     Raises:
         CheckpointError: there is none, or it belongs to another network.
     """
-    names = ["params", "batch_stats", "ema"]
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    found = load_variables(workdir / config["name"], step="best", names=names, sharding=everywhere).variables
+    variables = load_model(workdir / config["name"], _everywhere(mesh))
     learner = make_learner(config, dataset)
-    params = found["params"] if found.get("ema") is None else found["ema"]
-    statistics = {"batch_stats": found["batch_stats"]} if found.get("batch_stats") else {}
-    return classifier(learner.model, {"params": params} | statistics, learner.mean, learner.std)
+    return classifier(learner.model, variables, learner.mean, learner.std)
+
+
+def load_parts(
+    config: Mapping[str, Any], models: Mapping[str, Any], workdir: Path, mesh: Mesh, load: Any = load_data
+) -> dict[str, Any]:
+    """The learned parts of the attacks that judge one model.
+
+    Raises:
+        CheckpointError: one of them was not trained.
+    """
+    found = find_parts(config, config["evaluation"]["attacks"], models, workdir, load)
+    return {name: part.build(part.load(_everywhere(mesh))) for name, part in found.items()}
+
+
+def _everywhere(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def report_models(config: Mapping[str, Any], workdir: Path, dataset: Dataset, mesh: Mesh) -> str:
@@ -60,23 +79,33 @@ def report_models(config: Mapping[str, Any], workdir: Path, dataset: Dataset, me
     settings, key = config["evaluation"], jax.random.fold_in(jax.random.key(config["seed"]), _REPORT)
     split = dataset.test if settings["num_examples"] is None else evenly_spaced(dataset.test, settings["num_examples"])
     common = {"key": key, "batch_size": settings["batch_size"], "mesh": mesh}
-    attacks = evaluation_attacks(config)
     models, sheets = {}, {}
+    everyone = variants(config)
     with _progress() as show:
-        for name, variant in variants(config).items():
+        for name, variant in everyone.items():
+            if not classifies(variant):
+                continue
+            parts = load_parts(variant, everyone, workdir, mesh)
+            attacks = evaluation_attacks(variant, parts)
             victim = load_victim(variant, workdir, dataset, mesh)
             show(name)
             report = evaluate(
                 victim, split, attacks, survivors_only=settings["survivors_only"], on_batch=show.batch, **common
             )
-            curves = _curves(config, victim, evenly_spaced(split, _CURVE_EXAMPLES), common)
+            curves = _curves(config, parts, victim, evenly_spaced(split, _CURVE_EXAMPLES), common)
             models[name] = dataclasses.replace(report, curves=curves, checks=_checks(config, victim, split, common))
             pictured = settings["radius_attack"] or list(attacks)[-1]
             sheets[name] = make_sheet(victim, split, attacks[pictured], name=pictured, **common)
     return _write(config, workdir / "report", dataset, models, sheets)
 
 
-def _curves(config: Mapping[str, Any], victim: Victim, split: Examples, common: Mapping[str, Any]) -> list[Curve]:
+def _curves(
+    config: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    victim: Victim,
+    split: Examples,
+    common: Mapping[str, Any],
+) -> list[Curve]:
     settings = config["evaluation"]
     curves = []
     if settings["radii"] and settings["radius_attack"]:
@@ -84,19 +113,19 @@ def _curves(config: Mapping[str, Any], victim: Victim, split: Examples, common: 
         spec = settings["attacks"][name]
 
         def attack_at(radius: float) -> PureAttack:
-            return attack_from_config(spec | {"radius": radius})
+            return attack_from_config(spec | {"radius": radius}, parts)
 
         curves.append(accuracy_by_radius(victim, split, attack_at, settings["radii"], name=name, **common))
     if settings["attribute_points"]:
-        for edit, values in _attribute_values(config, settings["attribute_points"]).items():
+        for edit, values in _attribute_values(evaluation_attacks(config, parts), settings["attribute_points"]).items():
             curves.append(accuracy_by_attribute(victim, split, edit, values, **common))
     return curves
 
 
-def _attribute_values(config: Mapping[str, Any], points: int) -> dict[str, np.ndarray]:
+def _attribute_values(attacks: Mapping[str, PureAttack], points: int) -> dict[str, np.ndarray]:
     """For each attribute that some attack moves, values over twice its range, to see where the accuracy ends."""
     values = {}
-    for attack in evaluation_attacks(config).values():
+    for attack in attacks.values():
         for name, space in named_attributes(attack).items():
             low, high = (2 * bound - space.identity_value for bound in (space.low, space.high))
             values[name] = np.linspace(low, high, points)
