@@ -61,7 +61,8 @@ def _edited(attack: Any, variables: Variables, x: Images) -> Images:
     if hasattr(attack, "edit"):
         return attack.edit(variables, x)
     named = attribute_spaces(attack)
-    return per_example(chain(**named)).apply({name: variables[name] for name in named}, Example(x))
+    space = per_example(chain(**named))
+    return space.apply({name: variables[name] for name in named}, space.prepare(Example(x)))
 
 
 def attribute_spaces(attack: Any) -> dict[str, Attribute]:
@@ -97,5 +98,5 @@ def _innermost(attack: Any) -> Any:
 
 
 def _name_of_edit(space: Any) -> str:
-    edit = getattr(space, "edit", None)
-    return next((name for name, named in EDITS.items() if named.function is edit), _LONE_ATTRIBUTE)
+    function = getattr(getattr(space, "edit", None), "func", None)
+    return next((name for name, named in EDITS.items() if named.function is function), _LONE_ATTRIBUTE)

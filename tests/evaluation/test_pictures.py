@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import SpaResult, attack_from_config, chain, fgsm, latent, per_example, spa
+from spa_jax import SpaResult, attack_from_config, attribute, chain, fgsm, latent, per_example, spa
 from spa_jax.data.types import Split
 from spa_jax.engine import PureAttack
 from spa_jax.evaluation import (
@@ -23,7 +23,6 @@ from spa_jax.evaluation import (
     pictures,
     sheet_png,
 )
-from spa_jax.spaces import Attribute
 from spa_jax.trees import pytree
 from spa_jax.types import Result
 
@@ -104,7 +103,7 @@ class Generated(PureAttack):
 
 def test_a_sheet_copes_with_vectors_and_with_generated_noise(linear_victim, split):
     """The noise is what the image has beyond its own edited image, not beyond the attribute-only optimum."""
-    face = Attribute(jnp.full(2, -0.1), jnp.full(2, 0.1), jnp.zeros(2), tilt)
+    face = attribute(tilt, [-0.1, -0.1], [0.1, 0.1])
     attack = Generated(per_example(chain(tilt=face, noise=latent(lambda z, example: example.image, 5, 1.0))), 0.004)
     sheet = make_sheet(linear_victim, split, attack, name="joint", key=KEY, batch_size=16, columns=4)
     _, edited, attacked, noise = sheet.rows
