@@ -5,6 +5,8 @@ from spa_jax.evaluation.changes import attack_distances
 from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
 from spa_jax.evaluation.description import describe
 from spa_jax.evaluation.histograms import histograms_png
+from spa_jax.evaluation.manipulation import ManipulationReport, evaluate_manipulator
+from spa_jax.evaluation.manipulation_report import sweep_png, write_manipulation_report
 from spa_jax.evaluation.pictures import Sheet, SheetRow, curves_png, make_sheet, sheet_png
 from spa_jax.evaluation.records import (
     AttackRecord,
@@ -25,6 +27,7 @@ __all__ = [
     "Check",
     "Curve",
     "Distance",
+    "ManipulationReport",
     "ModelReport",
     "Proportion",
     "Sheet",
@@ -35,11 +38,14 @@ __all__ = [
     "curves_png",
     "describe",
     "evaluate",
+    "evaluate_manipulator",
     "evenly_spaced",
     "histograms_png",
     "make_sheet",
     "read_report",
     "sanity_checks",
     "sheet_png",
+    "sweep_png",
+    "write_manipulation_report",
     "write_report",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spa_jax.data.types import Examples
-from spa_jax.evaluation.changes import attack_distances, attribute_spaces, attribute_values
+from spa_jax.evaluation.changes import attack_distances, attribute_spaces, attribute_values, names_of_numbers
 from spa_jax.evaluation.description import describe, flatten
 from spa_jax.evaluation.records import (
     AttackRecord,
@@ -145,7 +145,7 @@ def _of_fooled(
     measured = {name: Distance.of(name, values[fooled]) for name, values in distances.items()}
     values: dict[str, AttributeValues] = {}
     for name, space in attribute_spaces(attack).items():
-        values |= AttributeValues.of(name, attributes[name][fooled], space.low, space.high)
+        values |= AttributeValues.of(names_of_numbers(name, space), attributes[name][fooled], space.low, space.high)
     return measured, values
 
 

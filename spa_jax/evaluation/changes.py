@@ -80,6 +80,15 @@ def attribute_values(attack: Any, variables: Variables) -> dict[str, AttributeAr
     return {name: variables[name] for name in names}
 
 
+def names_of_numbers(name: str, space: Attribute) -> list[str]:
+    """A name for each number of an attribute: its own for one, `face[smile]` or `face[0]` for those of a vector."""
+    count = np.size(space.low)
+    if count == 1:
+        return [name]
+    named = getattr(space.edit, "names", None)
+    return [f"{name}[{entry}]" for entry in (named if named and len(named) == count else range(count))]
+
+
 def moves_noise(attack: Any) -> bool:
     """Whether an attack is known to change images by something else than attributes."""
     space = _space(attack)

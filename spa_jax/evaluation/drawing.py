@@ -17,7 +17,8 @@ MODEL_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 
 MARKERS = "osD^vPX"
 _FRAME_GREY = 0.87
-_NARROWEST_FIGURE = 6.2
+_NARROWEST_FIGURE, _NARROWEST_SHEET = 6.2, 1400
+_LONGEST_NAME = 14
 MINUS = "\N{MINUS SIGN}"
 
 Pixels: TypeAlias = int | float
@@ -41,6 +42,14 @@ class Canvas:
         self.figure.figimage(pixels, xo=x, yo=self.height - y - len(pixels))
 
 
+def new_canvas(width: int, height: int) -> Canvas:
+    """A canvas of so many pixels, but wide enough for a heading."""
+    from matplotlib.figure import Figure
+
+    width = max(width, _NARROWEST_SHEET)
+    return Canvas(Figure(figsize=(width / DPI, height / DPI), dpi=DPI), width, height)
+
+
 def magnified(image: Float[np.ndarray, "h w c"], zoom: int, is_signed: bool) -> Float[np.ndarray, "hz wz 3"]:
     """The image in colour, each pixel `zoom` pixels wide and high; signed grey values 0..1 as violet, white, orange."""
     if image.shape[-1] == 3:
@@ -54,6 +63,16 @@ def magnified(image: Float[np.ndarray, "h w c"], zoom: int, is_signed: bool) -> 
     framed = np.repeat(np.repeat(colored.clip(0, 1), zoom, axis=0), zoom, axis=1)
     framed[[0, -1]] = framed[:, [0, -1]] = _FRAME_GREY
     return framed
+
+
+def fewest_digits(number: Any) -> str:
+    """A number as it stands under an image."""
+    return f"{number:.3g}".replace("-", MINUS)
+
+
+def shortened(name: str) -> str:
+    """A class's name as it fits under an image."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def with_unit(attribute: str) -> str:

@@ -1,6 +1,7 @@
 """Pictures of an evaluation: attacked examples with their predictions, and accuracy curves, as PNG files in memory."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -12,11 +13,10 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from spa_jax.attributes import EDITS
-from spa_jax.data.types import Examples, IndexArray
+from spa_jax.data.types import Examples
 from spa_jax.evaluation.accuracy import run_attack
-from spa_jax.evaluation.changes import attribute_spaces, attribute_values, edited_images, moves_noise
+from spa_jax.evaluation.changes import attribute_spaces, attribute_values, edited_images, moves_noise, names_of_numbers
 from spa_jax.evaluation.drawing import (
-    DPI,
     MARKERS,
     MINUS,
     MODEL_COLORS,
@@ -27,24 +27,24 @@ from spa_jax.evaluation.drawing import (
     Canvas,
     Pixels,
     as_png,
+    fewest_digits,
     magnified,
     make_panels,
+    new_canvas,
+    shortened,
     spread_out,
     style_axes,
     with_unit,
     write_title,
 )
 from spa_jax.evaluation.records import Curve
-from spa_jax.evaluation.sweep import DeviceBatch, example_keys, make_sweep, stream
+from spa_jax.evaluation.sweep import DeviceBatch, example_keys, first_of_each_class, make_sweep, stream
 from spa_jax.parallel import replicate
 from spa_jax.trees import as_pytree
 from spa_jax.types import Attack, Images, Key, Labels, Predict
 
-_LABELLED_EXAMPLES = 1000
-_LONGEST_NAME = 14
 _NUMBERS_A_LINE, _MOST_NUMBERS = 3, 9
 _ROUNDING = 1e-6
-_NARROWEST_SHEET = 1400
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 TileImages: TypeAlias = Float[np.ndarray, "m h w c"]
@@ -79,7 +79,7 @@ class Sheet:
         attack: its name.
         labels: the true classes.
         rows: from top to bottom.
-        attributes: names of the edits whose values stand under the images, in their order.
+        attributes: names of the numbers that stand under the images, in their order.
     """
 
     attack: str
@@ -134,19 +134,9 @@ def make_sheet(
         noise = {"noise": found.x - edited_images(attack, found, batch.images)} if moves_noise(attack) else {}
         return {"images": shown, "predictions": predictions, "values": values, "labels": batch.labels} | noise
 
-    found = sweep.run("sheet", look, _of_each_class(split, columns))
-    return _laid_out(name, found, list(attribute_spaces(attack)))
-
-
-def _of_each_class(split: Examples, columns: int) -> IndexArray:
-    labels = split.labels
-    if labels is None:
-        labels = split.take(np.arange(min(len(split), _LABELLED_EXAMPLES)))["label"]
-    nth_of_class = np.zeros(len(labels), int)
-    for label in np.unique(labels):
-        nth_of_class[labels == label] = np.arange(np.sum(labels == label))
-    chosen = np.lexsort((labels, nth_of_class))[:columns]
-    return chosen[np.argsort(labels[chosen], kind="stable")]
+    found = sweep.run("sheet", look, first_of_each_class(split, columns))
+    numbers = {own: names_of_numbers(own, space) for own, space in attribute_spaces(attack).items()}
+    return _laid_out(name, found, numbers)
 
 
 @jax.jit
@@ -154,7 +144,7 @@ def _predictions(predict: Predict, key: Key, index: Any, images: Images) -> Labe
     return jnp.argmax(predict(example_keys(key, index), images), axis=-1)
 
 
-def _laid_out(name: str, found: Mapping[str, Any], attributes: Sequence[str]) -> Sheet:
+def _laid_out(name: str, found: Mapping[str, Any], attributes: Mapping[str, Sequence[str]]) -> Sheet:
     images, predictions, noise = found["images"], found["predictions"], found.get("noise")
     count = len(found["labels"])
     captions = {row: _captions([own[name] for name in attributes], count) for row, own in found["values"].items()}
@@ -169,7 +159,7 @@ def _laid_out(name: str, found: Mapping[str, Any], attributes: Sequence[str]) ->
         legend = f"\norange +\nviolet {MINUS}" if noise.shape[-1] == 1 else ""
         title = f"noise {_TIMES} {gain:g}{legend}"
         rows.append(SheetRow(title, 0.5 + gain * noise, None, [""] * count))
-    return Sheet(name, found["labels"], rows, tuple(attributes))
+    return Sheet(name, found["labels"], rows, tuple(itertools.chain(*attributes.values())))
 
 
 def _captions(values: Sequence[np.ndarray], count: int) -> list[str]:
@@ -179,7 +169,7 @@ def _captions(values: Sequence[np.ndarray], count: int) -> list[str]:
 
 
 def _lines_of_numbers(numbers: Float[np.ndarray, " m"], total: int) -> list[str]:
-    shown = [f"{number:.3g}".replace("-", MINUS) for number in numbers] + ["…"] * (total > len(numbers))
+    shown = list(map(fewest_digits, numbers)) + ["…"] * (total > len(numbers))
     return [", ".join(shown[i : i + _NUMBERS_A_LINE]) for i in range(0, len(shown), _NUMBERS_A_LINE)]
 
 
@@ -200,16 +190,12 @@ def sheet_png(sheet: Sheet, model: str, class_names: Sequence[str] | None = None
         model: its name, for the title.
         class_names: default: the numbers of the classes.
     """
-    from matplotlib.figure import Figure
-
     height, width = sheet.rows[0].images.shape[1:3]
     zoom = max(1, round(TILE_PIXELS / max(height, width)))
     tile, text_lines = (width * zoom, height * zoom), [_text_lines(row) for row in sheet.rows]
     left, gap, line, top = 240, 24, 38, 150
-    total_width = max(left + len(sheet.labels) * (tile[0] + gap), _NARROWEST_SHEET)
     total_height = top + sum(tile[1] + gap + line * lines for lines in text_lines)
-    figure = Figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
-    canvas = Canvas(figure, total_width, total_height)
+    canvas = new_canvas(left + len(sheet.labels) * (tile[0] + gap), total_height)
     _write_heading(canvas, sheet, model)
     y = top
     for row, lines in zip(sheet.rows, text_lines, strict=True):
@@ -219,7 +205,7 @@ def sheet_png(sheet: Sheet, model: str, class_names: Sequence[str] | None = None
             canvas.image(x, y, magnified(image, zoom, row.predictions is None))
             _write_under(canvas, x + tile[0] / 2, y + tile[1] + 6, line, sheet, row, column, class_names)
         y += tile[1] + gap + line * lines
-    return as_png(figure)
+    return as_png(canvas.figure)
 
 
 def _text_lines(row: SheetRow) -> int:
@@ -232,7 +218,8 @@ def _write_heading(canvas: Canvas, sheet: Sheet, model: str) -> None:
     right = int(np.sum(attacked.predictions == sheet.labels))
     title = f"{model} under {sheet.attack}: {right} of {len(sheet.labels)} stay right"
     canvas.text(24, 40, title, 12.0, "black", ha="left")
-    values = f", and {', '.join(map(with_unit, sheet.attributes))}" if sheet.attributes else ""
+    numbers = [*map(with_unit, sheet.attributes[:_MOST_NUMBERS])] + ["…"] * (len(sheet.attributes) > _MOST_NUMBERS)
+    values = f", and {', '.join(numbers)}" if numbers else ""
     explanation = (
         f"First examples of each class, not chosen by outcome. Below: the prediction, ✓ right or ✗ wrong{values}."
     )
@@ -252,14 +239,10 @@ def _write_under(
     if row.predictions is None:
         return
     predicted = int(row.predictions[column])
-    named = str(predicted) if class_names is None else _shortened(class_names[predicted])
+    named = str(predicted) if class_names is None else shortened(class_names[predicted])
     is_right = predicted == sheet.labels[column]
     canvas.text(x, y, f"{'✓' if is_right else '✗'} {named}", 9.0, RIGHT if is_right else WRONG, weight="bold")
     canvas.text(x, y + line, row.captions[column], 7.5, MUTED, linespacing=1.35)
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 # --- accuracy curves ------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 _NORMAL_QUANTILE_975 = 1.959963984540054
 
+_SIMILARITIES = ("ssim", "psnr")
+
 ExampleFlags: TypeAlias = Bool[np.ndarray, " n"]
 ExampleLabels: TypeAlias = Int[np.ndarray, " n"]
 
@@ -82,7 +84,7 @@ class Distance:
 
     Attributes:
         mean: over them.
-        worst: the largest; of a similarity, such as SSIM, the smallest.
+        worst: the largest; of the similarities "ssim" and "psnr" the smallest.
     """
 
     mean: float
@@ -90,8 +92,8 @@ class Distance:
 
     @classmethod
     def of(cls, name: str, values: Float[np.ndarray, " f"]) -> "Distance":
-        """Of the distance `name` of `attack_distances`, measured on at least one image."""
-        worst = np.min(values) if name == "ssim" else np.max(values)
+        """Of what is called `name`, measured on at least one image."""
+        worst = np.min(values) if name in _SIMILARITIES else np.max(values)
         return cls(float(np.mean(values, dtype=np.float64)), float(worst))
 
 
@@ -109,11 +111,12 @@ class AttributeValues:
     high: float
 
     @classmethod
-    def of(cls, name: str, values: Shaped[np.ndarray, "f ..."], low: Any, high: Any) -> "dict[str, AttributeValues]":
-        """One record for each number of an attribute: of values [f] under its name, of [f, m] as `name[0]` and on."""
-        columns = np.reshape(values, (len(values), -1)).T
-        bounds = np.broadcast_to(np.reshape(np.stack([low, high]), (2, -1)), (2, len(columns)))
-        names = [name] if len(columns) == 1 else [f"{name}[{i}]" for i in range(len(columns))]
+    def of(
+        cls, names: Sequence[str], values: Shaped[np.ndarray, "f ..."], low: Any, high: Any
+    ) -> "dict[str, AttributeValues]":
+        """One record by name for each number of an attribute, whose values are numbers [f] or vectors [f, m]."""
+        columns = np.reshape(values, (len(values), len(names))).T
+        bounds = np.broadcast_to(np.reshape(np.stack([low, high]), (2, -1)), (2, len(names)))
         return {own: cls(column, *map(float, box)) for own, column, box in zip(names, columns, bounds.T, strict=True)}
 
 

@@ -29,13 +29,6 @@ LIGHT = {"brightness": {"low": -0.3, "high": 0.3}}
 JOINT = spa(0.02, LIGHT, 2)
 
 
-def tilt(image, values):
-    """An edit by a vector of two values: light from the left and from above."""
-    across = jnp.linspace(-1.0, 1.0, image.shape[1])[None, :, None]
-    down = jnp.linspace(-1.0, 1.0, image.shape[0])[:, None, None]
-    return image + values[0] * across + values[1] * down
-
-
 def images(n=3, seed=0):
     return np.random.default_rng(seed).uniform(0.1, 0.9, (n, 4, 4, 1)).astype(np.float32)
 
@@ -82,6 +75,18 @@ def test_what_an_attack_moves_is_known_or_nothing():
         (lambda key, predict, x, y: None, [], False),
     ):
         assert (list(changes.attribute_spaces(attack)), changes.moves_noise(attack)) == (names, noise)
+
+
+def test_the_numbers_of_a_vector_have_names():
+    def face(image, values):
+        return image + values[0]
+
+    named = jax.tree_util.Partial(face)
+    assert changes.names_of_numbers("face", attribute(face, [0.0, 0.0], [1.0, 1.0])) == ["face[0]", "face[1]"]
+    assert changes.names_of_numbers("face", attribute(face, [0.0], [1.0])) == ["face"]
+    assert changes.names_of_numbers("light", attribute("brightness")) == ["light"]
+    named.names = ("smile", "age")
+    assert changes.names_of_numbers("face", attribute(named, [0.0, 0.0], [1.0, 1.0])) == ["face[smile]", "face[age]"]
 
 
 def test_the_edited_image_of_other_attacks():

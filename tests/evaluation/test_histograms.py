@@ -21,12 +21,12 @@ def values(count=50, low=-1.0, high=1.0, seed=0):
 
 def test_a_vector_is_recorded_number_by_number():
     vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
-    found = AttributeValues.of("face", vectors, np.array([-1.0, -2.0]), np.array([1.0, 2.0]))
-    assert list(found) == ["face[0]", "face[1]"]
-    np.testing.assert_array_equal(found["face[1]"].values, [1, 3, 5])
-    assert (found["face[1]"].low, found["face[1]"].high) == (-2, 2)
-    assert list(AttributeValues.of("face", vectors[:, :1], -1.0, 1.0)) == ["face"]
-    number = AttributeValues.of("angle", vectors[:, 0], -1.0, 1.0)["angle"]
+    found = AttributeValues.of(["smile", "age"], vectors, np.array([-1.0, -2.0]), np.array([1.0, 2.0]))
+    assert list(found) == ["smile", "age"]
+    np.testing.assert_array_equal(found["age"].values, [1, 3, 5])
+    assert (found["age"].low, found["age"].high) == (-2, 2)
+    assert list(AttributeValues.of(["smile"], vectors[:, :1], np.array([-1.0]), np.array([1.0]))) == ["smile"]
+    number = AttributeValues.of(["angle"], vectors[:, 0], -1.0, 1.0)["angle"]
     np.testing.assert_array_equal(number.values, [0, 2, 4])
 
 

@@ -23,6 +23,7 @@ from spa_jax.evaluation import (
     pictures,
     sheet_png,
 )
+from spa_jax.evaluation.sweep import first_of_each_class
 from spa_jax.trees import pytree
 from spa_jax.types import Result
 
@@ -110,6 +111,7 @@ def test_a_sheet_copes_with_vectors_and_with_generated_noise(linear_victim, spli
     assert attacked.title == "joint\ntilt\n+ noise" and noise.title.startswith(f"noise {pictures._TIMES} 100")
     np.testing.assert_allclose((noise.images - 0.5) / 100, 0.004, atol=1e-6)
     assert attacked.captions == [f"0.02, {drawing.MINUS}0.03"] * 4
+    assert sheet.attributes == ("tilt[0]", "tilt[1]")
     assert edited.captions == [f"{drawing.MINUS}0.02, 0.03"] * 4
     assert decoded(sheet_png(sheet, "model")).shape[2] == 4
 
@@ -135,9 +137,9 @@ def test_attributes_stand_in_the_order_of_application(linear_victim, split):
 def test_columns_are_the_first_of_each_class():
     labels = np.array([2, 2, 0, 1, 0, 1, 2], np.int32)
     split = Split(np.zeros((7, 4, 4, 1), np.float32), labels)
-    assert pictures._of_each_class(split, 3).tolist() == [2, 3, 0]
-    assert pictures._of_each_class(split, 4).tolist() == [2, 4, 3, 0]
-    assert pictures._of_each_class(split, 100).tolist() == [2, 4, 3, 5, 0, 1, 6]
+    assert first_of_each_class(split, 3).tolist() == [2, 3, 0]
+    assert first_of_each_class(split, 4).tolist() == [2, 4, 3, 0]
+    assert first_of_each_class(split, 100).tolist() == [2, 4, 3, 5, 0, 1, 6]
 
 
 @pytest.mark.parametrize(("noise", "gain"), [(0.1, 5), (0.1000001, 5), (8 / 255, 10), (0.5, 1), (0.004, 100), (0, 1)])
