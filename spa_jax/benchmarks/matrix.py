@@ -124,7 +124,7 @@ def _judge(config: Mapping[str, Any], models: Mapping[str, Any], dataset: Datase
     settings, mesh = config["evaluation"], data_mesh()
     count = settings["num_examples"]
     split = dataset.test if count is None else evenly_spaced(dataset.test, count)
-    attacks = evaluation_attacks(config, load_parts(config, models, workdir, mesh))
+    attacks = evaluation_attacks(config, load_parts(config, config["evaluation"]["attacks"], models, workdir, mesh))
     victim = load_victim(config, workdir, dataset, mesh)
     key = jax.random.fold_in(jax.random.key(config["seed"]), _EVALUATE)
     return evaluate(victim, split, attacks, key=key, batch_size=settings["batch_size"], mesh=mesh, survivors_only=False)
