@@ -33,9 +33,8 @@ def main() -> None:
             raise ConfigError(f"--{kind}={name!r} is not in the config{suggest(name, valid)}")
     dataset, mesh, workdir = load_data(config), data_mesh(), Path(flags.FLAGS.workdir)
     victim = load_victim(models[model], workdir, dataset, mesh)
-    attacks = evaluation_attacks(
-        config, load_parts(config, config["evaluation"]["attacks"][ATTACK.value], models, workdir, mesh)
-    )
+    spec = config["evaluation"]["attacks"][ATTACK.value]
+    attack = attack_from_config(spec, load_parts(models[model], spec, models, workdir, mesh))
     found = export_attack(
         victim,
         getattr(dataset, SPLIT.value),
