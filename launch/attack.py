@@ -9,6 +9,7 @@ import jax
 from absl import flags
 
 from spa_jax import launching
+from spa_jax.catalogue import attack_from_config
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.export import export_attack
 from spa_jax.parallel import data_mesh
