@@ -86,7 +86,7 @@ def load_dataset(
     ]
     if missing:
         raise ValueError(f"data set {name!r} needs {', '.join(missing)}")
-    return source(**given)
+    return source(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
 
 
 def _open_parameters(source: Source) -> dict[str, inspect.Parameter]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from spa_jax.catalogue import attack_from_config, part_names
+from spa_jax.catalogue import attack_from_config
 from spa_jax.checkpoints import load_variables
 from spa_jax.configuration import build, check_keys, check_spec, freeze
 from spa_jax.data import Augmentation, Dataset, load_dataset, steps_per_epoch
@@ -275,16 +275,16 @@ def make_experiment(
 
 def find_parts(
     config: Mapping[str, Any],
-    wanted: Any,
+    names: Iterable[str],
     models: Mapping[str, Mapping[str, Any]],
     workdir: Path,
     load: Callable[[Mapping[str, Any]], Dataset] = load_data,
 ) -> dict[str, TrainedPart]:
-    """The parts that a piece of a config asks for, as far as they were or will be trained before.
+    """The parts of those names that a config declares: where they were or will be trained, and what they are.
 
     Args:
         config: of the model that is trained or attacked.
-        wanted: the piece of it: a recipe, attacks.
+        names: of parts, as `part_names` finds them in a recipe or in attacks; undeclared ones are passed over.
         models: all models of the run, by name.
         workdir: of the run.
         load: gives the data of a config.
@@ -295,7 +295,7 @@ def find_parts(
     """
     found = {}
     declared = config.get("parts") or {}
-    for name in sorted(part_names(wanted) & set(declared)):
+    for name in sorted(set(names) & set(declared)):
         entry = declared[name]
         model, network = entry["model"].replace("{victim}", config["name"]), entry.get("network")
         directory = Path(entry.get("workdir") or workdir) / model

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from spa_jax.catalogue import attack_from_config
+from spa_jax.catalogue import attack_from_config, part_names
 from spa_jax.checkpoints import Checkpoints, prepare_workdir
 from spa_jax.checkpoints import check_config as check_same_config
 from spa_jax.data import Dataset, train_batches
@@ -83,8 +83,8 @@ def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, di
     mesh, models, load = data_mesh(), variants(config), data_loader()
     experiments = {}
     for name, variant in models.items():
-        needed = [variant["recipe"], variant["evaluation"]["selection_attack"]]
-        parts = find_parts(variant, needed, models, workdir, load)
+        needed = part_names([variant["recipe"], variant["evaluation"]["selection_attack"]])
+        parts = find_parts(variant, needed - set(variant.get("networks") or {}), models, workdir, load)
         experiments[name] = make_experiment(variant, load(variant), mesh, parts)
     workdir = prepare_workdir(workdir)
     for name, experiment in experiments.items():

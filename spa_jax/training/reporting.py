@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spa_jax.catalogue import attack_from_config, named_attributes
+from spa_jax.catalogue import attack_from_config, named_attributes, part_names
 from spa_jax.data.types import Dataset, Examples
 from spa_jax.engine import PureAttack
 from spa_jax.evaluation.accuracy import evaluate
@@ -62,7 +62,7 @@ def load_parts(
     Raises:
         CheckpointError: one of them was not trained.
     """
-    found = find_parts(config, wanted, models, workdir, load)
+    found = find_parts(config, part_names(wanted), models, workdir, load)
     return {name: part.build(part.load(_everywhere(mesh))) for name, part in found.items()}
 
 
