@@ -26,13 +26,14 @@ OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.", required
 def main() -> None:
     """Load, attack, store."""
     config = check_config(launching.config_value(CONFIG))
-    models, attacks = variants(config), evaluation_attacks(config)
+    models = variants(config)
     model = MODEL.value or config["name"]
-    for kind, name, valid in (("model", model, models), ("attack", ATTACK.value, attacks)):
+    for kind, name, valid in (("model", model, models), ("attack", ATTACK.value, config["evaluation"]["attacks"])):
         if name not in valid:
             raise ConfigError(f"--{kind}={name!r} is not in the config{suggest(name, valid)}")
-    dataset, mesh = load_data(config), data_mesh()
-    victim = load_victim(models[model], Path(flags.FLAGS.workdir), dataset, mesh)
+    dataset, mesh, workdir = load_data(config), data_mesh(), Path(flags.FLAGS.workdir)
+    victim = load_victim(models[model], workdir, dataset, mesh)
+    attacks = evaluation_attacks(config, load_parts(models[model], models, workdir, mesh))
     found = export_attack(
         victim,
         getattr(dataset, SPLIT.value),

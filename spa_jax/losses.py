@@ -4,12 +4,14 @@ A loss is a function or a pytree dataclass whose numbers are leaves. `targeted_f
 when the victim answers a chosen target.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from spa_jax.inputs import require_number
 from spa_jax.trees import pytree, static
@@ -141,6 +143,31 @@ def kl_divergence(reference: Logits) -> KLDivergence:
         reference: clean logits [b, k], constants to the attack (Zhang et al. 2019, eq. 5).
     """
     return KLDivergence(reference)
+
+
+# --- training losses of generators ----------------------------------------------------------------------------------
+
+
+def diversity(
+    first: Float[Array, "*n h w c"],
+    second: Float[Array, "*n h w c"],
+    z_first: Float[Array, "*n d"],
+    z_second: Float[Array, "*n d"],
+    cap: Scalar = math.inf,
+) -> Float[Array, "*n"]:
+    """min(mean|o1 - o2| / (mean|z1 - z2| + 1e-8), cap): how much of a difference in z a generator's outputs show.
+
+    The ratio is that of DSGAN (Yang et al. 2019, eq. 4, the bound being their tau) and L2L-DA; a generator maximises it.
+    Pairs beyond the cap stop pulling, so that the other losses keep their say.
+
+    Args:
+        first, second: what two latents have made of the same image; noise in radii makes the value, 0 to 2 / mean|z1 -
+            z2|, and with it a weight, independent of the radius.
+        z_first, z_second: the latents.
+        cap: the largest value that counts.
+    """
+    apart = jnp.mean(jnp.abs(first - second), axis=(-3, -2, -1))
+    return jnp.minimum(apart / (jnp.mean(jnp.abs(z_first - z_second), axis=-1) + 1e-8), cap)
 
 
 def _own(logits: Logits, labels: Labels) -> Values:

@@ -1,5 +1,6 @@
 """Small numerical functions whose gradients matter, each with its gradient documented and tested."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,3 +12,23 @@ def clip_to_unit(x: Float[Array, "..."]) -> Float[Array, "..."]:
     starve an attack on images whose background is exactly 0 or 1. NaN stays NaN.
     """
     return jnp.where(x < 0, 0, jnp.where(x > 1, 1, x))
+
+
+def clip_to_signed_unit(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x` clipped into [-1, 1], with the gradient of `clip_to_unit`: 1 inside and AT the bounds, 0 strictly outside.
+
+    Noise that rests at its bound still learns from the step that may leave it.
+    """
+    return jnp.where(x < -1, -1, jnp.where(x > 1, 1, x))
+
+
+def unit_per_channel(g: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+    """`g` with L2 norm 1 over height and width in every channel, however small it is; a channel of zeros stays zero.
+
+    The gradient is finite everywhere, and 0 for a channel of zeros.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(g), axis=(-3, -2), keepdims=True))
+    is_zero = largest == 0
+    scaled = g / jnp.where(is_zero, 1, largest)
+    squared = jnp.sum(scaled**2, axis=(-3, -2), keepdims=True)
+    return jnp.where(is_zero, 0, scaled / jnp.sqrt(jnp.where(is_zero, 1, squared)))

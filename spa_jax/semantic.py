@@ -75,14 +75,15 @@ class Spa(PureAttack):
     def edit(self, variables: Variables, x: Any) -> Any:
         """The attribute-only image A(x, a) of joint variables."""
         attributes = {name: value for name, value in variables.items() if name != "noise"}
-        return self._attributes().apply(attributes, Example(x))
+        return self.attributes().apply(attributes, Example(x))
 
-    def _attributes(self) -> Lifted:
+    def attributes(self) -> Lifted:
+        """The space of the attributes alone."""
         named = self.space.space.items()
         return per_example(spaces.chain(**{name: space for name, space in named if name != "noise"}))
 
     def _search_attributes(self, predict: Predict, x: Any, y: Any, keys: Keys) -> Result:
-        space = self._attributes()
+        space = self.attributes()
         solver: Any = random_solver()
         num_steps = self.candidates
         if self.mode == "grid":

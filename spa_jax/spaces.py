@@ -482,7 +482,8 @@ def shrink(space: Space, share: Any) -> Space:
         low, high = (space.identity_value + share * (bound - space.identity_value) for bound in (space.low, space.high))
         return dataclasses.replace(space, low=low, high=high)
     if isinstance(space, Latent) and hasattr(space.decode, "radius"):
-        space = dataclasses.replace(space, decode=dataclasses.replace(space.decode, radius=share * space.decode.radius))
+        decode: Any = space.decode
+        space = dataclasses.replace(space, decode=dataclasses.replace(decode, radius=share * decode.radius))
     if isinstance(space, LInf | L2 | L1 | Latent):
         return dataclasses.replace(space, radius=share * space.radius)
     raise ValueError(f"space={space!r} has no size that is known here")

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import jaxtyping as jt
 import optax
 from jaxtyping import Array, Bool, Float, Int
+
+from spa_jax.numerics import unit_per_channel
 
 Scalar: TypeAlias = Float[Array, ""] | float | int
 Key: TypeAlias = jt.Key[Array, ""]
@@ -61,13 +62,13 @@ class Example:
         return dataclasses.replace(self, image=image, prepared=None)
 
     def gradient(self, image: Image, constant: bool = True) -> Image:
-        """The victim's cross-entropy gradient at `image`, of unit L2 norm per channel.
+        """The victim's cross-entropy gradient at `image`, of unit L2 norm per channel (zero where it vanishes).
 
         This is the input of a learned noise generator (L2L-DA's normalisation).
 
         Args:
-            image: where it is taken, [h, w, c].
-            constant: whether autodiff takes the result as a constant; otherwise second derivatives of the victim count.
+            image: where to take it.
+            constant: whether it is a constant to autodiff; False lets second derivatives of the victim through.
 
         Raises:
             ValueError: the example does not belong to an attack, so it knows neither victim nor label.
@@ -82,14 +83,8 @@ class Example:
             logits = predict(None if key is None else key[None], image[None])
             return optax.softmax_cross_entropy_with_integer_labels(logits[0], label)
 
-        raw = jax.grad(cross_entropy)(image)
-        return unit_gradient(jax.lax.stop_gradient(raw) if constant else raw)
-
-
-def unit_gradient(raw: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
-    """Image gradients at L2 norm 1 over height and width, each channel by itself; zero stays zero (L2L-DA)."""
-    squares = jnp.sum(raw**2, axis=(-3, -2), keepdims=True)
-    return raw / (jnp.sqrt(jnp.where(squares > 0, squares, 1)) + 1e-15)
+        gradient = unit_per_channel(jax.grad(cross_entropy)(image))
+        return jax.lax.stop_gradient(gradient) if constant else gradient
 
 
 @runtime_checkable

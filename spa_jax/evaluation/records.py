@@ -213,7 +213,7 @@ class ModelReport:
     @property
     def worst_case(self) -> ExampleFlags:
         """[n], classified correctly clean and under every attack."""
-        return np.logical_and.reduce([self.clean, *(record.correct for record in self.attacks.values())])
+        return np.all([self.clean, *(record.correct for record in self.attacks.values())], axis=0)
 
     @property
     def conditions(self) -> dict[str, ExampleFlags]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from spa_jax.errors import suggest
 from spa_jax.models.layers import require_images
 from spa_jax.models.lenet5 import LeNet5
+from spa_jax.models.noise_generator import NoiseGenerator
 from spa_jax.models.preact_resnet18 import PreActResNet18
 from spa_jax.models.resnet20 import ResNet20
 from spa_jax.models.small_cnn import SmallCNN
@@ -27,6 +28,7 @@ from spa_jax.models.wide_resnet28_10 import WideResNet28x10
 __all__ = [
     "MODELS",
     "LeNet5",
+    "NoiseGenerator",
     "PreActResNet18",
     "ResNet20",
     "SmallCNN",
@@ -39,6 +41,7 @@ __all__ = [
 
 MODELS: dict[str, type[nn.Module]] = {
     "lenet5": LeNet5,
+    "noise_generator": NoiseGenerator,
     "preact_resnet18": PreActResNet18,
     "resnet20": ResNet20,
     "small_cnn": SmallCNN,

@@ -42,6 +42,7 @@ SCHEMA: Mapping[str, Any] = {
         "engine": str,
         "ema_decay": float,
         "attack_warmup": float,
+        "separate_statistics": bool | None,
         "evaluate_every": int,
     },
     "evaluation": {
@@ -246,7 +247,7 @@ def make_experiment(
     for spec in attack_specs(config):
         _check_fit(attack_from_config(spec, stand_ins(config)), dataset.image_shape)
     learner = make_learner(config, dataset, total_steps)
-    builders = learner.builders | {name: part.build for name, part in parts.items()}
+    builders = {**learner.builders, **{name: part.build for name, part in parts.items()}}
     learner = dataclasses.replace(learner, builders=builders)
     engine = make_engine(training["engine"], mesh, learner, _recipe(config))
     evaluate_every = max(1, training["evaluate_every"]) * epoch
@@ -255,7 +256,7 @@ def make_experiment(
 
 def find_parts(
     config: Mapping[str, Any],
-    wanted: Mapping[str, Any],
+    wanted: Any,
     models: Mapping[str, Mapping[str, Any]],
     workdir: Path,
     load: Callable[[Mapping[str, Any]], Dataset] = load_data,
@@ -282,11 +283,10 @@ def find_parts(
         if not entry.get("workdir") and model not in models:
             raise ConfigError(f"parts.{name}.model={model!r} is no model{suggest(model, models)}")
         source = load_variables(directory, names=["step"]).config if entry.get("workdir") else models[model]
-        learner = make_learner(source, load(source | {"data": source["data"] | _data_dir(config)}))
+        learner = make_learner(source, load({**source, "data": {**source["data"], **_data_dir(config)}}))
         if network is not None and network not in learner.networks:
-            raise ConfigError(
-                f"parts.{name}.network={network!r} is none of {model}{suggest(network, learner.networks)}"
-            )
+            hint = suggest(network, learner.networks)
+            raise ConfigError(f"parts.{name}.network={network!r} is no network of {model!r}{hint}")
         trained = learner.model if network is None else learner.networks[network].model
         found[name] = TrainedPart(directory, network, build_of(trained, learner.mean, learner.std))
     return found
@@ -341,6 +341,7 @@ def make_learner(config: Mapping[str, Any], dataset: Dataset, total_steps: int =
         ema_decay,
         augmentation,
         round(warmup * total_steps),
+        separate_statistics=bool(config["training"].get("separate_statistics")),
         networks=networks,
         builders={name: build_of(network.model, mean, std) for name, network in networks.items()},
     )

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from spa_jax.catalogue import attack_from_config
 from spa_jax.checkpoints import Checkpoints, prepare_workdir
 from spa_jax.checkpoints import check_config as check_same_config
-from spa_jax.data import train_batches
+from spa_jax.data import Dataset, train_batches
 from spa_jax.errors import SpaError
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.parallel import data_mesh
@@ -63,18 +63,30 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> str:
         TrainingDiverged: the loss became NaN.
         Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
-    config, workdir = check_config(config), Path(workdir)
+    config = check_config(config)
+    workdir = Path(workdir)
+    _, dataset = train_models(config, workdir)
+    return report_models(config, workdir, dataset, data_mesh())
+
+
+def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, dict[str, Any]], Dataset]:
+    """Train every model of a checked config, each in its own directory; finished ones are left as they are.
+
+    Everything is built, and so checked, before the first of them starts.
+
+    Returns:
+        The configs of the models by name, and the config's data.
+    """
     mesh, models, load = data_mesh(), variants(config), data_loader()
     experiments = {}
     for name, variant in models.items():
-        parts = find_parts(
-            variant, [variant["recipe"], variant["evaluation"]["selection_attack"]], models, workdir, load
-        )
+        needed = [variant["recipe"], variant["evaluation"]["selection_attack"]]
+        parts = find_parts(variant, needed, models, workdir, load)
         experiments[name] = make_experiment(variant, load(variant), mesh, parts)
     workdir = prepare_workdir(workdir)
     for name, experiment in experiments.items():
         train(experiment, workdir / name)
-    return report_models(config, workdir, load(config), mesh)
+    return models, load(config)
 
 
 def train(experiment: Experiment, workdir: Path) -> None:

@@ -13,9 +13,6 @@ from spa_jax.catalogue import part_names
 from spa_jax.checkpoints import load_variables
 from spa_jax.configuration import check_keys, check_spec
 from spa_jax.errors import ConfigError, suggest
-from spa_jax.generated_noise import generated_noise
-from spa_jax.manipulators import manipulator
-from spa_jax.models import MSP, NoiseGenerator
 from spa_jax.predict import classifier
 from spa_jax.spaces import Latent, latent
 from spa_jax.training.state import as_variables
@@ -77,9 +74,13 @@ def build_of(model: nn.Module, mean: Any, std: Any) -> Build:
     A manipulator becomes an edit for `spa_jax.attribute`, a noise generator a function from the radius to a space of
     generated noise, a classifier a victim with its normalisation.
     """
-    if isinstance(model, MSP):
+    if type(model).__name__ == "MSP":
+        from spa_jax.manipulators import manipulator
+
         return functools.partial(manipulator, model)
-    if isinstance(model, NoiseGenerator):
+    if type(model).__name__ == "NoiseGenerator":
+        from spa_jax.generated_noise import generated_noise
+
         return lambda variables: functools.partial(generated_noise, model, variables)
     return lambda variables: classifier(model, variables, mean, std)
 
@@ -100,9 +101,8 @@ def check_parts(config: Mapping[str, Any], models: Mapping[str, Any], path: str)
         check_keys(entry, SCHEMA, f"{path}.parts.{name}")
         templates = {entry["model"].replace("{victim}", model) for model in models}
         if not entry.get("workdir") and not templates & set(models):
-            raise ConfigError(
-                f"{path}.parts.{name}.model={entry['model']!r} is no model{suggest(entry['model'], models)}"
-            )
+            hint = suggest(entry["model"], models)
+            raise ConfigError(f"{path}.parts.{name}.model={entry['model']!r} is no model of this config{hint}")
     known = {*parts, *(config.get("networks") or {})}
     for name in part_names({key: value for key, value in config.items() if key != "parts"}):
         if name not in known:
@@ -119,6 +119,8 @@ class _StandIn:
         return self._noise(*arguments, **options) if len(arguments) == 1 else arguments[0]
 
     def _noise(self, radius: Any, **options: Any) -> Latent:
+        from spa_jax.generated_noise import generated_noise
+
         check_spec({"noise": generated_noise}, {"name": "noise", **options}, "noise", provided=_GIVEN)
         return latent(_unchanged, 1, radius)
 

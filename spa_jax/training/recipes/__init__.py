@@ -5,14 +5,16 @@ from collections.abc import Callable, Mapping
 from spa_jax.training.learner import TrainStep
 from spa_jax.training.recipes.adversarial import adversarial
 from spa_jax.training.recipes.spa_direct import spa_direct
+from spa_jax.training.recipes.spa_generated import spa_generated
 from spa_jax.training.recipes.standard import standard
 from spa_jax.training.recipes.trades import trades
 
-__all__ = ["PART_RECIPES", "RECIPES", "adversarial", "spa_direct", "standard", "trades"]
+__all__ = ["PART_RECIPES", "RECIPES", "adversarial", "spa_direct", "spa_generated", "standard", "trades"]
 
 RECIPES: Mapping[str, Callable[..., TrainStep]] = {
     "adversarial": adversarial,
     "spa_direct": spa_direct,
+    "spa_generated": spa_generated,
     "standard": standard,
     "trades": trades,
 }

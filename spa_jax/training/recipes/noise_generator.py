@@ -1,0 +1,119 @@
+"""Training of the noise generator: noises that fool the victim and differ from each other (L2L-DA, DSGAN)."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from spa_jax.generated_noise import add_noise, painter, recursive_noise, victim_look
+from spa_jax.inputs import require_count, require_number
+from spa_jax.losses import diversity
+from spa_jax.types import Images, Keys, Labels, Predict, Scalar, Values
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseObjective:
+    """What a noise generator is trained for, and how it paints meanwhile.
+
+    Attributes:
+        radius: of the noise, on the [0, 1] scale.
+        num_steps, step_share: of the recursion; the defaults are L2L-DA's.
+        adversarial_weight: of the victim's mean cross entropy over both noises of an image and all mini-steps.
+        diversity_weight: of `spa_jax.losses.diversity` on noise in radii, mean over images and mini-steps.
+        diversity_cap: of that ratio.
+        remat: see `recursive_noise`.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    radius: float
+    num_steps: int = 10
+    step_share: float = 0.25
+    adversarial_weight: float = 1.0
+    diversity_weight: float = 0.5
+    diversity_cap: float = math.inf
+    remat: bool = True
+
+    def __post_init__(self) -> None:
+        require_count("num_steps", self.num_steps)
+        for name in ("radius", "adversarial_weight", "diversity_weight", "diversity_cap"):
+            require_number(name, getattr(self, name), "0 or larger", lambda value: value >= 0)
+        require_number("step_share", self.step_share, "larger than 0", lambda share: share > 0)
+
+
+class GeneratorStep(NamedTuple):
+    """What `generator_loss` tells beside its value.
+
+    Attributes:
+        statistics: the generator's new running statistics.
+        metrics: this device's shares of the metrics.
+        images: [2 b, h, w, c] the noisy images after the last mini-step, two of each example side by side.
+    """
+
+    statistics: Any
+    metrics: dict[str, jax.Array]
+    images: Any
+
+
+def latent_pairs(keys: Keys, dim: int) -> Float[Array, "n d"]:
+    """Two standard normal latents for each example, side by side, [2 b, dim]."""
+    drawn = jax.vmap(lambda key: jax.random.normal(key, (2, dim)))(keys)
+    return drawn.reshape(-1, dim)
+
+
+def generator_loss(
+    objective: NoiseObjective,
+    model: Any,
+    params: Any,
+    statistics: Any,
+    predict: Predict,
+    average: Callable[[Values], Any],
+    keys: Keys,
+    base: Images,
+    labels: Labels,
+    z: Float[Array, "n d"],
+) -> tuple[Any, GeneratorStep]:
+    """The loss of a noise generator on a batch, to be minimised over `params`.
+
+    -adversarial_weight * mean CE(f(x'_t), y) - diversity_weight * mean diversity_t, both over all mini-steps t = 1..T.
+    One forward and one backward pass of the victim a mini-step serve the recursion and the loss.
+
+    Args:
+        objective: the weights and numbers.
+        model: the generator's module.
+        params, statistics: its weights and running statistics ({} without).
+        predict: the victim in inference mode.
+        average: this device's share of the mean over the batch of values [b], such as `learner.average` with weights.
+        keys: [b], for a stochastic victim.
+        base: images [b, h, w, c] that the noise is added to.
+        labels: [b].
+        z: of `latent_pairs`.
+    """
+    doubled = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), (keys, base, labels))
+    keys, base, labels = doubled
+    look = victim_look(predict, keys, labels)
+    paint = painter(model, labels, z, params, train=True)
+    steps = {"num_steps": objective.num_steps, "step_share": objective.step_share, "remat": objective.remat}
+    found = recursive_noise(paint, look, base, objective.radius, statistics=statistics, **steps)
+    images = add_noise(base, found.noise, objective.radius)
+    losses = _over_pairs(jnp.concatenate([found.seen[1:], look(images)[1][None]]))
+    first, second = (found.every[:, i::2] for i in (0, 1))
+    apart = diversity(first, second, *(jnp.broadcast_to(z[i::2], (len(first), *z[i::2].shape)) for i in (0, 1)))
+    counted = jnp.minimum(apart, objective.diversity_cap)
+    value = -objective.adversarial_weight * average(losses.mean(0))
+    value -= objective.diversity_weight * average(counted.mean(0))
+    metrics = {
+        "adversarial_loss": average(losses[-1]),
+        "diversity": average(apart[-1]),
+        "pairwise_distance": average(jnp.mean(jnp.abs(first[-1] - second[-1]), axis=(1, 2, 3))),
+    }
+    return value, GeneratorStep(found.statistics, metrics, jax.lax.stop_gradient(images))
+
+
+def _over_pairs(values: Float[Array, "t n"]) -> Float[Array, "t b"]:
+    return values.reshape(len(values), -1, 2).mean(-1)
