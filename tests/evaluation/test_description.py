@@ -49,3 +49,11 @@ def test_values_that_json_lacks_become_text():
     assert described["d"] == {"type": "flatten", "0": 0.5}
     assert described["e"] == [1, None]
     assert described["f"] == "1j"
+
+
+def test_weights_are_counted_not_listed():
+    weights = {"params": {"dense": {"kernel": np.zeros((3, 5), np.float32), "bias": jnp.zeros(5)}}}
+    partial = jax.tree_util.Partial(flatten, variables=weights)
+    assert describe(partial) == {"type": "flatten", "variables": "20 numbers"}
+    assert describe({"step_size": {"noise": 0.5}, "few": {"a": np.zeros(2)}})["step_size"] == {"noise": 0.5}
+    assert describe({"few": {"a": np.zeros(2)}}) == {"few": {"a": [0.0, 0.0]}}
