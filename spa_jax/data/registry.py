@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from spa_jax.data import celeb_a, digits, folder, rotated_mnist, shapes, synthetic, tfds_source, tiny_imagenet
+from spa_jax.data import arrays, celeb_a, digits, folder, rotated_mnist, shapes, synthetic, tfds_source, tiny_imagenet
 from spa_jax.data.types import Dataset
 from spa_jax.errors import suggest
 
@@ -40,6 +40,7 @@ SOURCES: dict[str, Source] = {
     "digits": digits.load,
     "folder": folder.load,
     "imagenet2012": functools.partial(tfds_source.load, dataset="imagenet2012", test_split="validation"),
+    "npz": arrays.load,
     "rotated_digits": rotated_mnist.load_rotated_digits,
     "rotated_mnist": rotated_mnist.load_rotated_mnist,
     "synthetic": synthetic.load,
@@ -60,7 +61,7 @@ def load_dataset(
     """Load a data set by its name.
 
     Args:
-        name: a key of `SOURCES`: digits, rotated_digits, rotated_mnist, coloured_shapes, synthetic, folder,
+        name: a key of `SOURCES`: digits, rotated_digits, rotated_mnist, coloured_shapes, synthetic, folder, npz,
             tiny_imagenet, imagenet2012, many sets of tensorflow-datasets by their name there (celeb_a among them), and
             tfds for any other, named by the option `dataset`.
         data_dir: where prepared data lie; sources that bring their own do not look at it.

@@ -18,10 +18,10 @@ from spa_jax.evaluation.drawing import (
     new_canvas,
     shortened,
 )
+from spa_jax.evaluation.files import file_name, write_files
 from spa_jax.evaluation.manipulation import AttributeSweep, Bin, ManipulationReport
 from spa_jax.evaluation.markdown import Setting, table, where_it_ran
 from spa_jax.evaluation.report import make_setting, print_wide
-from spa_jax.files import file_name, write_files
 
 _WIDTH = 140
 _TILE_PIXELS, _LEFT, _GAP, _LINE, _TOP = 144, 200, 16, 34, 190

@@ -14,6 +14,7 @@ import numpy as np
 
 from spa_jax.configuration import freeze
 from spa_jax.evaluation.description import describe
+from spa_jax.evaluation.files import file_name, write_files
 from spa_jax.evaluation.histograms import attribute_histograms, histograms_png
 from spa_jax.evaluation.markdown import Setting, compare, markdown_report
 from spa_jax.evaluation.pictures import Sheet, curves_png, sheet_png
@@ -27,7 +28,6 @@ from spa_jax.evaluation.records import (
     ModelReport,
     Proportion,
 )
-from spa_jax.files import file_name, write_files
 
 _WIDTH_OF_TITLES, _WIDTH_OF_MODEL = 40, 28
 _PACKAGES = ("spa_jax", "jax", "jaxlib", "flax", "optax", "numpy")

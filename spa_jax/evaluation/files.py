@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files of a report, each written whole or not at all."""
 
 import os
 import re
@@ -7,38 +7,33 @@ from pathlib import Path
 
 
 def write_files(directory: str | os.PathLike, files: Mapping[str, bytes]) -> None:
-    """Write files into a directory, which is made if it is not there; one that is there is replaced, file by file.
+    """Write files into a directory, which is made if it is not there; a file that is there is replaced in one move.
 
     Args:
         directory: where.
         files: contents by name.
 
     Raises:
-        ValueError: one of them cannot be written; those before it are.
+        ValueError: it cannot be written.
     """
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            write_whole(directory / name, content)
+            _write_whole(directory / name, content)
     except OSError as error:
         raise ValueError(f"directory={os.fspath(directory)!r} cannot be written: {error}") from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name beside it and rename it: a reader sees the old content or the new one.
+def file_name(text: str) -> str:
+    """A text as a part of a file's name: anything unusual becomes an underscore."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text)
 
-    Raises:
-        OSError: it cannot be written.
-    """
+
+def _write_whole(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def file_name(text: str) -> str:
-    """A text as a part of a file's name: anything unusual becomes an underscore."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", text)
