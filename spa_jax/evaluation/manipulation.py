@@ -184,11 +184,10 @@ def evaluate_manipulator(
         key: of all draws.
         batch_size, mesh, on_batch: as for `evaluate`.
         bins: parts of the box for the accuracy by value.
-        rows, points: examples and values of the pictures; the examples are the first of each class.
+        rows, points: examples (the first of each class) and values of the pictures.
 
     Raises:
-        ValueError: an argument breaks its rule: a box that is none, a split without attributes, a manipulator,
-            regressor or classifier whose output has another shape.
+        ValueError: a box that is none, a split without attributes, an output that has another shape.
     """
     for name, count in {"bins": bins, "rows": rows, "points": points}.items():
         require_count(name, count)
@@ -198,7 +197,6 @@ def evaluate_manipulator(
     _check_shapes(judges, split, len(attributes))
     judges = replicate(judges, sweep.mesh)
     found = _observations(judges, sweep, box, stream(key, "manipulation"))
-    labels = _label_preservation(found, box, attributes, bins)
     pictured = split.subset(first_of_each_class(split, rows))
     return ManipulationReport(
         attributes,
@@ -207,7 +205,7 @@ def evaluate_manipulator(
         {name: Distance.of(name, found[name]) for name in ("psnr", "ssim") if name in found},
         {attribute.name: _read_back(found, box, i) for i, attribute in enumerate(attributes)},
         _cross_effects(found),
-        labels,
+        _label_preservation(found, box, attributes, bins),
         _sweeps(judges, make_sweep(pictured, rows, sweep.mesh), box, attributes, points, stream(key, "sweeps")),
     )
 
