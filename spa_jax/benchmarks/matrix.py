@@ -31,8 +31,8 @@ _EVALUATE = 4
 _NORMAL_QUANTILE_975 = 1.959963984540054
 
 
-def check_matrix(section: Mapping[str, Any]) -> None:
-    """Check the section `matrix` of a config before anything is read or trained.
+def check_matrix(section: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Check the section `matrix` of a config, on the config's `data`, before anything is read or trained.
 
     Raises:
         ConfigError: an unknown or missing key, name or part.
@@ -41,7 +41,7 @@ def check_matrix(section: Mapping[str, Any]) -> None:
     check_keys(section, MATRIX_SCHEMA, "config.matrix")
     if not section["seeds"]:
         raise ConfigError("config.matrix.seeds=() must hold at least one seed")
-    config = check_config(section["experiment"])
+    config = check_config({**section["experiment"], "data": data})
     models = [name for name, variant in variants(config).items() if classifies(variant)]
     for name, panel in _panels(section).items():
         check_keys(panel, _PANEL_SCHEMA, f"config.matrix.panels.{name}")
@@ -53,7 +53,7 @@ def check_matrix(section: Mapping[str, Any]) -> None:
         check_config(_judged_by(config, panel["attacks"]))
 
 
-def fill_matrix(section: Mapping[str, Any], workdir: Path) -> list[Row]:
+def fill_matrix(section: Mapping[str, Any], data: Mapping[str, Any], workdir: Path) -> list[Row]:
     """Train the models of an experiment once for each seed, and judge each under each attack on its own.
 
     What is done is kept: `seed_S/MODEL/` is the run of a model, `seed_S/MODEL/PANEL.json` its judgement. The same
@@ -62,14 +62,15 @@ def fill_matrix(section: Mapping[str, Any], workdir: Path) -> list[Row]:
     of other attacks on some models, such as the ablations of an attack at equal cost.
 
     Args:
-        section: see `MATRIX_SCHEMA`; the experiment is a config as for training, without a report of its own.
+        section: see `MATRIX_SCHEMA`; the experiment is a config as for training, without its data.
+        data: of all models.
         workdir: gets the runs and a picture `PANEL.png` for the matrix and each panel.
 
     Returns:
         One row for each panel, model and attack: `accuracy`, the mean over the seeds, with its 95 % `low` and `high`,
         and `by_seed`. The interval adds the spread over the seeds (Student's t) and the drawing of the images, squared.
     """
-    config = check_config(section["experiment"])
+    config = check_config({**section["experiment"], "data": data})
     panels = {_MAIN: None, **_panels(section)}
     found: dict[tuple[str, str, str], list[tuple[float, int]]] = {}
     for seed in section["seeds"]:

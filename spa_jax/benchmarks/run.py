@@ -62,9 +62,14 @@ MEASUREMENTS: Mapping[str, Callable[[Mapping[str, Any], Path], list[Row]]] = {
     "speed": lambda config, workdir: time_attacks(config["speed"], config["seed"]),
     "memory": lambda config, workdir: measure_memory(config["memory"], config["seed"]),
     "strength": lambda config, workdir: compare_strength(config["strength"], config["data"], config["seed"]),
-    "matrix": lambda config, workdir: fill_matrix(config["matrix"], workdir),
+    "matrix": lambda config, workdir: fill_matrix(config["matrix"], config["data"], workdir),
 }
-_CHECKS = {"speed": check_speed, "memory": check_memory, "strength": check_strength, "matrix": check_matrix}
+_CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+    "speed": lambda config: check_speed(config["speed"]),
+    "memory": lambda config: check_memory(config["memory"]),
+    "strength": lambda config: check_strength(config["strength"]),
+    "matrix": lambda config: check_matrix(config["matrix"], config["data"]),
+}
 _TABLES: Mapping[str, Callable[[str, Sequence[Row]], str]] = {"matrix": lambda title, rows: matrix_table(rows)}
 
 
@@ -74,10 +79,11 @@ def _checked(config: Any) -> Any:
     asked = [section for section in MEASUREMENTS if config.get(section)]
     if not asked:
         raise ConfigError(f"config asks for nothing: give it a section of {', '.join(MEASUREMENTS)}")
+    for section in {"strength", "matrix"} & set(asked):
+        if not config.get("data"):
+            raise ConfigError(f"config.data is missing: the section `{section}` needs images")
     for section in asked:
-        _CHECKS[section](config[section])
-    if "strength" in asked and not config.get("data"):
-        raise ConfigError("config.data is missing: the section `strength` needs images")
+        _CHECKS[section](config)
     return config
 
 

@@ -16,7 +16,7 @@ from spa_jax.checkpoints import load_variables
 from spa_jax.configuration import build, check_keys, check_spec, freeze
 from spa_jax.data import Augmentation, Dataset, load_dataset, steps_per_epoch
 from spa_jax.engine import PureAttack
-from spa_jax.errors import ConfigError, suggest
+from spa_jax.errors import ConfigError, listed, suggest
 from spa_jax.models import create_model
 from spa_jax.parallel import check_divisible
 from spa_jax.training.engines import ENGINES, Engine, make_engine
@@ -224,6 +224,11 @@ class Experiment:
     evaluate_every: int
     parts: Mapping[str, TrainedPart]
 
+    @property
+    def needs(self) -> set[str]:
+        """The names of the models that have to be trained before."""
+        return {part.directory.name for part in self.parts.values()}
+
     @functools.cached_property
     def measure(self) -> Callable[..., Any]:
         """Of a model that is no classifier: what its recipe measures of a batch, compiled."""
@@ -310,6 +315,23 @@ def find_parts(
         build = build_of(trained, learner.mean, learner.std, source["recipe"] if network is None else None)
         found[name] = TrainedPart(directory, network, build)
     return found
+
+
+def training_order(experiments: Mapping[str, Experiment]) -> list[str]:
+    """The names of the models, each after those whose parts it needs, and otherwise in their own order.
+
+    Raises:
+        ConfigError: models that need each other.
+    """
+    ordered: list[str] = []
+    waiting = dict(experiments)
+    while waiting:
+        ready = [name for name, own in waiting.items() if not own.needs & (waiting.keys() - {name})]
+        if not ready:
+            raise ConfigError(f"config.parts: the models {listed(waiting)} need each other; none can be trained first")
+        ordered.append(ready[0])
+        del waiting[ready[0]]
+    return ordered
 
 
 def _data_dir(config: Mapping[str, Any]) -> dict[str, Any]:

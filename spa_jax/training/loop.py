@@ -27,6 +27,7 @@ from spa_jax.training.experiment import (
     data_loader,
     find_parts,
     make_experiment,
+    training_order,
     variants,
 )
 from spa_jax.training.recipes import VALIDATIONS
@@ -87,8 +88,8 @@ def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, di
         parts = find_parts(variant, needed - set(variant.get("networks") or {}), models, workdir, load)
         experiments[name] = make_experiment(variant, load(variant), mesh, parts)
     workdir = prepare_workdir(workdir)
-    for name, experiment in experiments.items():
-        train(experiment, workdir / name)
+    for name in training_order(experiments):
+        train(experiments[name], workdir / name)
     return models, load(config)
 
 

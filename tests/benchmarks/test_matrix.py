@@ -22,8 +22,9 @@ def _config(**changes):
     experiment["evaluation"] = experiment["evaluation"] | {"attacks": {"PGD": PGD, "rotation": RANDOM}}
     experiment["training"] = experiment["training"] | {"num_epochs": 1.0}
     panels = {"noise": {"attacks": {"none": PGD | {"radius": 0.0}}, "models": ("tiny",)}}
+    data = experiment.pop("data")
     section = {"experiment": experiment, "seeds": (0, 1), "panels": panels}
-    return {"name": "bench", "seed": 0, "matrix": section | changes}
+    return {"name": "bench", "seed": 0, "data": data, "matrix": section | changes}
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,10 @@ def test_a_regressor_is_trained_and_chosen_by_its_error(tmp_path):
     [
         ({"parts": {"generator": {"model": "tinny"}}}, r"config.parts.generator.model='tinny' .* did you mean 'tiny'"),
         ({"parts": {"generator": {"modle": "tiny"}}}, "config.parts.generator.modle is unknown"),
-        ({"parts": None, "networks": None}, "attack.noise.part='generator' is no learned part of this run; valid: none"),
+        (
+            {"parts": None, "networks": None},
+            "attack.noise.part='generator' is no learned part of this run; valid: none",
+        ),
         ({"networks": {"generator": {"model": {}, **ADAM, "step": 1}}}, "config.networks.generator.step is unknown"),
     ],
 )

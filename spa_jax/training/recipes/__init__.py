@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from spa_jax.training.learner import TrainStep
 from spa_jax.training.recipes.adversarial import adversarial
+from spa_jax.training.recipes.noise_generator import generator_success, noise_generator
 from spa_jax.training.recipes.regressor import regressor, regressor_errors
 from spa_jax.training.recipes.spa_direct import spa_direct
 from spa_jax.training.recipes.spa_generated import spa_generated
@@ -15,6 +16,7 @@ __all__ = ["RECIPES", "VALIDATIONS", "Validation", "adversarial", "spa_direct", 
 
 RECIPES: Mapping[str, Callable[..., TrainStep]] = {
     "adversarial": adversarial,
+    "noise_generator": noise_generator,
     "regressor": regressor,
     "spa_direct": spa_direct,
     "spa_generated": spa_generated,
@@ -38,6 +40,7 @@ class Validation(NamedTuple):
 
 
 VALIDATIONS: Mapping[str, Validation] = {
+    "noise_generator": Validation(generator_success, "fooled", 1),
     "regressor": Validation(regressor_errors, "absolute_error", -1),
 }
 """For recipes that train no classifier."""

@@ -7,15 +7,13 @@ import jax
 
 from spa_jax.inputs import require_number
 from spa_jax.semantic import Spa
-from spa_jax.solvers import fold_in
 from spa_jax.training.learner import Learner, Metrics, TrainStep
-from spa_jax.training.recipes.noise_generator import NoiseObjective, generator_loss, latent_pairs
+from spa_jax.training.recipes.noise_generator import NoiseObjective, edited_at_random, generator_loss
 from spa_jax.training.samples import Outer, SampleLoss
 from spa_jax.training.state import TrainState
-from spa_jax.types import Example, Images, Keys, Labels, Values
+from spa_jax.types import Images, Keys, Labels, Values
 
 GENERATOR = "generator"
-_VALUES, _LATENTS = 2, 3
 
 
 def spa_generated(
@@ -59,7 +57,8 @@ def spa_generated(
 
     def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
         keys, x, y, weights = learner.examples(state, batch, key)
-        base = jax.lax.stop_gradient(edited_at_random(attacker(state), keys, x))
+        attack = attacker(state)
+        base = jax.lax.stop_gradient(edited_at_random(attack, keys, x)) if isinstance(attack, Spa) else x
         state, generator_metrics = train_generator(learner, objective, state, keys, base, y, weights)
         attack = attacker(state)
         found = learner.craft(attack, state, keys, x, y)
@@ -74,15 +73,6 @@ def spa_generated(
     return train_step
 
 
-def edited_at_random(attack: Any, keys: Keys, x: Images) -> Images:
-    """The images at random values of an attack's attributes; as they are where it has none."""
-    if not isinstance(attack, Spa):
-        return x
-    space = attack.attributes()
-    examples = space.prepare(Example(x))
-    return space.apply(space.init(fold_in(keys, _VALUES), examples), examples)
-
-
 def train_generator(
     learner: Learner,
     objective: NoiseObjective,
@@ -94,7 +84,6 @@ def train_generator(
 ) -> tuple[TrainState, Metrics]:
     """One update of the generator against the classifier as it is."""
     network, known = learner.networks[GENERATOR], state.networks[GENERATOR]
-    z = latent_pairs(fold_in(keys, _LATENTS), network.model.latent_dim)
 
     def loss(params: Any) -> Any:
         return generator_loss(
@@ -107,7 +96,6 @@ def train_generator(
             keys,
             base,
             labels,
-            z,
         )
 
     (value, found), gradient = jax.value_and_grad(loss, has_aux=True)(known.params)
