@@ -9,10 +9,11 @@ import jax
 from absl import flags
 
 from spa_jax import launching
+from spa_jax.catalogue import attack_from_config
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.export import export_attack
 from spa_jax.parallel import data_mesh
-from spa_jax.training.experiment import check_config, evaluation_attacks, load_data, variants
+from spa_jax.training.experiment import check_config, load_data, variants
 from spa_jax.training.reporting import load_parts, load_victim
 
 flags.adopt_module_key_flags(launching)
@@ -33,11 +34,12 @@ def main() -> None:
             raise ConfigError(f"--{kind}={name!r} is not in the config{suggest(name, valid)}")
     dataset, mesh, workdir = load_data(config), data_mesh(), Path(flags.FLAGS.workdir)
     victim = load_victim(models[model], workdir, dataset, mesh)
-    attacks = evaluation_attacks(config, load_parts(models[model], models, workdir, mesh))
+    spec = config["evaluation"]["attacks"][ATTACK.value]
+    attack = attack_from_config(spec, load_parts(models[model], spec, models, workdir, mesh))
     found = export_attack(
         victim,
         getattr(dataset, SPLIT.value),
-        attacks[ATTACK.value],
+        attack,
         OUTPUT.value,
         key=jax.random.key(config["seed"]),
         batch_size=config["evaluation"]["batch_size"],

@@ -75,14 +75,15 @@ class Spa(PureAttack):
     def edit(self, variables: Variables, x: Any) -> Any:
         """The attribute-only image A(x, a) of joint variables."""
         attributes = {name: value for name, value in variables.items() if name != "noise"}
-        return self._attributes().apply(attributes, Example(x))
+        return self.attributes().apply(attributes, Example(x))
 
-    def _attributes(self) -> Lifted:
+    def attributes(self) -> Lifted:
+        """The space of the attributes alone."""
         named = self.space.space.items()
         return per_example(spaces.chain(**{name: space for name, space in named if name != "noise"}))
 
     def _search_attributes(self, predict: Predict, x: Any, y: Any, keys: Keys) -> Result:
-        space = self._attributes()
+        space = self.attributes()
         solver: Any = random_solver()
         num_steps = self.candidates
         if self.mode == "grid":
@@ -150,7 +151,8 @@ def spa(
             values by forward passes alone, then climb the noise there.
         candidates: random draws, or grid points an attribute, for those two.
         loss: as for `pgd`.
-        solver: "projected_gradient" or "apgd", or a solver object.
+        solver: "projected_gradient", "apgd" or "random_search" (a fresh draw of all variables each step, no gradient),
+            or a solver object.
         keep: "best" or "last".
         unroll: as for `make_attack`.
 
@@ -214,11 +216,12 @@ def _spa_solver(
 ) -> Solver:
     if not isinstance(solver, str):
         return solver
-    require_choice("solver", solver, ("projected_gradient", "apgd"))
-    if solver == "apgd":
+    whole: dict[str, Callable[[], Solver]] = {"apgd": apgd_solver, "random_search": random_solver}
+    require_choice("solver", solver, ("projected_gradient", *whole))
+    if solver in whole:
         if search != "joint":
-            raise ValueError(f"search={search!r} with solver='apgd': auto-PGD moves all variables jointly")
-        return apgd_solver()
+            raise ValueError(f"search={search!r} with solver={solver!r}: it moves all variables jointly")
+        return whole[solver]()
     step_sizes = {name: attribute_step for name in attributes} | {"noise": noise_step}
     if search == "joint":
         return projected_gradient(step_sizes)

@@ -16,9 +16,9 @@ from spa_jax.configuration import check_keys, freeze
 from spa_jax.data import Dataset
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.accuracy import evaluate
+from spa_jax.evaluation.files import write_files
 from spa_jax.evaluation.records import ModelReport
 from spa_jax.evaluation.sweep import evenly_spaced
-from spa_jax.files import write_whole
 from spa_jax.parallel import data_mesh
 from spa_jax.training.experiment import check_config, classifies, evaluation_attacks, variants
 from spa_jax.training.loop import train_models
@@ -79,7 +79,7 @@ def fill_matrix(section: Mapping[str, Any], workdir: Path) -> list[Row]:
     rows = [_row(*name, values) for name, values in found.items()]
     for panel in panels:
         own = [row for row in rows if row["panel"] == panel]
-        write_whole(workdir / f"{panel}.png", heat_map_png(own, f"{config['name']}: {panel}"))
+        write_files(workdir, {f"{panel}.png": heat_map_png(own, f"{config['name']}: {panel}")})
     return rows
 
 
@@ -116,7 +116,7 @@ def _judge_once(
     seconds = {name: record.seconds for name, record in report.attacks.items()}
     content = {"asked": asked, "accuracies": accuracies, "seconds": seconds}
     if jax.process_index() == 0:
-        write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_files(path.parent, {path.name: (json.dumps(content, indent=1) + "\n").encode()})
     return accuracies
 
 
@@ -124,7 +124,7 @@ def _judge(config: Mapping[str, Any], models: Mapping[str, Any], dataset: Datase
     settings, mesh = config["evaluation"], data_mesh()
     count = settings["num_examples"]
     split = dataset.test if count is None else evenly_spaced(dataset.test, count)
-    attacks = evaluation_attacks(config, load_parts(config, models, workdir, mesh))
+    attacks = evaluation_attacks(config, load_parts(config, config["evaluation"]["attacks"], models, workdir, mesh))
     victim = load_victim(config, workdir, dataset, mesh)
     key = jax.random.fold_in(jax.random.key(config["seed"]), _EVALUATE)
     return evaluate(victim, split, attacks, key=key, batch_size=settings["batch_size"], mesh=mesh, survivors_only=False)

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     SUBSET = 6
     FACTOR = 7
     BACKGROUND = 8
+    ATTRIBUTE = 9
 
 
 def random_bits(size: int, stream: Stream, *seeds: int) -> UInt64[np.ndarray, " size"]:

@@ -178,7 +178,7 @@ def _check_many_steps(report: ModelReport, radius: Scalar, num_steps: int) -> Ch
 
 def _check_large_radius(report: ModelReport) -> Check:
     kept = float(np.mean(report.attacks["large_radius"].correct))
-    possible = float(np.bincount(report.labels).max() / len(report.labels))
+    possible = float(np.max(np.bincount(report.labels)) / len(report.labels))
     return Check(
         "large_radius",
         kept <= possible,

@@ -1,8 +1,9 @@
 """From a config to the objects of a run: everything is checked before anything is read, compiled or written."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from spa_jax.catalogue import attack_from_config, part_names
+from spa_jax.catalogue import attack_from_config
 from spa_jax.checkpoints import load_variables
 from spa_jax.configuration import build, check_keys, check_spec, freeze
 from spa_jax.data import Augmentation, Dataset, load_dataset, steps_per_epoch
@@ -23,7 +24,7 @@ from spa_jax.training.learner import Learner
 from spa_jax.training.networks import Network
 from spa_jax.training.optimizers import OPTIMIZERS, SCHEDULES
 from spa_jax.training.parts import TrainedPart, build_of, check_parts, stand_ins
-from spa_jax.training.recipes import PART_RECIPES, RECIPES
+from spa_jax.training.recipes import RECIPES, VALIDATIONS
 from spa_jax.types import Example
 
 SCHEMA: Mapping[str, Any] = {
@@ -42,6 +43,7 @@ SCHEMA: Mapping[str, Any] = {
         "engine": str,
         "ema_decay": float,
         "attack_warmup": float,
+        "separate_statistics": bool | None,
         "evaluate_every": int,
     },
     "evaluation": {
@@ -54,12 +56,21 @@ SCHEMA: Mapping[str, Any] = {
         "radii": tuple | list | None,
         "radius_attack": str | None,
         "attribute_points": int,
+        "manipulation": Mapping | None,
     },
     "networks": Mapping | None,
     "parts": Mapping | None,
     "baselines": tuple | list | None,
 }
 """Every key of a config and its type; what a key does stands in the README and in `configs/`."""
+
+MANIPULATION_SCHEMA: Mapping[str, Any] = {
+    "low": tuple | list,
+    "high": tuple | list,
+    "regressor": Mapping,
+    "classifier": Mapping,
+}
+"""How the manipulators of a config are judged: over which box, and by which parts, as `{"part": NAME}`."""
 
 NETWORK_SCHEMA: Mapping[str, Any] = {"model": Mapping, "optimizer": Mapping, "schedule": Mapping}
 """An entry of `networks`: a network that the recipe trains beside the model."""
@@ -99,6 +110,8 @@ def _check_sections(config: Mapping[str, Any], path: str) -> None:
             raise ConfigError(f"{path}.{key}.name={config[key].get('name')!r} must be a name")
     _check_choice(f"{path}.training.engine", config["training"]["engine"], ENGINES)
     _check_choice(f"{path}.evaluation.select_by", config["evaluation"]["select_by"], ("clean", "robust"))
+    if config["evaluation"].get("manipulation"):
+        check_keys(config["evaluation"]["manipulation"], MANIPULATION_SCHEMA, f"{path}.evaluation.manipulation")
     curve, parts = config["evaluation"]["radius_attack"], stand_ins(config)
     if curve is not None:
         _check_choice(f"{path}.evaluation.radius_attack", curve, tuple(config["evaluation"]["attacks"]))
@@ -155,8 +168,8 @@ def _merge(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
 
 
 def classifies(config: Mapping[str, Any]) -> bool:
-    """Whether a config trains a classifier, and not a part of attacks."""
-    return config["recipe"]["name"] not in PART_RECIPES
+    """Whether a config trains a classifier, and not a part of attacks or a judge of one."""
+    return config["recipe"]["name"] not in VALIDATIONS
 
 
 def load_data(config: Mapping[str, Any]) -> Dataset:
@@ -211,6 +224,13 @@ class Experiment:
     evaluate_every: int
     parts: Mapping[str, TrainedPart]
 
+    @functools.cached_property
+    def measure(self) -> Callable[..., Any]:
+        """Of a model that is no classifier: what its recipe measures of a batch, compiled."""
+        options = {name: value for name, value in self.config["recipe"].items() if name != "name"}
+        validation = VALIDATIONS[self.config["recipe"]["name"]]
+        return jax.jit(functools.partial(validation.measure, self.learner, **options))
+
     @property
     def key(self) -> Any:
         """The run's key; initialisation, training and evaluation fold it with a number each."""
@@ -255,16 +275,16 @@ def make_experiment(
 
 def find_parts(
     config: Mapping[str, Any],
-    wanted: Any,
+    names: Iterable[str],
     models: Mapping[str, Mapping[str, Any]],
     workdir: Path,
     load: Callable[[Mapping[str, Any]], Dataset] = load_data,
 ) -> dict[str, TrainedPart]:
-    """The parts that a piece of a config asks for, as far as they were or will be trained before.
+    """The parts of those names that a config declares: where they were or will be trained, and what they are.
 
     Args:
         config: of the model that is trained or attacked.
-        wanted: the piece of it: a recipe, attacks.
+        names: of parts, as `part_names` finds them in a recipe or in attacks; undeclared ones are passed over.
         models: all models of the run, by name.
         workdir: of the run.
         load: gives the data of a config.
@@ -275,7 +295,7 @@ def find_parts(
     """
     found = {}
     declared = config.get("parts") or {}
-    for name in sorted(part_names(wanted) & set(declared)):
+    for name in sorted(set(names) & set(declared)):
         entry = declared[name]
         model, network = entry["model"].replace("{victim}", config["name"]), entry.get("network")
         directory = Path(entry.get("workdir") or workdir) / model
@@ -287,7 +307,8 @@ def find_parts(
             hint = suggest(network, learner.networks)
             raise ConfigError(f"parts.{name}.network={network!r} is no network of {model!r}{hint}")
         trained = learner.model if network is None else learner.networks[network].model
-        found[name] = TrainedPart(directory, network, build_of(trained, learner.mean, learner.std))
+        build = build_of(trained, learner.mean, learner.std, source["recipe"] if network is None else None)
+        found[name] = TrainedPart(directory, network, build)
     return found
 
 
@@ -340,6 +361,7 @@ def make_learner(config: Mapping[str, Any], dataset: Dataset, total_steps: int =
         ema_decay,
         augmentation,
         round(warmup * total_steps),
+        separate_statistics=bool(config["training"].get("separate_statistics")),
         networks=networks,
         builders={name: build_of(network.model, mean, std) for name, network in networks.items()},
     )
@@ -350,12 +372,11 @@ def _network(spec: Mapping[str, Any], dataset: Dataset, total_steps: int) -> tup
     schedule = build(SCHEDULES, spec["schedule"], "schedule", "config.schedule", total_steps=total_steps)
     optimizer = build(OPTIMIZERS, spec["optimizer"], "optimizer", "config.optimizer", learning_rate=schedule)
     model = create_model(
-        num_classes=dataset.num_classes,
+        **{"num_classes": dataset.num_classes, **spec["model"]},
         num_attributes=len(dataset.attributes),
         attribute_names=dataset.attribute_names,
         **_attribute_statistics(dataset),
         input_shape=dataset.image_shape,
-        **spec["model"],
     )
     return model, optimizer
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,13 @@ TrainStep: TypeAlias = Callable[[TrainState, Mapping[str, Any], Any], tuple[Trai
 _AUGMENT, _ATTACK = 0, 1
 
 
+class SeparateStatistics(NamedTuple):
+    """New BatchNorm statistics of attacked and of clean images, kept apart."""
+
+    attacked: Any
+    clean: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Learner:
     """The network, its optimiser, and how sums over the batch are taken.
@@ -38,6 +45,7 @@ class Learner:
         augmentation: of the training images, or None.
         attack_warmup: steps over which the attack grows to its full size; 0 for an attack of full size at once.
         axis_name: the mapped axis under `pmap`; None under `jit`, where the arrays are global.
+        separate_statistics: whether BatchNorm keeps the statistics of clean and of attacked images apart.
         networks: further networks that the recipe trains, by name.
         builders: what the variables in `TrainState.frozen`, and of these networks, become for an attack, by name.
     """
@@ -50,6 +58,7 @@ class Learner:
     augmentation: Augmentation | None = None
     attack_warmup: int = 0
     axis_name: str | None = None
+    separate_statistics: bool = False
     networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
     builders: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
 
@@ -65,7 +74,9 @@ class Learner:
             name: network.init(jax.random.fold_in(key, i), image_shape)
             for i, (name, network) in enumerate(sorted(self.networks.items()))
         }
-        return TrainState(jnp.zeros((), jnp.int32), params, statistics, self.optimizer.init(params), ema, networks)
+        clean = jax.tree.map(jnp.copy, statistics) if self.separate_statistics else None
+        opt_state = self.optimizer.init(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, ema, clean, networks)
 
     def examples(self, state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[Keys, Images, Labels, Values]:
         """Keys, augmented images in [0, 1], labels and weights of a batch.
@@ -109,6 +120,20 @@ class Learner:
         logits, updates = self.model.apply(variables, normalised, train=True, mutable=["batch_stats"])
         return logits, updates.get("batch_stats", state.batch_stats)
 
+    def responses(self, params: Any, state: TrainState, clean: Images, *attacked: Images) -> tuple[list[Logits], Any]:
+        """Logits in training mode of clean and attacked images, one entry each, and the new BatchNorm statistics.
+
+        All images go through the network as one batch. Where statistics are kept apart, clean images go by themselves
+        and are normalised by statistics of their own, and inference uses those of attacked images (after Xie et al.
+        2020, who keep scales and biases apart too and infer with the clean ones).
+        """
+        if state.clean_batch_stats is None:
+            logits, statistics = self.logits(params, state, interleave(clean, *attacked))
+            return separate(logits, 1 + len(attacked)), statistics
+        first, clean_statistics = self.logits(params, state.replace(batch_stats=state.clean_batch_stats), clean)
+        others, statistics = self.logits(params, state, interleave(*attacked))
+        return [first, *separate(others, len(attacked))], SeparateStatistics(statistics, clean_statistics)
+
     def average(self, values: Values, weights: Values) -> jax.Array:
         """This device's share of the weighted mean over the global batch; `total` of the shares is the mean."""
         return jnp.sum(values * weights) / self.total(jnp.sum(weights))
@@ -130,7 +155,8 @@ class Learner:
 
         Args:
             state: before the step.
-            loss: `params -> (share of the loss, (BatchNorm statistics, shares of metrics))`.
+            loss: `params -> (share of the loss, (BatchNorm statistics, shares of metrics))`; the statistics are those
+                that `logits` or `responses` returned.
         """
         (value, (statistics, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         gradient = self.total(gradient)
@@ -139,6 +165,9 @@ class Learner:
         ema = state.ema
         if ema is not None:
             ema = jax.tree.map(lambda old, new: old + (1 - self.ema_decay) * (new - old), ema, params)
+        if isinstance(statistics, SeparateStatistics):
+            state = state.replace(clean_batch_stats=statistics.clean)
+            statistics = statistics.attacked
         state = state.replace(step=state.step + 1, params=params, batch_stats=statistics, opt_state=opt_state, ema=ema)
         return state, self.total({"loss": value, **metrics}) | {"gradient_norm": optax.tree.norm(gradient)}
 

@@ -11,22 +11,25 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from spa_jax.catalogue import attack_from_config
+from spa_jax.catalogue import attack_from_config, part_names
 from spa_jax.checkpoints import Checkpoints, prepare_workdir
 from spa_jax.checkpoints import check_config as check_same_config
 from spa_jax.data import Dataset, train_batches
 from spa_jax.errors import SpaError
 from spa_jax.evaluation.accuracy import evaluate
+from spa_jax.evaluation.sweep import DeviceBatch, example_keys, make_sweep
 from spa_jax.parallel import data_mesh
 from spa_jax.training.experiment import (
     MAY_CHANGE,
     Experiment,
     check_config,
+    classifies,
     data_loader,
     find_parts,
     make_experiment,
     variants,
 )
+from spa_jax.training.recipes import VALIDATIONS
 from spa_jax.training.records import Recorder
 from spa_jax.training.reporting import report_models
 from spa_jax.training.state import TrainState
@@ -80,8 +83,8 @@ def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, di
     mesh, models, load = data_mesh(), variants(config), data_loader()
     experiments = {}
     for name, variant in models.items():
-        needed = [variant["recipe"], variant["evaluation"]["selection_attack"]]
-        parts = find_parts(variant, needed, models, workdir, load)
+        needed = part_names([variant["recipe"], variant["evaluation"]["selection_attack"]])
+        parts = find_parts(variant, needed - set(variant.get("networks") or {}), models, workdir, load)
         experiments[name] = make_experiment(variant, load(variant), mesh, parts)
     workdir = prepare_workdir(workdir)
     for name, experiment in experiments.items():
@@ -151,12 +154,19 @@ def _batches(experiment: Experiment, start: int) -> Iterator[Any]:
 
 
 def _evaluate_and_save(experiment: Experiment, state: TrainState, checkpoints: Checkpoints, recorder: Recorder) -> None:
-    """Judge the validation split, record it, and save the state with the accuracy that chooses the best checkpoint."""
+    """Judge the validation split, record it, and save the state with the number that chooses the best checkpoint."""
     step = int(state.step)
-    victim = experiment.learner.victim(state, averaged=True)
+    judge = _judge_classifier if classifies(experiment.config) else _judge_part
+    found, score = judge(experiment, state)
+    recorder.evaluation(step, "validation", found)
+    checkpoints.save(step, state, config=experiment.config, metric=score)
+
+
+def _judge_classifier(experiment: Experiment, state: TrainState) -> tuple[dict[str, float], float]:
+    """Accuracies on the validation split, and the one that chooses."""
     attack = attack_from_config(experiment.config["evaluation"]["selection_attack"], experiment.learner.parts(state))
     found = evaluate(
-        victim,
+        experiment.learner.victim(state, averaged=True),
         experiment.dataset.validation,
         {"robust": attack},
         key=jax.random.fold_in(experiment.key, _EVALUATE),
@@ -167,9 +177,23 @@ def _evaluate_and_save(experiment: Experiment, state: TrainState, checkpoints: C
         "accuracy": found.accuracies["clean"].value,
         "robust_accuracy": found.accuracies["worst_case"].value,
     }
-    recorder.evaluation(step, "validation", accuracies)
     chosen = "accuracy" if experiment.config["evaluation"]["select_by"] == "clean" else "robust_accuracy"
-    checkpoints.save(step, state, config=experiment.config, metric=accuracies[chosen])
+    return accuracies, accuracies[chosen]
+
+
+def _judge_part(experiment: Experiment, state: TrainState) -> tuple[dict[str, float], float]:
+    """Means over the validation split of what the recipe measures, and the number that chooses."""
+    validation = VALIDATIONS[experiment.config["recipe"]["name"]]
+    key = jax.random.fold_in(experiment.key, _EVALUATE)
+    sweep = make_sweep(experiment.dataset.validation, experiment.config["evaluation"]["batch_size"], experiment.mesh)
+
+    def measure(batch: DeviceBatch) -> Any:
+        keys = example_keys(key, batch.index)
+        return experiment.measure(state, keys, batch.images, batch.labels, batch.attribute)
+
+    found = sweep.run("validation", measure, np.arange(len(sweep.split)))
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    return means, validation.sign * means[validation.chosen]
 
 
 class _LossWatch:

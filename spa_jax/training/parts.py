@@ -15,6 +15,7 @@ from spa_jax.configuration import check_keys, check_spec
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.predict import classifier
 from spa_jax.spaces import Latent, latent
+from spa_jax.training.recipes.regressor import reading
 from spa_jax.training.state import as_variables
 
 Build = Callable[[Any], Any]
@@ -68,11 +69,11 @@ def load_model(directory: Path, sharding: jax.sharding.Sharding) -> dict[str, An
     return as_variables(params, found.get("batch_stats"))
 
 
-def build_of(model: nn.Module, mean: Any, std: Any) -> Build:
+def build_of(model: nn.Module, mean: Any, std: Any, recipe: Mapping[str, Any] | None = None) -> Build:
     """What a network is for an attack: an edit, a maker of noise spaces, or a victim.
 
     A manipulator becomes an edit for `spa_jax.attribute`, a noise generator a function from the radius to a space of
-    generated noise, a classifier a victim with its normalisation.
+    generated noise, a classifier a victim with its normalisation, a regressor a function from images to attributes.
     """
     if type(model).__name__ == "MSP":
         from spa_jax.manipulators import manipulator
@@ -82,6 +83,9 @@ def build_of(model: nn.Module, mean: Any, std: Any) -> Build:
         from spa_jax.generated_noise import generated_noise
 
         return lambda variables: functools.partial(generated_noise, model, variables)
+    if recipe and recipe["name"] == "regressor":
+        units = {"centre": recipe["centre"], "scale": recipe["scale"]}
+        return lambda variables: reading(classifier(model, variables, mean, std), **units)
     return lambda variables: classifier(model, variables, mean, std)
 
 

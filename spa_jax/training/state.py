@@ -32,6 +32,8 @@ class TrainState(flax.struct.PyTreeNode):
         batch_stats: running statistics of BatchNorm, {} without it.
         opt_state: of the optimiser.
         ema: exponential moving average of `params`, or None.
+        clean_batch_stats: where clean and attacked images are normalised apart, the running statistics of clean ones;
+            `batch_stats` are then those of attacked images. None: one set of statistics for all.
         networks: further networks that the recipe trains, by name.
         frozen: variables of networks trained before, by name, which no step changes.
     """
@@ -41,6 +43,7 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     ema: Any
+    clean_batch_stats: Any = None
     networks: Any = flax.struct.field(default_factory=dict)
     frozen: Any = flax.struct.field(default_factory=dict)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from spa_jax.training.learner import Learner, Metrics, TrainStep, interleave, separate
+from spa_jax.training.learner import Learner, Metrics, TrainStep
 from spa_jax.training.state import TrainState
 
 
@@ -35,8 +35,7 @@ def adversarial(learner: Learner, attack: Mapping, clean_weight: float = 0.0) ->
             return learner.cross_entropy(logits, y, weights), (statistics, metrics)
 
         def mixed_loss(params: Any) -> Any:
-            logits, statistics = learner.logits(params, state, interleave(x, perturbed))
-            clean, robust = separate(logits, 2)
+            (clean, robust), statistics = learner.responses(params, state, x, perturbed)
             metrics = {
                 "accuracy": learner.accuracy(clean, y, weights),
                 "robust_accuracy": learner.accuracy(robust, y, weights),

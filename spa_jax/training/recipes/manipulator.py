@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spa_jax.attributes import EditFunction, get_edit
-from spa_jax.data import to_unit_float
 from spa_jax.inputs import require_number
 from spa_jax.losses import cross_entropy
 from spa_jax.manipulators import attributes_of, set_attributes
@@ -294,35 +293,38 @@ def _teach_discriminator(learner: Learner, state: TrainState, real: Images, fake
 # --- model selection ------------------------------------------------------------------------------------------------
 
 
-def validation_metrics(
-    learner: Learner, state: TrainState, images: Float[Array, "b h w c"], attribute: Float[Array, "b m"]
+def manipulator_errors(
+    learner: Learner,
+    state: TrainState,
+    keys: Keys,
+    images: Images,
+    labels: Any,
+    attribute: Attributes,
+    **options: Any,
 ) -> dict[str, Values]:
-    """How well images are rebuilt, read and edited, for each of them [b], with the averaged weights if there are any.
+    """How well images are rebuilt, read and edited, by example, [b], with the averaged weights where there are any.
 
-    Every image is edited to the mirror image of its attributes, 2 * centre - a.
-
-    Args:
-        learner: `models.MSP` with its optimiser.
-        state: of the training.
-        images: [b, h, w, c], uint8 or in [0, 1].
-        attribute: [b, m], in the attributes' units.
+    Every image is edited to the mirror image of its attributes, 2 * centre - a, and back.
 
     Returns:
         psnr: of D(E(x)), in decibels; reading_error: mean |M h - a| over attributes, in scales; cycle_error: the same
-        of the edited image, read again, from what was asked for; cycle_distance: how far the edit has moved what is no
-        attribute, as a share of its length.
+        of the edited image, read again, from what was asked for; round_trip_psnr: of the image edited there and back.
     """
-    net, x = _Net(learner.model, state.variables()), to_unit_float(images)
-    h, attributes = net("encode", x)[0], _in_scales(state, attribute)
-    again = net("encode", net("decode", set_attributes(h, net.subspace, -attributes)))[0]
-    before, after = _beside(h, net.subspace), _beside(again, net.subspace)
-
-    def error(h: Latents, wanted: Attributes) -> Values:
-        return jnp.mean(jnp.abs(attributes_of(h, net.subspace) - wanted), axis=1)
-
+    net = _Net(learner.model, state.variables())
+    h, own = net("encode", images)[0], _in_scales(state, attribute)
+    mirrored = net("encode", net("decode", set_attributes(h, net.subspace, -own)))[0]
+    back = set_attributes(mirrored, net.subspace, attributes_of(h, net.subspace))
     return {
-        "psnr": -10 * jnp.log10(jnp.mean((net("decode", h) - x) ** 2, axis=(1, 2, 3)) + 1e-10),
-        "reading_error": error(h, attributes),
-        "cycle_error": error(again, -attributes),
-        "cycle_distance": jnp.sqrt(_squares(after - before) / (_squares(before) + 1e-10)),
+        "psnr": _psnr(net("decode", h), images),
+        "reading_error": _mean_error(attributes_of(h, net.subspace), own),
+        "cycle_error": _mean_error(attributes_of(mirrored, net.subspace), -own),
+        "round_trip_psnr": _psnr(net("decode", back), images),
     }
+
+
+def _psnr(decoded: Images, images: Images) -> Values:
+    return -10 * jnp.log10(jnp.mean((decoded - images) ** 2, axis=(1, 2, 3)) + 1e-10)
+
+
+def _mean_error(values: Attributes, wanted: Attributes) -> Values:
+    return jnp.mean(jnp.abs(values - wanted), axis=1)

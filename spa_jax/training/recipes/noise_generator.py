@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from spa_jax.generated_noise import add_noise, painter, recursive_noise, victim_look
 from spa_jax.inputs import require_count, require_number
 from spa_jax.losses import diversity
-from spa_jax.types import Images, Keys, Labels, Predict, Scalar, Values
+from spa_jax.types import Images, Keys, Labels, Predict, Values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax
 
 from spa_jax.combinators import with_fields
 from spa_jax.losses import kl_divergence
-from spa_jax.training.learner import Learner, Metrics, TrainStep, interleave, separate
+from spa_jax.training.learner import Learner, Metrics, TrainStep
 from spa_jax.training.state import TrainState
 
 
@@ -35,8 +35,7 @@ def trades(learner: Learner, attack: Mapping, beta: float = 6.0) -> TrainStep:
         perturbed = learner.craft(with_fields(attacker(state), loss=kl_divergence(reference)), state, keys, x, y).x
 
         def loss(params: Any) -> Any:
-            logits, statistics = learner.logits(params, state, interleave(x, perturbed))
-            clean, robust = separate(logits, 2)
+            (clean, robust), statistics = learner.responses(params, state, x, perturbed)
             natural = learner.cross_entropy(clean, y, weights)
             divergence = learner.average(kl_divergence(clean)(robust, y), weights)
             metrics = {
