@@ -19,7 +19,9 @@ from jaxtyping import Array, Float
 from spa_jax.errors import suggest
 from spa_jax.models.layers import require_images
 from spa_jax.models.lenet5 import LeNet5
+from spa_jax.models.msp import MSP
 from spa_jax.models.noise_generator import NoiseGenerator
+from spa_jax.models.patch_discriminator import PatchDiscriminator
 from spa_jax.models.preact_resnet18 import PreActResNet18
 from spa_jax.models.resnet20 import ResNet20
 from spa_jax.models.small_cnn import SmallCNN
@@ -27,8 +29,10 @@ from spa_jax.models.wide_resnet28_10 import WideResNet28x10
 
 __all__ = [
     "MODELS",
+    "MSP",
     "LeNet5",
     "NoiseGenerator",
+    "PatchDiscriminator",
     "PreActResNet18",
     "ResNet20",
     "SmallCNN",
@@ -41,16 +45,35 @@ __all__ = [
 
 MODELS: dict[str, type[nn.Module]] = {
     "lenet5": LeNet5,
+    "msp": MSP,
     "noise_generator": NoiseGenerator,
+    "patch_discriminator": PatchDiscriminator,
     "preact_resnet18": PreActResNet18,
     "resnet20": ResNet20,
     "small_cnn": SmallCNN,
     "wide_resnet28_10": WideResNet28x10,
 }
 
+_FACTS = (
+    "num_classes",
+    "num_attributes",
+    "attribute_names",
+    "attribute_centre",
+    "attribute_scale",
+    "image_shape",
+)
+
 
 def create_model(
-    name: Any, *, num_classes: Any, input_shape: Any, num_attributes: Any = 0, **options: Any
+    name: Any,
+    *,
+    num_classes: Any,
+    input_shape: Any,
+    num_attributes: Any = 0,
+    attribute_names: tuple[str, ...] = (),
+    attribute_centre: tuple[float, ...] = (),
+    attribute_scale: tuple[float, ...] = (),
+    **options: Any,
 ) -> nn.Module:
     """The network of that name, checked before anything is compiled.
 
@@ -59,6 +82,7 @@ def create_model(
         num_classes: number of logits, an integer of 1 or larger.
         input_shape: (h, w, c) of one image, integers of 1 or larger.
         num_attributes: number of attributes of an image, for a network that reads or sets them.
+        attribute_names, attribute_centre, attribute_scale: one entry for each of them, or () where they are unknown.
         options: fields of the network's class, such as `width`; `dtype` may be a name, as "bfloat16".
 
     Raises:
@@ -68,7 +92,14 @@ def create_model(
     if not isinstance(name, str) or name not in MODELS:
         raise ValueError(f"name={name!r} is no model{suggest(name, MODELS)}")
     shape = _checked_input_shape(input_shape)
-    facts = {"num_classes": num_classes, "num_attributes": num_attributes, "image_shape": shape}
+    facts = {
+        "num_classes": num_classes,
+        "num_attributes": num_attributes,
+        "attribute_names": attribute_names,
+        "attribute_centre": attribute_centre,
+        "attribute_scale": attribute_scale,
+        "image_shape": shape,
+    }
     known = {fact: value for fact, value in facts.items() if fact in _field_types(MODELS[name])}
     model = MODELS[name](**_checked_options(name, known | options))
     require_images(name, (1, *shape), model.minimum_size)
@@ -77,7 +108,7 @@ def create_model(
 
 def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     hints = _field_types(MODELS[name])
-    valid = [field for field in hints if field not in ("num_classes", "num_attributes", "image_shape")]
+    valid = [field for field in hints if field not in _FACTS]
     for option, value in options.items():
         if option not in hints:
             raise ValueError(f"{option}={value!r} is no option of model {name!r}{suggest(option, valid)}")

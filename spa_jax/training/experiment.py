@@ -396,9 +396,21 @@ def _network(spec: Mapping[str, Any], dataset: Dataset, total_steps: int) -> tup
     model = create_model(
         **{"num_classes": dataset.num_classes, **spec["model"]},
         num_attributes=len(dataset.attributes),
+        attribute_names=dataset.attribute_names,
+        **_attribute_statistics(dataset),
         input_shape=dataset.image_shape,
     )
     return model, optimizer
+
+
+def _attribute_statistics(dataset: Dataset) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of every attribute over the training data, at most 10,000 examples of it."""
+    if not dataset.attributes:
+        return {}
+    known = dataset.train.take(np.arange(min(len(dataset.train), 10_000)))["attribute"].astype(np.float64)
+    spread = known.std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    return {"attribute_centre": tuple(known.mean(axis=0).tolist()), "attribute_scale": tuple(scale.tolist())}
 
 
 def _share(config: Mapping[str, Any], name: str) -> float:

@@ -13,6 +13,9 @@ from spa_jax.catalogue import part_names
 from spa_jax.checkpoints import load_variables
 from spa_jax.configuration import check_keys, check_spec
 from spa_jax.errors import ConfigError, suggest
+from spa_jax.generated_noise import generated_noise
+from spa_jax.manipulators import manipulator
+from spa_jax.models import MSP, NoiseGenerator
 from spa_jax.predict import classifier
 from spa_jax.spaces import Latent, latent
 from spa_jax.training.recipes.regressor import reading
@@ -75,13 +78,9 @@ def build_of(model: nn.Module, mean: Any, std: Any, recipe: Mapping[str, Any] | 
     A manipulator becomes an edit for `spa_jax.attribute`, a noise generator a function from the radius to a space of
     generated noise, a classifier a victim with its normalisation, a regressor a function from images to attributes.
     """
-    if type(model).__name__ == "MSP":
-        from spa_jax.manipulators import manipulator
-
+    if isinstance(model, MSP):
         return functools.partial(manipulator, model)
-    if type(model).__name__ == "NoiseGenerator":
-        from spa_jax.generated_noise import generated_noise
-
+    if isinstance(model, NoiseGenerator):
         return lambda variables: functools.partial(generated_noise, model, variables)
     if recipe and recipe["name"] == "regressor":
         units = {"centre": recipe["centre"], "scale": recipe["scale"]}
@@ -123,8 +122,6 @@ class _StandIn:
         return self._noise(*arguments, **options) if len(arguments) == 1 else arguments[0]
 
     def _noise(self, radius: Any, **options: Any) -> Latent:
-        from spa_jax.generated_noise import generated_noise
-
         check_spec({"noise": generated_noise}, {"name": "noise", **options}, "noise", provided=_GIVEN)
         return latent(_unchanged, 1, radius)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from spa_jax.training.learner import TrainStep
 from spa_jax.training.recipes.adversarial import adversarial
+from spa_jax.training.recipes.manipulator import manipulator, manipulator_errors
 from spa_jax.training.recipes.noise_generator import generator_success, noise_generator
 from spa_jax.training.recipes.regressor import regressor, regressor_errors
 from spa_jax.training.recipes.spa_direct import spa_direct
@@ -12,10 +13,21 @@ from spa_jax.training.recipes.spa_generated import spa_generated
 from spa_jax.training.recipes.standard import standard
 from spa_jax.training.recipes.trades import trades
 
-__all__ = ["RECIPES", "VALIDATIONS", "Validation", "adversarial", "spa_direct", "spa_generated", "standard", "trades"]
+__all__ = [
+    "RECIPES",
+    "VALIDATIONS",
+    "Validation",
+    "adversarial",
+    "manipulator",
+    "spa_direct",
+    "spa_generated",
+    "standard",
+    "trades",
+]
 
 RECIPES: Mapping[str, Callable[..., TrainStep]] = {
     "adversarial": adversarial,
+    "manipulator": manipulator,
     "noise_generator": noise_generator,
     "regressor": regressor,
     "spa_direct": spa_direct,
@@ -40,6 +52,7 @@ class Validation(NamedTuple):
 
 
 VALIDATIONS: Mapping[str, Validation] = {
+    "manipulator": Validation(manipulator_errors, "round_trip_psnr", 1),
     "noise_generator": Validation(generator_success, "fooled", 1),
     "regressor": Validation(regressor_errors, "absolute_error", -1),
 }
