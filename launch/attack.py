@@ -9,11 +9,12 @@ import jax
 from absl import flags
 
 from spa_jax import launching
+from spa_jax.catalogue import attack_from_config
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.export import export_attack
-from spa_jax.evaluation.run import load_victim
 from spa_jax.parallel import data_mesh
-from spa_jax.training.experiment import check_config, evaluation_attacks, load_data, variants
+from spa_jax.training.experiment import check_config, load_data, variants
+from spa_jax.training.reporting import load_parts, load_victim
 
 flags.adopt_module_key_flags(launching)
 CONFIG = launching.define_flags()
@@ -26,17 +27,19 @@ OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.", required
 def main() -> None:
     """Load, attack, store."""
     config = check_config(launching.config_value(CONFIG))
-    models, attacks = variants(config), evaluation_attacks(config)
+    models = variants(config)
     model = MODEL.value or config["name"]
-    for kind, name, valid in (("model", model, models), ("attack", ATTACK.value, attacks)):
+    for kind, name, valid in (("model", model, models), ("attack", ATTACK.value, config["evaluation"]["attacks"])):
         if name not in valid:
             raise ConfigError(f"--{kind}={name!r} is not in the config{suggest(name, valid)}")
-    dataset, mesh = load_data(config), data_mesh()
-    victim = load_victim(models[model], Path(flags.FLAGS.workdir), dataset, mesh)
+    dataset, mesh, workdir = load_data(config), data_mesh(), Path(flags.FLAGS.workdir)
+    victim = load_victim(models[model], workdir, dataset, mesh)
+    spec = config["evaluation"]["attacks"][ATTACK.value]
+    attack = attack_from_config(spec, load_parts(models[model], spec, models, workdir, mesh))
     found = export_attack(
         victim,
         getattr(dataset, SPLIT.value),
-        attacks[ATTACK.value],
+        attack,
         OUTPUT.value,
         key=jax.random.key(config["seed"]),
         batch_size=config["evaluation"]["batch_size"],

@@ -9,9 +9,9 @@ from pathlib import Path
 from absl import flags
 
 from spa_jax import launching
-from spa_jax.evaluation.run import report_models
 from spa_jax.parallel import data_mesh
 from spa_jax.training.experiment import check_config, load_data
+from spa_jax.training.reporting import report_models
 
 flags.adopt_module_key_flags(launching)
 CONFIG = launching.define_flags()

@@ -4,6 +4,7 @@ from spa_jax.attacks import apgd_ce, apgd_dlr, attribute_attack, cw, fgsm, make_
 from spa_jax.attributes import EDITS, Edit, get_edit
 from spa_jax.catalogue import ATTACKS, attack_from_config
 from spa_jax.combinators import in_chunks, restarts, shrunk, targeted, with_fields, worst_of
+from spa_jax.inputs import check_logits
 from spa_jax.losses import (
     capped_cross_entropy,
     cross_entropy,
@@ -15,7 +16,7 @@ from spa_jax.losses import (
     targeted_dlr,
     targeted_margin,
 )
-from spa_jax.predict import check_logits, classifier, eot, normalize, purify, straight_through, victim
+from spa_jax.predict import classifier, eot, normalize, purify, straight_through, victim
 from spa_jax.semantic import SpaResult, spa
 from spa_jax.solvers import apgd, grid, projected_gradient, random_search, solve, steepest, take_turns
 from spa_jax.spaces import attribute, chain, l1, l2, latent, linf, per_example, universal

@@ -251,10 +251,36 @@ def cw(
 # --- presets on attributes ------------------------------------------------------------------------------------------
 
 
+def noise_attack(
+    radius: Scalar,
+    noise: Callable[[Any], Space],
+    method: str = "random",
+    num_steps: int = 10,
+    step_size: Scalar | None = None,
+    loss: Any = "cross_entropy",
+    keep: Keep = "best",
+) -> IterativeAttack:
+    """An attack by generated noise alone.
+
+    Args:
+        radius: of the noise, on the [0, 1] scale.
+        noise: how the space of noise is made from its radius, as for `spa`.
+        method: "random" (a fresh diversity variable each step, L2L-DA's own attack), or "gradient".
+        num_steps: random draws (10 in L2L-DA's code), or gradient steps.
+        step_size: in radii of the diversity variable, for "gradient". Default: 2.5 / num_steps.
+        loss, keep: as for `pgd`.
+    """
+    require_count("num_steps", num_steps)
+    require_choice("method", method, ("gradient", "random"))
+    step = default_step(num_steps) if step_size is None else step_size
+    solver: Solver = random_solver() if method == "random" else projected_gradient(step)
+    return make_attack(noise(radius), loss, solver, num_steps, keep=keep)
+
+
 def attribute_attack(
     edit: Any,
-    low: Scalar | None = None,
-    high: Scalar | None = None,
+    low: Any = None,
+    high: Any = None,
     method: str = "gradient",
     num_steps: int = 10,
     step_size: Scalar | None = None,

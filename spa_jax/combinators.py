@@ -170,11 +170,14 @@ def with_fields(attack: AttackT, **changes: Any) -> AttackT:
 
 def inside(attack: AttackT, change: Callable[[Any], Any]) -> AttackT:
     """The attack with `change` made to it, or to every attack that it combines."""
+    changes: dict[str, Any]
     if isinstance(attack, Restarts | InChunks):
-        return dataclasses.replace(attack, attack=inside(attack.attack, change))
-    if isinstance(attack, WorstOf):
-        return dataclasses.replace(attack, attacks=tuple(inside(member, change) for member in attack.attacks))
-    return change(attack)
+        changes = {"attack": inside(attack.attack, change)}
+    elif isinstance(attack, WorstOf):
+        changes = {"attacks": tuple(inside(member, change) for member in attack.attacks)}
+    else:
+        return change(attack)
+    return dataclasses.replace(attack, **changes)
 
 
 def shrunk(attack: AttackT, share: Any) -> AttackT:

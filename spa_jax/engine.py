@@ -60,7 +60,7 @@ def make_problem(attack: Any, predict: Predict, x: Any, y: Any, keys: Keys) -> P
     def seen_by_spaces(keys: Any, images: Any) -> Any:
         return predict(keys, images)
 
-    examples = Example(x, y, keys, seen_by_spaces)
+    examples = attack.space.prepare(Example(x, y, keys, seen_by_spaces))
 
     def value(v: Any, keys: Keys) -> Evaluation:
         logits = predict(keys, attack.space.apply(v, examples))

@@ -152,7 +152,10 @@ def victim_look(predict: Predict, keys: Keys | None, labels: Labels) -> Callable
 
 @pytree
 class NoisePainter:
-    """z to noisy image, the decoder of `generated_noise`; radius, step share and weights are leaves."""
+    """z to noisy image, the decoder of `generated_noise`; radius, step share and weights are leaves.
+
+    The vector 0, which no random draw is, stands for no noise, so that the space has an identity.
+    """
 
     radius: Any
     step_share: Any
@@ -178,7 +181,7 @@ class NoisePainter:
             statistics=self.variables.get("batch_stats"),
             remat=self.remat,
         )
-        return add_noise(base, found.noise, self.radius)[0]
+        return jnp.where(jnp.any(z != 0), add_noise(base, found.noise, self.radius)[0], example.image)
 
     def shrunk(self, share: Any) -> "NoisePainter":
         """The same painter with `share` of the radius."""

@@ -1,6 +1,7 @@
 """What an attack accepts: public entries check their arrays here, where they are concrete, before anything compiles."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spa_jax.types import Keys, Predict
+from spa_jax.types import Images, Keys, Predict
 
 _ROUNDING = 1e-6
+_GAP_WITHOUT_GRADIENT = 80
 
 
 def is_traced(*arrays: Any) -> bool:
@@ -33,6 +35,17 @@ def require_number(name: str, value: Any, rule: str, holds: Callable[[Any], bool
     if math.isnan(number) or not holds(number):
         raise ValueError(f"{name}={value!r} must be {rule}")
     return number if isinstance(value, int | float) else value
+
+
+def require_array(name: str, value: Any, rule: str, holds: Callable[[Any], Any]) -> Any:
+    """`value` itself, after checking the rule for each of its entries where they are known.
+
+    Raises:
+        ValueError: naming `name=value` and the rule.
+    """
+    if not is_traced(value) and not np.all(holds(np.asarray(value))):
+        raise ValueError(f"{name}={value!r} must hold {rule}")
+    return value
 
 
 def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
@@ -148,3 +161,27 @@ def check_victim(predict: Predict, keys: Keys, x: Any, y: Any) -> None:
 @jax.jit
 def _call(predict: Predict, keys: Keys, x: Any) -> Any:
     return predict(keys, x)
+
+
+def check_logits(predict: Predict, keys: Keys | None, images: Images) -> None:
+    """Check on a few images that a victim returns usable logits: temperature and softmax are not part of it.
+
+    Warns:
+        UserWarning: most predictions are saturated (the two largest logits lie more than 80 apart: all other classes
+            have probability 0 in float32), so cross entropy has no gradient; use the scale-invariant `dlr` or `margin`.
+
+    Raises:
+        ValueError: the output is not [b, k] of finite floats, or its rows are probabilities.
+    """
+    logits = np.asarray(predict(keys, images), np.float32)
+    if logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+        raise ValueError(f"logits.shape={logits.shape!r} must be (b, k) with b={images.shape[0]}")
+    if not np.all(np.isfinite(logits)):
+        raise ValueError("logits must be finite: the victim returned NaN or infinity")
+    if np.all(logits >= 0) and np.allclose(logits.sum(-1), 1, atol=1e-3):
+        raise ValueError("logits sum to 1: the victim returns probabilities; remove its softmax and return raw scores")
+    top = np.sort(logits, axis=-1)
+    if logits.shape[1] > 1 and np.mean(top[:, -1] - top[:, -2] > _GAP_WITHOUT_GRADIENT) > 0.5:
+        warnings.warn(
+            "the victim's logits are saturated: cross entropy has no gradient; use dlr or margin", stacklevel=2
+        )

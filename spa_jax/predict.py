@@ -1,6 +1,5 @@
 """Victims, `(keys [b], images in [0, 1]) -> logits`; normalisation and purification belong to them, not to attacks."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,8 +10,6 @@ import numpy as np
 from spa_jax.inputs import is_traced, require_count
 from spa_jax.trees import as_pytree, pytree, static
 from spa_jax.types import Images, Keys, Logits, Predict
-
-_GAP_WITHOUT_GRADIENT = 80
 
 Purify = Callable[[Any, Any], Any]
 """`(keys [b], images) -> images`, both in [0, 1]."""
@@ -172,27 +169,3 @@ def eot(predict: Predict, n: int, average: Literal["logits", "probabilities"] = 
     if average not in ("logits", "probabilities"):
         raise ValueError(f"average={average!r} must be 'logits' or 'probabilities'")
     return _Averaged(as_pytree(predict), n, average)
-
-
-def check_logits(predict: Predict, keys: Keys | None, images: Images) -> None:
-    """Check on a few images that a victim returns usable logits: temperature and softmax are not part of it.
-
-    Warns:
-        UserWarning: most predictions are saturated (the two largest logits lie more than 80 apart: all other classes
-            have probability 0 in float32), so cross entropy has no gradient; use the scale-invariant `dlr` or `margin`.
-
-    Raises:
-        ValueError: the output is not [b, k] of finite floats, or its rows are probabilities.
-    """
-    logits = np.asarray(predict(keys, images), np.float32)
-    if logits.ndim != 2 or logits.shape[0] != images.shape[0]:
-        raise ValueError(f"logits.shape={logits.shape!r} must be (b, k) with b={images.shape[0]}")
-    if not np.all(np.isfinite(logits)):
-        raise ValueError("logits must be finite: the victim returned NaN or infinity")
-    if np.all(logits >= 0) and np.allclose(logits.sum(-1), 1, atol=1e-3):
-        raise ValueError("logits sum to 1: the victim returns probabilities; remove its softmax and return raw scores")
-    top = np.sort(logits, axis=-1)
-    if logits.shape[1] > 1 and np.mean(top[:, -1] - top[:, -2] > _GAP_WITHOUT_GRADIENT) > 0.5:
-        warnings.warn(
-            "the victim's logits are saturated: cross entropy has no gradient; use dlr or margin", stacklevel=2
-        )

@@ -1,7 +1,7 @@
-"""The semantic-preserving adversarial attack in its direct form: attributes and bounded noise moved together."""
+"""The semantic-preserving adversarial attack: attributes and bounded noise, direct or generated, moved together."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import optax
@@ -47,7 +47,7 @@ class SpaResult(NamedTuple):
 
 @pytree
 class Spa(PureAttack):
-    """The semantic-preserving adversarial attack in its direct form; see `spa`."""
+    """The semantic-preserving adversarial attack; see `spa`."""
 
     space: Lifted
     loss: Any
@@ -75,14 +75,15 @@ class Spa(PureAttack):
     def edit(self, variables: Variables, x: Any) -> Any:
         """The attribute-only image A(x, a) of joint variables."""
         attributes = {name: value for name, value in variables.items() if name != "noise"}
-        return self._attributes().apply(attributes, Example(x))
+        return self.attributes().apply(attributes, Example(x))
 
-    def _attributes(self) -> Lifted:
+    def attributes(self) -> Lifted:
+        """The space of the attributes alone."""
         named = self.space.space.items()
         return per_example(spaces.chain(**{name: space for name, space in named if name != "noise"}))
 
     def _search_attributes(self, predict: Predict, x: Any, y: Any, keys: Keys) -> Result:
-        space = self._attributes()
+        space = self.attributes()
         solver: Any = random_solver()
         num_steps = self.candidates
         if self.mode == "grid":
@@ -119,6 +120,7 @@ def spa(
     step_size: Scalar | None = None,
     attribute_step_size: Scalar | None = None,
     norm: str = "linf",
+    noise: Callable[[Any], Space] | None = None,
     search: Search = "joint",
     candidates: int = 9,
     loss: Any = "cross_entropy",
@@ -126,26 +128,31 @@ def spa(
     keep: Keep = "best",
     unroll: int | None = None,
 ) -> Spa:
-    """The semantic-preserving adversarial attack in its direct form: attributes and bounded noise together.
+    """The semantic-preserving adversarial attack: attributes and bounded noise together.
 
     The image becomes clip(A(x, a) + d) with every attribute value `a` in its box and |d| <= radius around the *edited*
-    image. One backward pass moves all of them (SPA, IJCNN 2023; the abstract fixes the joint optimisation, all numbers
-    here are our choice). With `keep="best"` the result is never weaker than the clean image, the attribute-only image
-    and the noise-only image that the attack evaluated, nor than any point on its way.
+    image. In the direct form `d` is searched pixel by pixel; in the generated form a trained generator makes it,
+    d = G(A(x, a), z), and its diversity variable `z` is searched. One backward pass moves
+    all of them (SPA, IJCNN 2023; the abstract fixes the joint optimisation, all numbers here are our choice). With
+    `keep="best"` the result is never weaker than the clean image, the attribute-only image and the noise-only image
+    that the attack evaluated, nor than any point on its way.
 
     Args:
         radius: of the noise, on the [0, 1] scale.
         attributes: names of edits in the order of application; or a mapping or sequence of `{"name": "rotation",
-            "low": -20, "high": 20}`; or a mapping of names to `spa_jax.attribute` spaces.
+            "low": -20, "high": 20}`; or a mapping of names to `spa_jax.attribute` spaces, of a learned manipulator too.
         num_steps: gradient steps, k forward and backward passes.
         step_size: of the noise, in radii. Default: 2.5 / num_steps.
         attribute_step_size: of the attributes, in half ranges. Default: as `step_size`.
-        norm: of the noise, "linf", "l2" or "l1".
+        norm: of direct noise, "linf", "l2" or "l1".
+        noise: how the space of noise is made from its radius, for noise that is generated:
+            `functools.partial(spa_jax.generated_noise, model, variables)`. Default: direct noise of that norm.
         search: "joint"; "alternating" moves attributes and noise in turns; "random" and "grid" first pick attribute
             values by forward passes alone, then climb the noise there.
         candidates: random draws, or grid points an attribute, for those two.
         loss: as for `pgd`.
-        solver: "projected_gradient" or "apgd", or a solver object.
+        solver: "projected_gradient", "apgd" or "random_search" (a fresh draw of all variables each step, no gradient),
+            or a solver object.
         keep: "best" or "last".
         unroll: as for `make_attack`.
 
@@ -157,7 +164,8 @@ def spa(
     require_choice("search", search, ("joint", "alternating", "random", "grid"))
     require_choice("keep", keep, ("best", "last"))
     members = _attribute_spaces(attributes)
-    space = per_example(spaces.chain(**members, noise=noise_space(norm, radius)))
+    noise = functools.partial(noise_space, norm) if noise is None else noise
+    space = per_example(spaces.chain(**members, noise=noise(radius)))
     noise_step = default_step(num_steps) if step_size is None else step_size
     attribute_step = noise_step if attribute_step_size is None else attribute_step_size
     climb = _spa_solver(solver, search, tuple(members), noise_step, attribute_step)
@@ -208,11 +216,12 @@ def _spa_solver(
 ) -> Solver:
     if not isinstance(solver, str):
         return solver
-    require_choice("solver", solver, ("projected_gradient", "apgd"))
-    if solver == "apgd":
+    whole: dict[str, Callable[[], Solver]] = {"apgd": apgd_solver, "random_search": random_solver}
+    require_choice("solver", solver, ("projected_gradient", *whole))
+    if solver in whole:
         if search != "joint":
-            raise ValueError(f"search={search!r} with solver='apgd': auto-PGD moves all variables jointly")
-        return apgd_solver()
+            raise ValueError(f"search={search!r} with solver={solver!r}: it moves all variables jointly")
+        return whole[solver]()
     step_sizes = {name: attribute_step for name in attributes} | {"noise": noise_step}
     if search == "joint":
         return projected_gradient(step_sizes)

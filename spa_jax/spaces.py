@@ -5,16 +5,18 @@ every radius and range. The protocol stands in `spa_jax.types.Space`.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from spa_jax.attributes import get_edit
-from spa_jax.inputs import is_traced, require_count, require_number
+from spa_jax.inputs import is_traced, require_array, require_count, require_number
 from spa_jax.numerics import clip_to_unit
 from spa_jax.trees import as_pytree, pytree, select, static
 from spa_jax.types import Evaluation, Example, Image, Scalar, Space, Variables
@@ -247,45 +249,83 @@ def l1(radius: Scalar, sparsity: float = 0.99) -> L1:
 
 @pytree
 class Attribute:
-    """One value of an image edit, within a box; see `attribute`."""
+    """The value of an image edit, a number or a vector of them, within a box; see `attribute`."""
 
     low: Any
     high: Any
     identity_value: Any
-    edit: Callable[[Any, Any], Any] = static()
+    edit: Any
+    share: Any = 1.0
 
-    def init(self, key: Any, example: Example) -> Float[Array, ""]:
-        return self.project(jax.random.uniform(key, (), example.image.dtype, self.low, self.high), example)
+    def init(self, key: Any, example: Example) -> Float[Array, "*m"]:
+        dtype, shape = example.image.dtype, jnp.shape(self.low)
+        low, high = self._bounds(example)
+        return low + (high - low) * jax.random.uniform(key, shape, dtype)
 
-    def identity(self, example: Example) -> Float[Array, ""]:
-        return jnp.asarray(self.identity_value, example.image.dtype)
+    def identity(self, example: Example) -> Float[Array, "*m"]:
+        value = self.edit.read(*_seen(example)) if self._is_read else self.identity_value
+        return jnp.broadcast_to(jnp.asarray(value, example.image.dtype), jnp.shape(self.low))
 
     def project(self, v: Any, example: Example | None) -> Any:
-        return jnp.clip(v, self.low, self.high)
+        low, high = self._bounds(example)
+        if example is not None and self._is_read:
+            own = self.identity(example)
+            low, high = jnp.minimum(low, own), jnp.maximum(high, own)
+        return jnp.clip(v, low, high)
 
     def direction(self, g: Any) -> Any:
-        return (self.high - self.low) / 2 * jnp.sign(g)
+        return self.share * (self.high - self.low) / 2 * jnp.sign(g)
 
     def apply(self, v: Any, example: Example) -> Image:
+        if hasattr(self.edit, "prepare"):
+            return clip_to_unit(self.edit(example.image, v, example.prepared))
         return clip_to_unit(self.edit(example.image, v))
+
+    def prepare(self, example: Example) -> Example:
+        if not hasattr(self.edit, "prepare"):
+            return example
+        return dataclasses.replace(example, prepared=self.edit.prepare(example.image))
+
+    @property
+    def _is_read(self) -> bool:
+        return hasattr(self.edit, "read")
+
+    def _bounds(self, example: Example | None) -> tuple[Any, Any]:
+        """The box; of an edit that reads the image's own value, `share` of its size about that value."""
+        if example is None or not self._is_read:
+            return self.low, self.high
+        away = (1 - self.share) * self.identity(example)
+        return away + self.share * self.low, away + self.share * self.high
+
+
+def _seen(example: Example) -> tuple[Any, Any]:
+    return example.image, example.prepared
 
 
 def attribute(
-    edit: str | Callable[[Any, Any], Any],
-    low: Scalar | None = None,
-    high: Scalar | None = None,
-    identity: Scalar | None = None,
+    edit: str | Callable[..., Any],
+    low: Any = None,
+    high: Any = None,
+    identity: Any = None,
 ) -> Attribute:
-    """A box over the value of an image edit.
+    """A box over the value of an image edit: a number, or a vector of several attributes at once.
+
+    A learned edit (`spa_jax.manipulator`) is a pytree, so its weights are leaves of the space. Beside the call it may
+    have `read(image, prepared) -> value`, the value that the image itself has: it leaves the image alone, and the box
+    of an image is widened to hold it; and `prepare(image) -> prepared`, which an attack computes once and gives back
+    to every call `edit(image, value, prepared)`.
 
     Args:
         edit: a name of `spa_jax.EDITS` ("rotation", "hue", ...) or a differentiable function
             `(image [h, w, c], value) -> image`.
-        low, high: bounds of the value, in the edit's unit. Default: the documented range of the named edit.
-        identity: the value that leaves the image alone. Default: that of the named edit, or 0.
+        low, high: bounds of the value, in the edit's unit: numbers, or one number for each of m attributes. Default:
+            the documented range of the named edit.
+        identity: the value that leaves the image alone. Default: that of the named edit, or 0; unused by an edit that
+            reads it.
 
     Raises:
-        ValueError: unknown name; `low > high`; the box leaves out the identity; bounds missing for a function.
+        ValueError: unknown name; `low > high`; the box leaves out the identity; bounds missing for a function, or of
+            different lengths.
     """
     if isinstance(edit, str):
         named = get_edit(edit)
@@ -295,18 +335,29 @@ def attribute(
         edit = named.function
     if low is None or high is None:
         raise ValueError(f"low={low!r}, high={high!r}: an edit given as a function needs both bounds")
-    box = {"low": low, "high": high, "identity": 0.0 if identity is None else identity}
-    box = {name: require_number(name, value, "a finite number", math.isfinite) for name, value in box.items()}
+    reads = hasattr(edit, "read")
+    box = {"low": low, "high": high, "identity": (low if reads else 0.0) if identity is None else identity}
+    box = {name: _checked_bound(name, value) for name, value in box.items()}
     _check_box(**box)
-    return Attribute(box["low"], box["high"], box["identity"], edit)
+    return Attribute(box["low"], box["high"], box["identity"], as_pytree(edit))
+
+
+def _checked_bound(name: str, value: Any) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return np.asarray([require_number(name, entry, "finite numbers", math.isfinite) for entry in value], np.float32)
+    if is_traced(value) or np.ndim(value) == 0:
+        return require_number(name, value, "a finite number", math.isfinite)
+    return require_array(name, value, "finite numbers", np.isfinite)
 
 
 def _check_box(low: Any, high: Any, identity: Any) -> None:
+    if np.shape(low) != np.shape(high) or np.ndim(low) > 1:
+        raise ValueError(f"low={low!r}, high={high!r} must both be numbers, or vectors of one length")
     if is_traced(low, high, identity):
         return
-    if float(low) > float(high):
+    if np.any(np.asarray(low) > np.asarray(high)):
         raise ValueError(f"low={low!r} must not be larger than high={high!r}")
-    if not float(low) <= float(identity) <= float(high):
+    if np.any((np.asarray(identity) < low) | (np.asarray(identity) > high)):
         raise ValueError(f"identity={identity!r} must lie within [low={low!r}, high={high!r}]")
 
 
@@ -371,7 +422,9 @@ class Chain:
         return self._walk(example, lambda name, space, seen: space.init(next(keys), seen))
 
     def identity(self, example: Example) -> Variables:
-        return {name: space.identity(example) for name, space in self.items()}
+        first, *others = self.items()
+        v = {first[0]: first[1].identity(example)}
+        return v | {name: space.identity(example.replace_image(example.image)) for name, space in others}
 
     def project(self, v: Variables, example: Example | None) -> Variables:
         if example is None:
@@ -380,6 +433,10 @@ class Chain:
 
     def direction(self, g: Variables) -> Variables:
         return {name: space.direction(g[name]) for name, space in self.items()}
+
+    def prepare(self, example: Example) -> Example:
+        """What the first space computes of the image; those after it see images that change from step to step."""
+        return _prepare(self.spaces[0], example)
 
     def apply(self, v: Variables, example: Example) -> Image:
         for name, space in self.items():
@@ -394,6 +451,10 @@ class Chain:
             if name != self.names[-1]:
                 example = example.replace_image(space.apply(v[name], example))
         return v
+
+
+def _prepare(space: Space, example: Example) -> Example:
+    return space.prepare(example) if hasattr(space, "prepare") else example
 
 
 def chain(**spaces: Space) -> Chain:
@@ -415,9 +476,14 @@ def shrink(space: Space, share: Any) -> Space:
     """The same kind of space, `share` of the size: every radius, and every box about its identity value."""
     if isinstance(space, Chain):
         return Chain(tuple(shrink(member, share) for member in space.spaces), space.names)
+    if isinstance(space, Attribute) and hasattr(space.edit, "read"):
+        return dataclasses.replace(space, share=share * space.share)
     if isinstance(space, Attribute):
         low, high = (space.identity_value + share * (bound - space.identity_value) for bound in (space.low, space.high))
         return dataclasses.replace(space, low=low, high=high)
+    if isinstance(space, Latent) and hasattr(space.decode, "radius"):
+        decode: Any = space.decode
+        space = dataclasses.replace(space, decode=dataclasses.replace(decode, radius=share * decode.radius))
     if isinstance(space, LInf | L2 | L1 | Latent):
         return dataclasses.replace(space, radius=share * space.radius)
     raise ValueError(f"space={space!r} has no size that is known here")
@@ -427,13 +493,14 @@ def grid_axes(space: Space) -> int:
     """The number of attributes of a space that can be searched exhaustively."""
     if isinstance(space, Chain):
         return sum(grid_axes(member) for member in space.spaces)
-    return int(isinstance(space, Attribute))
+    return int(np.size(space.low)) if isinstance(space, Attribute) else 0
 
 
 def at_grid_point(space: Space, v: Variables, index: Any, points: int) -> Variables:
     """`v` with its attributes moved to point `index` of a grid of `points` values an attribute; noise stays."""
     if isinstance(space, Attribute):
-        fraction = (index % points) / max(points - 1, 1)
+        place = index // points ** np.arange(np.size(space.low)).reshape(np.shape(space.low))
+        fraction = (place % points) / max(points - 1, 1)
         return space.project(jnp.asarray(space.low + (space.high - space.low) * fraction, v.dtype), None)
     if isinstance(space, Chain):
         moved = {}
@@ -471,6 +538,10 @@ class Lifted:
         if self.shared:
             return self.space.project(v, None)
         return jax.vmap(self.space.project)(v, examples)
+
+    def prepare(self, examples: Example) -> Example:
+        """The examples with what the space computes of their images once for all steps."""
+        return jax.vmap(functools.partial(_prepare, self.space))(examples)
 
     def apply(self, v: Variables, examples: Example) -> Any:
         """The changed images, [b, h, w, c]."""

@@ -48,16 +48,18 @@ class Example:
         label: the class the attack was called with, or None outside of an attack.
         key: this example's key, given to a stochastic victim, or None.
         predict: the victim, or None outside of an attack.
+        prepared: what the space has computed of the image once for all steps, or None; see `Space.prepare`.
     """
 
     image: Any
     label: Any = None
     key: Any = None
     predict: Predict | None = dataclasses.field(default=None, metadata={"static": True})
+    prepared: Any = None
 
     def replace_image(self, image: Any) -> "Example":
-        """The same example showing another image."""
-        return dataclasses.replace(self, image=image)
+        """The same example showing another image, of which nothing has been computed."""
+        return dataclasses.replace(self, image=image, prepared=None)
 
     def gradient(self, image: Image, constant: bool = True) -> Image:
         """The victim's cross-entropy gradient at `image`, of unit L2 norm per channel (zero where it vanishes).
@@ -92,6 +94,9 @@ class Space(Protocol):
     Implementations are frozen pytree dataclasses: numbers are leaves, structure is static. `project` is idempotent and
     its result, applied, is a valid image in the set; `direction` is the step of one radius that raises a linear
     objective fastest; `apply` at `identity` returns the image bit for bit.
+
+    A space may also have `prepare(example) -> example`, called once before an attack's steps: it puts what does not
+    depend on the variables into `Example.prepared`.
     """
 
     def init(self, key: Any, example: Any) -> Variables:

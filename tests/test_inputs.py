@@ -1,13 +1,15 @@
-"""Twenty ways to call an attack wrongly: each is one clear error that names the value and the rule."""
+"""Attacks called wrongly, and victims without usable logits: each is one clear error with the value and the rule."""
+
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import attribute_attack, cw, pgd, restarts, spa, worst_of
+from spa_jax import attribute_attack, check_logits, cw, pgd, restarts, spa, worst_of
 from spa_jax.inputs import checked_images, checked_keys, checked_labels, require_number
-from tests.victims import images, labels, linear, weights
+from tests.victims import images, labels, linear, linear_logits, weights
 
 KEY = jax.random.key(0)
 X, Y, VICTIM = images(), labels(), linear(weights())
@@ -139,3 +141,35 @@ def test_a_number_must_be_a_number_that_keeps_the_rule(value):
 
 def test_a_number_of_any_type_becomes_the_same_leaf():
     assert [type(require_number("r", r, "any", lambda r: True)) for r in (1, 1.0, np.float64(1))] == [float] * 3
+
+
+def shaken(keys, x):
+    """A stochastic victim: every image gets noise of its own before the linear one."""
+    return VICTIM(None, x + jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys))
+
+
+def test_good_logits_pass_silently():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_logits(VICTIM, None, X)
+        check_logits(shaken, jax.random.split(KEY, 4), X)
+
+
+@pytest.mark.parametrize(
+    ("predict", "message"),
+    [
+        (lambda keys, x: jax.nn.softmax(linear_logits(weights(), keys, x)), r"logits sum to 1.*remove its softmax"),
+        (lambda keys, x: linear_logits(weights(), keys, x).at[1, 0].set(jnp.nan), r"logits must be finite"),
+        (lambda keys, x: linear_logits(weights(), keys, x).at[1, 0].set(-jnp.inf), r"logits must be finite"),
+        (lambda keys, x: linear_logits(weights(), keys, x)[:, 0], r"logits\.shape=\(4,\) must be \(b, k\) with b=4"),
+        (lambda keys, x: linear_logits(weights(), keys, x)[1:], r"logits\.shape=\(3, 2\)"),
+    ],
+)
+def test_unusable_logits_are_refused(predict, message):
+    with pytest.raises(ValueError, match=message):
+        check_logits(predict, None, X)
+
+
+def test_saturated_logits_are_warned_of():
+    with pytest.warns(UserWarning, match=r"saturated.*use dlr or margin"):
+        check_logits(lambda keys, x: jnp.sign(linear_logits(weights(), keys, x)) * 60, None, X)

@@ -1,6 +1,4 @@
-"""Victims: normalisation, purification, straight-through gradients, expectation over randomness, checks of logits."""
-
-import warnings
+"""Victims: normalisation, purification, straight-through gradients, expectation over randomness."""
 
 import flax.linen as nn
 import jax
@@ -8,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import check_logits, classifier, eot, normalize, pgd, purify, straight_through, victim
-from tests.victims import SIZE, images, labels, linear, linear_logits, weights
+from spa_jax import classifier, eot, normalize, pgd, purify, straight_through, victim
+from tests.victims import SIZE, images, labels, linear, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -140,36 +138,6 @@ def test_eot_does_not_depend_on_the_layout_of_the_batch():
     averaged = eot(shaken, 4)
     together = averaged(KEYS, X)
     np.testing.assert_allclose(averaged(KEYS[::-1], X[::-1])[::-1], together, rtol=1e-5, atol=1e-6)
-
-
-# --- checks ---------------------------------------------------------------------------------------------------------
-
-
-def test_good_logits_pass_silently():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_logits(linear(W), None, X)
-        check_logits(shaken, KEYS, X)
-
-
-@pytest.mark.parametrize(
-    ("predict", "message"),
-    [
-        (lambda keys, x: jax.nn.softmax(linear_logits(W, keys, x)), r"logits sum to 1.*remove its softmax"),
-        (lambda keys, x: linear_logits(W, keys, x).at[1, 0].set(jnp.nan), r"logits must be finite"),
-        (lambda keys, x: linear_logits(W, keys, x).at[1, 0].set(-jnp.inf), r"logits must be finite"),
-        (lambda keys, x: linear_logits(W, keys, x)[:, 0], r"logits\.shape=\(6,\) must be \(b, k\) with b=6"),
-        (lambda keys, x: linear_logits(W, keys, x)[1:], r"logits\.shape=\(5, 2\)"),
-    ],
-)
-def test_unusable_logits_are_refused(predict, message):
-    with pytest.raises(ValueError, match=message):
-        check_logits(predict, None, X)
-
-
-def test_saturated_logits_are_warned_of():
-    with pytest.warns(UserWarning, match=r"saturated.*use dlr or margin"):
-        check_logits(lambda keys, x: jnp.sign(linear_logits(W, keys, x)) * 60, None, X)
 
 
 def test_another_average_is_refused():

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from spa_jax.benchmarks.matrix import check_matrix, fill_matrix, matrix_table
 from spa_jax.benchmarks.peers import versions
 from spa_jax.benchmarks.speed import Row, check_memory, check_speed, measure_memory, time_attacks
 from spa_jax.benchmarks.strength import check_strength, compare_strength
@@ -24,8 +25,9 @@ SCHEMA: Mapping[str, Any] = {
     "speed": Mapping | None,
     "memory": Mapping | None,
     "strength": Mapping | None,
+    "matrix": Mapping | None,
 }
-"""Every key of a config; the sections `speed`, `memory` and `strength` may be left out."""
+"""Every key of a config; the sections `speed`, `memory`, `strength` and `matrix` may be left out."""
 
 
 def benchmark(config: Mapping[str, Any], workdir: str | Path) -> str:
@@ -47,21 +49,28 @@ def benchmark(config: Mapping[str, Any], workdir: str | Path) -> str:
     config = _checked(config)
     workdir = prepare_workdir(workdir)
     before = _environment(config)
-    results = {section: MEASUREMENTS[section](config) for section in MEASUREMENTS if config.get(section)}
+    results = {section: MEASUREMENTS[section](config, workdir) for section in MEASUREMENTS if config.get(section)}
     after = {"load_average_after": os.getloadavg()}
-    text = "\n\n".join(_table(section, rows) for section, rows in results.items())
+    text = "\n\n".join(_TABLES.get(section, _table)(section, rows) for section, rows in results.items())
     record = {"config": config, "environment": before | after} | results
     (workdir / "benchmark.json").write_text(json.dumps(record, indent=2) + "\n")
     (workdir / "benchmark.md").write_text(text + "\n")
     return text
 
 
-MEASUREMENTS: Mapping[str, Callable[[Mapping[str, Any]], list[Row]]] = {
-    "speed": lambda config: time_attacks(config["speed"], config["seed"]),
-    "memory": lambda config: measure_memory(config["memory"], config["seed"]),
-    "strength": lambda config: compare_strength(config["strength"], config["data"], config["seed"]),
+MEASUREMENTS: Mapping[str, Callable[[Mapping[str, Any], Path], list[Row]]] = {
+    "speed": lambda config, workdir: time_attacks(config["speed"], config["seed"]),
+    "memory": lambda config, workdir: measure_memory(config["memory"], config["seed"]),
+    "strength": lambda config, workdir: compare_strength(config["strength"], config["data"], config["seed"]),
+    "matrix": lambda config, workdir: fill_matrix(config["matrix"], config["data"], workdir),
 }
-_CHECKS = {"speed": check_speed, "memory": check_memory, "strength": check_strength}
+_CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+    "speed": lambda config: check_speed(config["speed"]),
+    "memory": lambda config: check_memory(config["memory"]),
+    "strength": lambda config: check_strength(config["strength"]),
+    "matrix": lambda config: check_matrix(config["matrix"], config["data"]),
+}
+_TABLES: Mapping[str, Callable[[str, Sequence[Row]], str]] = {"matrix": lambda title, rows: matrix_table(rows)}
 
 
 def _checked(config: Any) -> Any:
@@ -70,10 +79,11 @@ def _checked(config: Any) -> Any:
     asked = [section for section in MEASUREMENTS if config.get(section)]
     if not asked:
         raise ConfigError(f"config asks for nothing: give it a section of {', '.join(MEASUREMENTS)}")
+    for section in {"strength", "matrix"} & set(asked):
+        if not config.get("data"):
+            raise ConfigError(f"config.data is missing: the section `{section}` needs images")
     for section in asked:
-        _CHECKS[section](config[section])
-    if "strength" in asked and not config.get("data"):
-        raise ConfigError("config.data is missing: the section `strength` needs images")
+        _CHECKS[section](config)
     return config
 
 

@@ -4,10 +4,11 @@ from spa_jax.data.augmentation import Augmentation, augment
 from spa_jax.data.batching import eval_batches, prefetch, steps_per_epoch, to_unit_float, train_batch, train_batches
 from spa_jax.data.registry import SOURCES, load_dataset
 from spa_jax.data.rotated_mnist import rotate_dataset
-from spa_jax.data.types import Batch, Dataset, Examples, Split
+from spa_jax.data.types import AttributeInfo, Batch, Dataset, Examples, Split
 
 __all__ = [
     "SOURCES",
+    "AttributeInfo",
     "Augmentation",
     "Batch",
     "Dataset",

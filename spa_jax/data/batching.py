@@ -1,7 +1,7 @@
 """Batches in an order that is a pure function of (seed, step): nothing has to be stored to resume exactly.
 
 A batch is a dictionary of NumPy arrays: `image` [b, h, w, c], `label` int32 [b], `mask` bool [b], `index` int32 [b],
-and `attribute` where the data have one.
+and `attribute` float32 [b, m] where the data have attributes.
 """
 
 import functools

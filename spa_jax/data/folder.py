@@ -53,12 +53,12 @@ def load(
         raise DataNotFoundError(f"data_dir={str(data_dir)!r} is no directory (looked in {root.absolute()})")
     roots = {split: root / split for split in _SPLITS if (root / split).is_dir()}
     roots = roots if "train" in roots else {"train": root}
-    class_names = _class_names(roots["train"])
-    listings = {split: _list_images(path, class_names) for split, path in roots.items()}
+    class_names = directory_names(roots["train"])
+    listings = {split: list_classes(path, class_names) for split, path in roots.items()}
     size = _common_size(listings) if image_size is None else checked_size(image_size)
     image_shape = (*size, 3 if color else 1)
     found = open_splits(
-        {split: _FolderRecords(paths, labels, image_shape) for split, (paths, labels) in listings.items()},
+        {split: FileRecords(paths, labels, image_shape) for split, (paths, labels) in listings.items()},
         image_shape,
         memory_limit,
         labels={split: labels for split, (_, labels) in listings.items()},
@@ -70,32 +70,53 @@ def load(
 
 
 @dataclass(frozen=True, eq=False)
-class _FolderRecords:
+class FileRecords:
+    """Image files with their labels, decoded to one shape when they are asked for.
+
+    Attributes:
+        paths: of PNG or JPEG files.
+        labels: int32, one a file.
+        image_shape: height, width and channels of every image, scaled and cropped as in `decode_image`.
+    """
+
     paths: Sequence[Path]
     labels: LabelArray
     image_shape: ImageShape
 
     def __len__(self) -> int:
+        """Number of files."""
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Batch:
+        """Decode one file."""
         height, width, channels = self.image_shape
         image = decode_image(self.paths[index], channels, (height, width))
         return {"image": image, "label": self.labels[index]}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
+        """Decode several files."""
         return [self[index] for index in indices]
 
 
-def _class_names(directory: Path) -> tuple[str, ...]:
+def directory_names(directory: Path) -> tuple[str, ...]:
+    """The names of the directories in a directory, hidden ones left out, sorted: its classes.
+
+    Raises:
+        DataNotFoundError: there is none.
+    """
     names = sorted(path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise DataNotFoundError(f"{directory.absolute()} has no directory; there must be one for each class")
     return tuple(names)
 
 
-def _list_images(directory: Path, class_names: tuple[str, ...]) -> tuple[list[Path], LabelArray]:
-    unknown = set(_class_names(directory)) - set(class_names)
+def list_classes(directory: Path, class_names: tuple[str, ...]) -> tuple[list[Path], LabelArray]:
+    """The PNG and JPEG files of every class, at any depth of its directory, sorted, and their labels.
+
+    Raises:
+        ValueError: a class has no image, or there is a directory that names none.
+    """
+    unknown = set(directory_names(directory)) - set(class_names)
     if unknown:
         raise ValueError(f"{directory} has classes without training images: {', '.join(sorted(unknown))}")
     listings = [_list_class(directory / name) for name in class_names]

@@ -45,7 +45,8 @@ def decode_image(
     mode = "L" if channels == 1 else "RGB"
     with _opened(file, origin or str(file)) as image:
         image = image if image.mode == mode else image.convert(mode)
-        image = image if size in (None, (image.height, image.width)) else _cover(image, size)
+        if size is not None and size != (image.height, image.width):
+            image = _cover(image, size)
         return np.array(image).reshape(image.height, image.width, channels)
 
 

@@ -19,6 +19,10 @@ class Stream(IntEnum):
     ANGLE = 3
     PATTERN = 4
     PIXEL = 5
+    SUBSET = 6
+    FACTOR = 7
+    BACKGROUND = 8
+    ATTRIBUTE = 9
 
 
 def random_bits(size: int, stream: Stream, *seeds: int) -> UInt64[np.ndarray, " size"]:

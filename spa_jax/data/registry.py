@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from spa_jax.data import digits, folder, rotated_mnist, synthetic, tfds_source
+from spa_jax.data import arrays, celeb_a, digits, folder, rotated_mnist, shapes, synthetic, tfds_source, tiny_imagenet
 from spa_jax.data.types import Dataset
 from spa_jax.errors import suggest
 
@@ -15,7 +15,6 @@ Source = Callable[..., Dataset]
 _TFDS_NAMES = (
     "beans",
     "cats_vs_dogs",
-    "celeb_a",
     "cifar10",
     "cifar100",
     "emnist",
@@ -36,13 +35,17 @@ _TFDS_NAMES = (
 )
 
 SOURCES: dict[str, Source] = {
+    "celeb_a": celeb_a.load,
+    "coloured_shapes": shapes.load,
     "digits": digits.load,
     "folder": folder.load,
     "imagenet2012": functools.partial(tfds_source.load, dataset="imagenet2012", test_split="validation"),
+    "npz": arrays.load,
     "rotated_digits": rotated_mnist.load_rotated_digits,
     "rotated_mnist": rotated_mnist.load_rotated_mnist,
     "synthetic": synthetic.load,
     "tfds": tfds_source.load,
+    "tiny_imagenet": tiny_imagenet.load,
     **{name: functools.partial(tfds_source.load, dataset=name) for name in _TFDS_NAMES},
 }
 
@@ -58,8 +61,9 @@ def load_dataset(
     """Load a data set by its name.
 
     Args:
-        name: a key of `SOURCES`: digits, rotated_digits, rotated_mnist, synthetic, folder, imagenet2012, many sets of
-            tensorflow-datasets by their name there, and tfds for any other, named by the option `dataset`.
+        name: a key of `SOURCES`: digits, rotated_digits, rotated_mnist, coloured_shapes, synthetic, folder, npz,
+            tiny_imagenet, imagenet2012, many sets of tensorflow-datasets by their name there (celeb_a among them), and
+            tfds for any other, named by the option `dataset`.
         data_dir: where prepared data lie; sources that bring their own do not look at it.
         validation_size: number of training examples held out for validation; None: the source's default.
         seed: in 0..2**32 - 1, decides which examples those are. It never changes the test images.
@@ -82,7 +86,7 @@ def load_dataset(
     ]
     if missing:
         raise ValueError(f"data set {name!r} needs {', '.join(missing)}")
-    return source(**given)
+    return source(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
 
 
 def _open_parameters(source: Source) -> dict[str, inspect.Parameter]:

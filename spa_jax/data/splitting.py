@@ -6,9 +6,9 @@ from typing import TypedDict
 import numpy as np
 
 from spa_jax.data.ordering import Stream, permutation, stratified_choice
-from spa_jax.data.types import Examples
+from spa_jax.data.types import Examples, IndexArray
 
-_TEST_SEED = 0
+_FIXED_SEED = 0
 
 
 class Splits(TypedDict):
@@ -42,7 +42,7 @@ def complete_splits(
             raise ValueError(f"{name}_size={size}, but this set has a {name} split of its own; leave it None")
     train, test, validation = found["train"], found.get("test"), found.get("validation")
     if test is None:
-        train, test = hold_out("test_size", train, test_size, len(train) // 5, Stream.TEST, _TEST_SEED)
+        train, test = hold_out("test_size", train, test_size, len(train) // 5, Stream.TEST, _FIXED_SEED)
     if validation is None:
         train, validation = hold_out(
             "validation_size", train, validation_size, len(train) // 10, Stream.VALIDATION, seed
@@ -62,9 +62,25 @@ def hold_out(
     total = len(examples)
     if not 0 <= size < total:
         raise ValueError(f"{argument}={size}; it must be in 0..{total - 1}, there are {total} examples to take it from")
-    if examples.labels is None:
-        held_out = np.sort(permutation(total, stream, seed)[:size])
-    else:
-        held_out = stratified_choice(examples.labels, size, stream, seed)
+    held_out = _chosen(examples, size, stream, seed)
     kept = np.setdiff1d(np.arange(total), held_out, assume_unique=True)
     return examples.subset(kept), examples.subset(held_out)
+
+
+def choose(argument: str, examples: Examples, size: int | None) -> Examples:
+    """Choose `size` examples (None: all), in their old order: always the same ones, stratified as in `hold_out`.
+
+    Raises:
+        ValueError: there are not as many, or `size` is less than 1; the message names `argument`.
+    """
+    if size is None:
+        return examples
+    if not 1 <= size <= len(examples):
+        raise ValueError(f"{argument}={size}; it must be in 1..{len(examples)}, the examples there are")
+    return examples.subset(_chosen(examples, size, Stream.SUBSET, _FIXED_SEED))
+
+
+def _chosen(examples: Examples, size: int, stream: Stream, seed: int) -> IndexArray:
+    if examples.labels is None:
+        return np.sort(permutation(len(examples), stream, seed)[:size])
+    return stratified_choice(examples.labels, size, stream, seed)

@@ -18,7 +18,7 @@ _CHUNK = 1024
 
 @runtime_checkable
 class Records(Protocol):
-    """Single examples by their number: a dictionary of `image` uint8 [h, w, c], `label` and perhaps `attribute`."""
+    """Single examples by their number: a dictionary of `image` uint8 [h, w, c], `label`, perhaps `attribute` [m]."""
 
     def __len__(self) -> int:
         """Number of examples."""

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import keyword
 import logging
 import os
 import re
@@ -16,11 +17,12 @@ from jaxtyping import Float32
 from spa_jax.data.images import ImageSize, checked_size, decode_image
 from spa_jax.data.splitting import complete_splits
 from spa_jax.data.streaming import MEMORY_LIMIT, open_splits
-from spa_jax.data.types import Batch, Dataset, ImageShape
+from spa_jax.data.types import AttributeInfo, Batch, Dataset, ImageShape
 from spa_jax.errors import DataNotFoundError
 
 _DEFAULT_LABEL_ATTRIBUTE = "Smiling"
 _ATTRIBUTES = "attributes"
+_ALL = "all"
 _FORMAT = "array_record"
 _INFO_FILE = "dataset_info.json"
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
@@ -35,7 +37,7 @@ def load(
     seed: int = 0,
     image_size: ImageSize | None = None,
     label_attribute: str | None = None,
-    attribute: str | Sequence[str] | None = None,
+    attributes: str | Sequence[str] = (),
     test_split: str | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> Dataset:
@@ -57,7 +59,8 @@ def load(
             are, which needs all to be of one size.
         label_attribute: for a set with binary attributes in place of a class: the one to classify (default `Smiling`);
             class 1 has it.
-        attribute: which binary attribute, or sequence of them, goes into the field `attribute`, as -1 or +1.
+        attributes: which binary attributes go into the field `attribute`, as -1 or +1: a name, several, or `"all"`.
+            Where a name is no identifier, `Dataset.attributes` calls it by a similar one: `_5_o_Clock_Shadow`.
         test_split: the split that tests; None: as said above.
         memory_limit: in bytes; the default, 1 GiB, is our choice.
 
@@ -69,7 +72,7 @@ def load(
     """
     _silence_group_size_message()
     builder = _open(_data_directory(data_dir), dataset)
-    fields = _choose_fields(dataset, builder.info, label_attribute, attribute)
+    fields = _choose_fields(dataset, builder.info, label_attribute, attributes)
     image_shape = _image_shape(dataset, builder.info.features[fields.image].shape, image_size)
     prepare = functools.partial(_prepare, dataset=dataset, fields=fields, image_shape=image_shape)
     records = {
@@ -83,7 +86,7 @@ def load(
         image_shape=image_shape,
         num_classes=len(fields.class_names),
         class_names=fields.class_names,
-        attribute_name=", ".join(fields.attributes) + " (-1 or +1)" if fields.attributes else None,
+        attributes=tuple(AttributeInfo(_identifier(name), "-1 or +1") for name in fields.attributes),
         **splits,
     )
 
@@ -95,14 +98,12 @@ class _Fields:
     class_names: tuple[str, ...]
     label_is_attribute: bool
     attributes: tuple[str, ...]
-    attribute_is_scalar: bool
 
     def label_of(self, example: Mapping[str, Any]) -> int:
         return int(example[_ATTRIBUTES][self.label] if self.label_is_attribute else example[self.label])
 
-    def attribute_of(self, example: Mapping[str, Any]) -> Float32[np.ndarray, "*m"]:
-        signs = np.asarray([1 if example[_ATTRIBUTES][name] else -1 for name in self.attributes], np.float32)
-        return signs.reshape(()) if self.attribute_is_scalar else signs
+    def attribute_of(self, example: Mapping[str, Any]) -> Float32[np.ndarray, " m"]:
+        return np.asarray([1 if example[_ATTRIBUTES][name] else -1 for name in self.attributes], np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,24 +184,32 @@ def _prepare_command(data_dir: Path, dataset: str) -> str:
     return f'python -c "{program}" (on a machine with internet and `pip install tensorflow tensorflow-datasets`)'
 
 
-def _choose_fields(
-    dataset: str, info: Any, label_attribute: str | None, attribute: str | Sequence[str] | None
-) -> _Fields:
+def _choose_fields(dataset: str, info: Any, label_attribute: str | None, attributes: str | Sequence[str]) -> _Fields:
     features = info.features
     image, label = _supervised_keys(info)
     known = sorted(features[_ATTRIBUTES]) if _ATTRIBUTES in features else []
     if label is None and label_attribute is None and _DEFAULT_LABEL_ATTRIBUTE in known:
         label_attribute = _DEFAULT_LABEL_ATTRIBUTE
-    scalar = isinstance(attribute, str)
-    attributes = (attribute,) if isinstance(attribute, str) else tuple(attribute or ())
-    for name in (*attributes, *([] if label_attribute is None else [label_attribute])):
+    chosen = _chosen_attributes(attributes, known)
+    for name in (*chosen, *([] if label_attribute is None else [label_attribute])):
         if name not in known:
             raise ValueError(f"{name!r} is no attribute of {dataset}; valid: {', '.join(known) or 'none'}")
     if label_attribute is not None:
-        return _Fields(image, label_attribute, (f"not {label_attribute}", label_attribute), True, attributes, scalar)
+        return _Fields(image, label_attribute, (f"not {label_attribute}", label_attribute), True, chosen)
     if label is None:
         raise ValueError(f"dataset={dataset!r} has no class to learn; its features: {', '.join(features)}")
-    return _Fields(image, label, tuple(features[label].names), False, attributes, scalar)
+    return _Fields(image, label, tuple(features[label].names), False, chosen)
+
+
+def _chosen_attributes(attributes: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(attributes, str):
+        return tuple(known) if attributes == _ALL else (attributes,)
+    return tuple(attributes)
+
+
+def _identifier(name: str) -> str:
+    similar = re.sub(r"\W", "_", name)
+    return f"_{similar}" if not similar.isidentifier() or keyword.iskeyword(similar) else similar
 
 
 def _supervised_keys(info: Any) -> tuple[str, str | None]:

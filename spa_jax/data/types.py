@@ -1,5 +1,6 @@
 """What a data set is: three splits of labelled images that can be fetched by index, and the facts a model needs."""
 
+import keyword
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -43,7 +44,7 @@ class Split:
     Attributes:
         images: uint8 in 0..255 or float32 in [0, 1], `[n, h, w, c]`.
         labels: int32 `[n]`.
-        attribute: None or float32 `[n]` (or `[n, m]` where a source was asked for several), in the source's units.
+        attribute: None or float32 `[n, m]`: column i is attribute i of the data set's `attributes`, in its unit.
 
     Raises:
         ValueError: a dtype is another one, an array's rank is wrong or the lengths differ.
@@ -58,7 +59,7 @@ class Split:
         _check_array("images", self.images, (np.uint8, np.float32), ranks=(4,), length=len(self.labels))
         _check_array("labels", self.labels, (np.int32,), ranks=(1,), length=len(self.labels))
         if self.attribute is not None:
-            _check_array("attribute", self.attribute, (np.float32,), ranks=(1, 2), length=len(self.labels))
+            _check_array("attribute", self.attribute, (np.float32,), ranks=(2,), length=len(self.labels))
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -77,6 +78,27 @@ class Split:
         return Split(self.images[indices], self.labels[indices], attribute)
 
 
+@dataclass(frozen=True)
+class AttributeInfo:
+    """What one column of `attribute` holds.
+
+    Attributes:
+        name: an identifier, so that it can name an edit, a variable or an argument: `"rotation"`.
+        unit: of its values, in words: `"degrees"`, `"pixels"`, `"-1 or +1"`.
+
+    Raises:
+        ValueError: `name` is no Python identifier.
+    """
+
+    name: str
+    unit: str
+
+    def __post_init__(self) -> None:
+        """Check the name."""
+        if not self.name.isidentifier() or keyword.iskeyword(self.name):
+            raise ValueError(f"name={self.name!r}; an attribute's name must be an identifier, such as 'stroke_width'")
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set for classification.
@@ -89,10 +111,11 @@ class Dataset:
         train: examples to learn from.
         validation: examples held out of the training data, to choose and to stop by.
         test: examples to report on, used for nothing else.
-        attribute_name: what `attribute` holds and its unit; None where there is none.
+        attributes: what the columns of `attribute` hold; empty where there is none.
 
     Raises:
-        ValueError: `class_names` does not name `num_classes` classes.
+        ValueError: `class_names` does not name `num_classes` classes, two attributes have one name, or a split in
+            memory has another number of them.
     """
 
     name: str
@@ -102,17 +125,35 @@ class Dataset:
     train: Examples
     validation: Examples
     test: Examples
-    attribute_name: str | None = None
+    attributes: tuple[AttributeInfo, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that every class has a name."""
+        """Check that every class and every attribute has a name."""
         if len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names names {len(self.class_names)} classes, num_classes={self.num_classes}")
+        names = self.attribute_names
+        if len(set(names)) != len(names):
+            raise ValueError(f"attributes={names}; their names must differ")
+        for name in self.split_sizes:
+            _check_attributes(name, getattr(self, name), names)
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """The names of the attributes, in their order."""
+        return tuple(attribute.name for attribute in self.attributes)
 
     @property
     def split_sizes(self) -> dict[str, int]:
         """Number of examples of each split, by its name."""
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+
+
+def _check_attributes(name: str, examples: Examples, names: tuple[str, ...]) -> None:
+    if not isinstance(examples, Split):
+        return
+    found = 0 if examples.attribute is None else examples.attribute.shape[1]
+    if found != len(names):
+        raise ValueError(f"attributes names {names}, but the {name} split holds {found} attributes")
 
 
 def _check_array(name: str, array: np.ndarray, dtypes: Sequence[type], ranks: Sequence[int], length: int) -> None:

@@ -1,31 +1,51 @@
 """How good a classifier is: accuracy, sanity checks, curves, pictures and the report."""
 
 from spa_jax.evaluation.accuracy import evaluate
+from spa_jax.evaluation.changes import attack_distances
 from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
 from spa_jax.evaluation.description import describe
+from spa_jax.evaluation.histograms import histograms_png
+from spa_jax.evaluation.manipulation import ManipulationReport, evaluate_manipulator
+from spa_jax.evaluation.manipulation_report import sweep_png, write_manipulation_report
 from spa_jax.evaluation.pictures import Sheet, SheetRow, curves_png, make_sheet, sheet_png
-from spa_jax.evaluation.records import AttackRecord, Check, Curve, ModelReport, Proportion
+from spa_jax.evaluation.records import (
+    AttackRecord,
+    AttributeValues,
+    Check,
+    Curve,
+    Distance,
+    ModelReport,
+    Proportion,
+)
 from spa_jax.evaluation.report import read_report, write_report
 from spa_jax.evaluation.sanity import sanity_checks
 from spa_jax.evaluation.sweep import evenly_spaced
 
 __all__ = [
     "AttackRecord",
+    "AttributeValues",
     "Check",
     "Curve",
+    "Distance",
+    "ManipulationReport",
     "ModelReport",
     "Proportion",
     "Sheet",
     "SheetRow",
     "accuracy_by_attribute",
     "accuracy_by_radius",
+    "attack_distances",
     "curves_png",
     "describe",
     "evaluate",
+    "evaluate_manipulator",
     "evenly_spaced",
+    "histograms_png",
     "make_sheet",
     "read_report",
     "sanity_checks",
     "sheet_png",
+    "sweep_png",
+    "write_manipulation_report",
     "write_report",
 ]

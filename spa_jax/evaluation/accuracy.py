@@ -10,8 +10,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spa_jax.data.types import Examples
+from spa_jax.evaluation.changes import attack_distances, attribute_spaces, attribute_values, names_of_numbers
 from spa_jax.evaluation.description import describe, flatten
-from spa_jax.evaluation.records import AttackRecord, ExampleFlags, ExampleLabels, ModelReport
+from spa_jax.evaluation.records import (
+    AttackRecord,
+    AttributeValues,
+    Distance,
+    ExampleFlags,
+    ExampleLabels,
+    ModelReport,
+)
 from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys, make_sweep, stream
 from spa_jax.inputs import check_victim
 from spa_jax.parallel import replicate
@@ -110,15 +118,35 @@ def _attack_all(
 
     def survive(batch: DeviceBatch) -> Any:
         found = run_attack(traceable, predict, attack_key, batch)
-        return _judge(predict, judge_key, batch.index, found.x, batch.labels)
+        judged = _judge(predict, judge_key, batch.index, found.x, batch.labels)
+        return *judged, attack_distances(attack, found, batch.images), attribute_values(attack, found.variables)
 
+    correct, indices = np.zeros_like(candidates), np.flatnonzero(candidates)
+    if not len(indices):
+        return AttackRecord(correct, 0, parameters=describe(attack))
     started = time.perf_counter()
-    indices = np.flatnonzero(candidates)
-    survived, valid = sweep.run(name, survive, indices) if len(indices) else (candidates[:0], candidates[:0])
-    correct = np.zeros_like(candidates)
+    survived, valid, distances, attributes = sweep.run(name, survive, indices)
     correct[indices] = survived | ~valid
-    seconds = time.perf_counter() - started
-    return AttackRecord(correct, len(indices), int(np.sum(~valid)), seconds, describe(attack))
+    return AttackRecord(
+        correct,
+        len(indices),
+        int(np.sum(~valid)),
+        time.perf_counter() - started,
+        describe(attack),
+        *_of_fooled(attack, valid & ~survived, distances, attributes),
+    )
+
+
+def _of_fooled(
+    attack: Attack, fooled: ExampleFlags, distances: Mapping[str, Any], attributes: Mapping[str, Any]
+) -> tuple[dict[str, Distance], dict[str, AttributeValues]]:
+    if not fooled.any():
+        return {}, {}
+    measured = {name: Distance.of(name, values[fooled]) for name, values in distances.items()}
+    values: dict[str, AttributeValues] = {}
+    for name, space in attribute_spaces(attack).items():
+        values |= AttributeValues.of(names_of_numbers(name, space), attributes[name][fooled], space.low, space.high)
+    return measured, values
 
 
 def run_attack(attack: Any, predict: Predict, key: Key, batch: DeviceBatch) -> Any:

@@ -19,7 +19,12 @@ def describe(value: Any) -> Any:
     if isinstance(value, jax.tree_util.Partial):
         return _described_partial(value)
     if isinstance(value, Mapping):
-        return {str(name): describe(part) for name, part in value.items()}
+        numbers = _count_of_weights(value)
+        return (
+            f"{numbers} numbers"
+            if numbers > _LONGEST_ARRAY
+            else {str(name): describe(part) for name, part in value.items()}
+        )
     if isinstance(value, tuple | list):
         return _described_sequence(value)
     if isinstance(value, np.ndarray | np.generic | jax.Array):
@@ -29,7 +34,16 @@ def describe(value: Any) -> Any:
 
 def _described_partial(value: jax.tree_util.Partial) -> Any:
     bound = {str(i): part for i, part in enumerate(value.args)} | value.keywords
-    return {"type": describe(value.func), **describe(bound)} if bound else describe(value.func)
+    parts = {name: describe(part) for name, part in bound.items()}
+    return {"type": describe(value.func), **parts} if bound else describe(value.func)
+
+
+def _count_of_weights(value: Mapping[str, Any]) -> int:
+    """How many numbers a tree of arrays holds, such as a network's variables; 0 for any other mapping."""
+    leaves = jax.tree.leaves(value)
+    if not all(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves):
+        return 0
+    return sum(leaf.size for leaf in leaves)
 
 
 def _described_sequence(value: Any) -> Any:

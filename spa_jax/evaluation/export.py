@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from spa_jax.data.types import Examples
 from spa_jax.engine import PureAttack
+from spa_jax.evaluation.changes import attack_distances
 from spa_jax.evaluation.sweep import DeviceBatch, Progress, example_keys, make_sweep
 from spa_jax.parallel import replicate
 from spa_jax.trees import as_pytree
@@ -31,8 +32,8 @@ def export_attack(
     """Attack every example of a split and store what was found.
 
     The file holds `x` float32 [n, h, w, c] in [0, 1], `label`, `index` (in the split), `value` and `success` [n], each
-    variable as `variables/NAME`, and for the SPA attack the attribute-only optimum under `edited/`. It is written whole
-    or not at all.
+    variable as `variables/NAME`, how far each image was moved as `distance/NAME` (see `attack_distances`), and for the
+    SPA attack the attribute-only optimum under `edited/`. It is written whole or not at all.
 
     Args:
         predict: the victim.
@@ -60,7 +61,8 @@ def export_attack(
 
     def run(batch: DeviceBatch) -> Any:
         found = attack(example_keys(key, batch.index), predict, batch.images, batch.labels)
-        return found._asdict() | {"label": batch.labels, "index": batch.index}
+        moved = attack_distances(attack, found, batch.images)
+        return found._asdict() | {"label": batch.labels, "index": batch.index, "distance": moved}
 
     arrays = _named(sweep.run("attack", run, np.arange(len(split))))
     if jax.process_index() == 0:

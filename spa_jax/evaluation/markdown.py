@@ -76,7 +76,9 @@ def markdown_report(models: Mapping[str, ModelReport], setting: Setting, picture
     return "\n".join(lines) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, line by line."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -90,7 +92,7 @@ def _comparison(models: Mapping[str, ModelReport]) -> list[str]:
         shown = ["" if cell is None else str(cell) for cell in cells]
         is_best = [several and cell is not None and cell.value == highest for cell in cells]
         rows.append([title, *(f"**{text}**" if best else text for text, best in zip(shown, is_best, strict=True))])
-    return _table(["", *models], rows)
+    return table(["", *models], rows)
 
 
 _HOW_TO_READ = """\
@@ -134,17 +136,35 @@ def _card(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:
         record = report.attacks.get(name)
         own = ["", "", ""] if record is None else [str(record.attacked), *_fooled_and_seconds(report, name)]
         rows.append([condition_title(name, report.survivors_only), str(accuracy), *own])
-    lines = _table(["", "accuracy", "attacked", "fooled", "seconds"], rows)
-    lines += ["", "Seconds include compilation. By class:", "", *_by_class(report, class_names)]
+    lines = table(["", "accuracy", "attacked", "fooled", "seconds"], rows)
+    lines += ["", "Seconds include compilation.", "", *_distances(report)]
+    lines += ["By class:", "", *_by_class(report, class_names)]
     if report.checks:
         marks = [[check.name, "passed" if check.passed else "**warning**", check.message] for check in report.checks]
-        lines += ["", "Sanity checks:", "", *_table(["check", "result", "measured"], marks)]
+        lines += ["", "Sanity checks:", "", *table(["check", "result", "measured"], marks)]
     return lines
 
 
 def _fooled_and_seconds(report: ModelReport, name: str) -> list[str]:
     record = report.attacks[name]
     return [str(record.attacked - int(record.correct.sum())), f"{record.seconds:.1f}"]
+
+
+_HOW_FAR = """\
+How far the images that fooled it were moved: mean over them, in brackets the worst one. A(x, a) is the image edited by
+the attack's own attribute values, from which its noise is measured; x is the original; SSIM is 1 for equal images."""
+
+
+def _distances(report: ModelReport) -> list[str]:
+    measured = {name: record.distances for name, record in report.attacks.items() if record.distances}
+    if not measured:
+        return []
+    header = ["", "L∞ from A(x, a)", "L∞ from x", "L2 from x", "SSIM with x"]
+    rows = [
+        [name, *(f"{own[of].mean:.3g} ({own[of].worst:.3g})" for of in ("linf_from_edited", "linf", "l2", "ssim"))]
+        for name, own in measured.items()
+    ]
+    return [_HOW_FAR, "", *table(header, rows), ""]
 
 
 def _by_class(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:
@@ -160,7 +180,7 @@ def _by_class(report: ModelReport, class_names: Sequence[str] | None) -> list[st
         shares = [f"{100 * tables[condition][label].value:.1f} %" for condition in conditions]
         rows.append([name, str(tables["clean"][label].total), *shares])
     titles = [condition_title(condition, report.survivors_only) for condition in conditions]
-    return _table(["class", "examples", *titles], rows)
+    return table(["class", "examples", *titles], rows)
 
 
 def _what_was_run(models: Mapping[str, ModelReport], setting: Setting) -> Iterator[str]:
@@ -169,14 +189,14 @@ def _what_was_run(models: Mapping[str, ModelReport], setting: Setting) -> Iterat
     for attack, made_of in _attacks(models).items():
         yield f"- {attack}: `{made_of}`"
     yield ""
+    yield from where_it_ran(setting)
+
+
+def where_it_ran(setting: Setting) -> list[str]:
+    """Devices, versions and config."""
     versions = ", ".join(f"{name} {version}" for name, version in setting.versions.items())
-    yield f"Ran on {setting.devices} with {versions}."
-    yield ""
-    yield "Config:"
-    yield ""
-    yield "```json"
-    yield json.dumps(setting.config, indent=2)
-    yield "```"
+    config = json.dumps(setting.config, indent=2)
+    return [f"Ran on {setting.devices} with {versions}.", "", "Config:", "", "```json", config, "```"]
 
 
 def _attacks(models: Mapping[str, ModelReport]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Pictures of an evaluation: attacked examples with their predictions, and accuracy curves, as PNG files in memory."""
 
 import dataclasses
-import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -13,31 +13,42 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from spa_jax.attributes import EDITS
-from spa_jax.data.types import Examples, IndexArray
+from spa_jax.data.types import Examples
 from spa_jax.evaluation.accuracy import run_attack
+from spa_jax.evaluation.changes import attribute_spaces, attribute_values, edited_images, moves_noise, names_of_numbers
+from spa_jax.evaluation.drawing import (
+    MARKERS,
+    MINUS,
+    MODEL_COLORS,
+    MUTED,
+    RIGHT,
+    TILE_PIXELS,
+    WRONG,
+    Canvas,
+    Pixels,
+    as_png,
+    fewest_digits,
+    magnified,
+    make_panels,
+    new_canvas,
+    shortened,
+    spread_out,
+    style_axes,
+    with_unit,
+    write_title,
+)
 from spa_jax.evaluation.records import Curve
-from spa_jax.evaluation.sweep import DeviceBatch, example_keys, make_sweep, stream
+from spa_jax.evaluation.sweep import DeviceBatch, example_keys, first_of_each_class, make_sweep, stream
 from spa_jax.parallel import replicate
 from spa_jax.trees import as_pytree
 from spa_jax.types import Attack, Images, Key, Labels, Predict
 
-_DPI = 200
-_TILE_PIXELS = 224
-_RIGHT, _WRONG, _MUTED, _GRID = "#00785A", "#C24A00", "#5F6368", "#E3E6EA"
-_MODEL_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""The colours of Okabe & Ito (2008), told apart by all common kinds of colour blindness."""
-
-_MARKERS = "osD^vPX"
-_LABELLED_EXAMPLES = 1000
-_LONGEST_NAME = 14
-_FRAME_GREY = 0.87
-_NARROWEST_FIGURE = 6.2
-_NARROWEST_SHEET = 1400
-_TIMES, _MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+_NUMBERS_A_LINE, _MOST_NUMBERS = 3, 9
+_ROUNDING = 1e-6
+_TIMES = "\N{MULTIPLICATION SIGN}"
 
 TileImages: TypeAlias = Float[np.ndarray, "m h w c"]
 TileLabels: TypeAlias = Int[np.ndarray, " m"]
-Pixels: TypeAlias = int | float
 
 
 # --- the sheet of examples ------------------------------------------------------------------------------------------
@@ -68,7 +79,7 @@ class Sheet:
         attack: its name.
         labels: the true classes.
         rows: from top to bottom.
-        attributes: names of the edits whose values stand under the images, in their order.
+        attributes: names of the numbers that stand under the images, in their order.
     """
 
     attack: str
@@ -91,7 +102,7 @@ def make_sheet(
     """Attack the first example of each class (then the second, until the columns are full), chosen before any outcome.
 
     The rows are the clean images, for `spa_jax.spa` the images at its attribute-only optimum, the attacked images, and
-    the noise alone, magnified.
+    the noise alone, magnified: what the attacked image has beyond its own edited image, however the noise was made.
 
     Args:
         predict: the victim.
@@ -115,24 +126,17 @@ def make_sheet(
     def look(batch: DeviceBatch) -> Any:
         found = run_attack(as_pytree(attack), predict, attack_key, batch)
         shown = {"clean": batch.images, "attacked": found.x}
+        values = {"attacked": attribute_values(attack, found.variables)}
         if hasattr(found, "edited"):
             shown["edited"] = found.edited.x
+            values["edited"] = attribute_values(attack, found.edited.variables)
         predictions = {row: _predictions(predict, judge_key, batch.index, images) for row, images in shown.items()}
-        variables = {"attacked": found.variables} | ({"edited": found.edited.variables} if "edited" in shown else {})
-        return {"images": shown, "predictions": predictions, "variables": variables, "labels": batch.labels}
+        noise = {"noise": found.x - edited_images(attack, found, batch.images)} if moves_noise(attack) else {}
+        return {"images": shown, "predictions": predictions, "values": values, "labels": batch.labels} | noise
 
-    return _laid_out(name, sweep.run("sheet", look, _of_each_class(split, columns)))
-
-
-def _of_each_class(split: Examples, columns: int) -> IndexArray:
-    labels = split.labels
-    if labels is None:
-        labels = split.take(np.arange(min(len(split), _LABELLED_EXAMPLES)))["label"]
-    nth_of_class = np.zeros(len(labels), int)
-    for label in np.unique(labels):
-        nth_of_class[labels == label] = np.arange(np.sum(labels == label))
-    chosen = np.lexsort((labels, nth_of_class))[:columns]
-    return chosen[np.argsort(labels[chosen], kind="stable")]
+    found = sweep.run("sheet", look, first_of_each_class(split, columns))
+    numbers = {own: names_of_numbers(own, space) for own, space in attribute_spaces(attack).items()}
+    return _laid_out(name, found, numbers)
 
 
 @jax.jit
@@ -140,41 +144,39 @@ def _predictions(predict: Predict, key: Key, index: Any, images: Images) -> Labe
     return jnp.argmax(predict(example_keys(key, index), images), axis=-1)
 
 
-def _laid_out(name: str, found: Mapping[str, Any]) -> Sheet:
-    clean, attacked = found["images"]["clean"], found["images"]["attacked"]
-    attributes, noise = _parts(found["variables"]["attacked"])
+def _laid_out(name: str, found: Mapping[str, Any], attributes: Mapping[str, Sequence[str]]) -> Sheet:
+    images, predictions, noise = found["images"], found["predictions"], found.get("noise")
+    count = len(found["labels"])
+    captions = {row: _captions([own[name] for name in attributes], count) for row, own in found["values"].items()}
     names = "".join(f"\n{attribute}" for attribute in attributes)
-    rows = [SheetRow("clean", clean, found["predictions"]["clean"], [""] * len(clean))]
-    if "edited" in found["images"]:
-        captions = _captions(_parts(found["variables"]["edited"])[0], len(clean))
-        rows.append(SheetRow(f"edited{names}", found["images"]["edited"], found["predictions"]["edited"], captions))
+    rows = [SheetRow("clean", images["clean"], predictions["clean"], [""] * count)]
+    if "edited" in images:
+        rows.append(SheetRow(f"edited{names}", images["edited"], predictions["edited"], captions["edited"]))
     title = f"joint{names}\n+ noise" if attributes and noise is not None else f"{name}{names}"
-    captions = _captions(attributes, len(clean))
-    rows.append(SheetRow(title, attacked, found["predictions"]["attacked"], captions))
+    rows.append(SheetRow(title, images["attacked"], predictions["attacked"], captions["attacked"]))
     if noise is not None:
         gain = _gain(noise)
-        legend = f"\norange +\nviolet {_MINUS}" if noise.shape[-1] == 1 else ""
-        rows.append(SheetRow(f"noise {_TIMES} {gain:g}{legend}", 0.5 + gain * noise, None, [""] * len(clean)))
-    return Sheet(name, found["labels"], rows, tuple(attributes))
+        legend = f"\norange +\nviolet {MINUS}" if noise.shape[-1] == 1 else ""
+        title = f"noise {_TIMES} {gain:g}{legend}"
+        rows.append(SheetRow(title, 0.5 + gain * noise, None, [""] * count))
+    return Sheet(name, found["labels"], rows, tuple(itertools.chain(*attributes.values())))
 
 
-def _parts(variables: Any) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """The attribute values by name, [m] each, and the noise [m, h, w, c] where there is any."""
-    named = variables if isinstance(variables, Mapping) else {"value": variables}
-    named = {name: value for name, value in named.items() if isinstance(value, np.ndarray)}
-    noises = [value for value in named.values() if value.ndim == 4]
-    return {name: value for name, value in named.items() if value.ndim == 1}, noises[0] if noises else None
+def _captions(values: Sequence[np.ndarray], count: int) -> list[str]:
+    """Under each image the numbers of all its attributes, a few a line; of long vectors the first ones."""
+    numbers = np.concatenate([np.zeros((count, 0)), *(np.reshape(value, (count, -1)) for value in values)], axis=1)
+    return ["\n".join(_lines_of_numbers(row[:_MOST_NUMBERS], len(row))) for row in numbers]
 
 
-def _captions(attributes: Mapping[str, np.ndarray], count: int) -> list[str]:
-    columns = [[f"{number:.3g}".replace("-", _MINUS) for number in value] for value in attributes.values()]
-    return [", ".join(column[i] for column in columns) for i in range(count)]
+def _lines_of_numbers(numbers: Float[np.ndarray, " m"], total: int) -> list[str]:
+    shown = list(map(fewest_digits, numbers)) + ["…"] * (total > len(numbers))
+    return [", ".join(shown[i : i + _NUMBERS_A_LINE]) for i in range(0, len(shown), _NUMBERS_A_LINE)]
 
 
 def _gain(noise: np.ndarray) -> float:
     """The largest 1, 2 or 5 times a power of ten that keeps 0.5 + gain * noise in [0, 1], but for rounding."""
     largest = float(np.abs(noise).max()) * (1 - 1e-4)
-    if largest == 0:
+    if largest < _ROUNDING:
         return 1.0
     power = 10.0 ** math.floor(math.log10(0.5 / largest))
     return max(step * power for step in (1, 2, 5) if step * power * largest <= 0.5)
@@ -188,46 +190,44 @@ def sheet_png(sheet: Sheet, model: str, class_names: Sequence[str] | None = None
         model: its name, for the title.
         class_names: default: the numbers of the classes.
     """
-    from matplotlib.figure import Figure
-
     height, width = sheet.rows[0].images.shape[1:3]
-    zoom = max(1, round(_TILE_PIXELS / max(height, width)))
+    zoom = max(1, round(TILE_PIXELS / max(height, width)))
     tile, text_lines = (width * zoom, height * zoom), [_text_lines(row) for row in sheet.rows]
     left, gap, line, top = 240, 24, 38, 150
-    total_width = max(left + len(sheet.labels) * (tile[0] + gap), _NARROWEST_SHEET)
     total_height = top + sum(tile[1] + gap + line * lines for lines in text_lines)
-    figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI)
-    canvas = _Canvas(figure, total_width, total_height)
+    canvas = new_canvas(left + len(sheet.labels) * (tile[0] + gap), total_height)
     _write_heading(canvas, sheet, model)
     y = top
     for row, lines in zip(sheet.rows, text_lines, strict=True):
         canvas.text(gap, y + tile[1] / 2, row.title, 9.0, "black", va="center", ha="left", linespacing=1.35)
         for column, image in enumerate(row.images):
             x = left + column * (tile[0] + gap)
-            canvas.image(x, y, _magnified(image, zoom, row.predictions is None))
+            canvas.image(x, y, magnified(image, zoom, row.predictions is None))
             _write_under(canvas, x + tile[0] / 2, y + tile[1] + 6, line, sheet, row, column, class_names)
         y += tile[1] + gap + line * lines
-    return _png(figure)
+    return as_png(canvas.figure)
 
 
 def _text_lines(row: SheetRow) -> int:
-    return int(row.predictions is not None) + int(any(row.captions))
+    captions = max(len(caption.splitlines()) for caption in row.captions)
+    return int(row.predictions is not None) + captions
 
 
-def _write_heading(canvas: "_Canvas", sheet: Sheet, model: str) -> None:
+def _write_heading(canvas: Canvas, sheet: Sheet, model: str) -> None:
     attacked = [row for row in sheet.rows if row.predictions is not None][-1]
     right = int(np.sum(attacked.predictions == sheet.labels))
     title = f"{model} under {sheet.attack}: {right} of {len(sheet.labels)} stay right"
     canvas.text(24, 40, title, 12.0, "black", ha="left")
-    values = f", and {', '.join(map(_with_unit, sheet.attributes))}" if sheet.attributes else ""
+    numbers = [*map(with_unit, sheet.attributes[:_MOST_NUMBERS])] + ["…"] * (len(sheet.attributes) > _MOST_NUMBERS)
+    values = f", and {', '.join(numbers)}" if numbers else ""
     explanation = (
         f"First examples of each class, not chosen by outcome. Below: the prediction, ✓ right or ✗ wrong{values}."
     )
-    canvas.text(24, 92, explanation, 7.5, _MUTED, ha="left")
+    canvas.text(24, 92, explanation, 7.5, MUTED, ha="left")
 
 
 def _write_under(
-    canvas: "_Canvas",
+    canvas: Canvas,
     x: Pixels,
     y: Pixels,
     line: int,
@@ -239,45 +239,10 @@ def _write_under(
     if row.predictions is None:
         return
     predicted = int(row.predictions[column])
-    named = str(predicted) if class_names is None else _shortened(class_names[predicted])
+    named = str(predicted) if class_names is None else shortened(class_names[predicted])
     is_right = predicted == sheet.labels[column]
-    canvas.text(x, y, f"{'✓' if is_right else '✗'} {named}", 9.0, _RIGHT if is_right else _WRONG, weight="bold")
-    canvas.text(x, y + line, row.captions[column], 7.5, _MUTED)
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-
-
-class _Canvas:
-    """A figure measured in pixels from its upper left corner, so that images land on whole pixels."""
-
-    def __init__(self, figure: Any, width: int, height: int) -> None:
-        self.figure, self.width, self.height = figure, width, height
-
-    def text(
-        self, x: Pixels, y: Pixels, text: str, size: float, color: str, ha: str = "center", **options: Any
-    ) -> None:
-        place = {"va": "top", "ha": ha} | options
-        self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=color, **place)
-
-    def image(self, x: int, y: int, pixels: Float[np.ndarray, "h w 3"]) -> None:
-        self.figure.figimage(pixels, xo=x, yo=self.height - y - len(pixels))
-
-
-def _magnified(image: Float[np.ndarray, "h w c"], zoom: int, is_signed: bool) -> Float[np.ndarray, "hz wz 3"]:
-    """The image in colour, each pixel `zoom` pixels wide and high; signed grey values 0..1 as violet, white, orange."""
-    if image.shape[-1] == 3:
-        colored = image
-    elif is_signed:
-        from matplotlib import colormaps
-
-        colored = colormaps["PuOr_r"](0.15 + 0.7 * image[..., 0])[..., :3]
-    else:
-        colored = np.repeat(image[..., :1], 3, axis=-1)
-    framed = np.repeat(np.repeat(colored.clip(0, 1), zoom, axis=0), zoom, axis=1)
-    framed[[0, -1]] = framed[:, [0, -1]] = _FRAME_GREY
-    return framed
+    canvas.text(x, y, f"{'✓' if is_right else '✗'} {named}", 9.0, RIGHT if is_right else WRONG, weight="bold")
+    canvas.text(x, y + line, row.captions[column], 7.5, MUTED, linespacing=1.35)
 
 
 # --- accuracy curves ------------------------------------------------------------------------------------------------
@@ -304,33 +269,14 @@ def curves_png(curves: Mapping[str, Sequence[Curve]], kind: str) -> bytes:
     if not names:
         raise ValueError(f"curves hold none of kind={kind!r}")
     models = list(curves)
-    figure, panels = _panels(len(names), 0.55 + 0.09 * max(map(len, models)))
+    figure, panels = make_panels(len(names), 0.55 + 0.09 * max(map(len, models)))
     for axes, name in zip(panels, names, strict=True):
         lines = {m: curve for m in models for curve in curves[m] if (curve.kind, curve.name) == (kind, name)}
         _draw_panel(axes, name, kind, lines, models)
     total = max(curve.total for own in curves.values() for curve in own if curve.kind == kind)
     title, measured = _TITLES[kind]
-    _write_title(figure, title, f"Share of {total} images {measured}; bands: 95 % intervals")
-    return _png(figure)
-
-
-def _panels(count: int, label_width: float) -> tuple[Any, list[Any]]:
-    """A figure and its panels, laid out in inches; `label_width` is kept free on the right of each."""
-    from matplotlib.figure import Figure
-
-    columns = count if count <= 3 else 2 if count == 4 else 3
-    rows = -(-count // columns)
-    left, panel_width, panel_height, above, below, heading = 0.65, 3.0, 2.1, 0.35, 0.55, 0.62
-    cell_width, cell_height = left + panel_width + label_width, above + panel_height + below
-    width, height = max(columns * cell_width, _NARROWEST_FIGURE), rows * cell_height + heading
-    figure = Figure(figsize=(width, height), dpi=_DPI)
-    panels = []
-    for i in range(count):
-        row, column = divmod(i, columns)
-        bottom = height - heading - (row + 1) * cell_height + below
-        place = (column * cell_width + left, bottom, panel_width, panel_height)
-        panels.append(figure.add_axes((place[0] / width, place[1] / height, place[2] / width, place[3] / height)))
-    return figure, panels
+    write_title(figure, title, f"Share of {total} images {measured}; bands: 95 % intervals")
+    return as_png(figure)
 
 
 def _draw_panel(axes: Any, name: str, kind: str, lines: Mapping[str, Curve], models: Sequence[str]) -> None:
@@ -338,7 +284,7 @@ def _draw_panel(axes: Any, name: str, kind: str, lines: Mapping[str, Curve], mod
     styles = {}
     for model, curve in lines.items():
         place = models.index(model)
-        color, marker = _MODEL_COLORS[place % len(_MODEL_COLORS)], _MARKERS[place % len(_MARKERS)]
+        color, marker = MODEL_COLORS[place % len(MODEL_COLORS)], MARKERS[place % len(MARKERS)]
         styles[model] = {"color": color, "marker": marker, "markersize": 3.5, "linewidth": 1.6}
         low, middle, high = np.array([(100 * p.low, 100 * p.value, 100 * p.high) for p in curve.accuracies]).T
         axes.fill_between(curve.values, low, high, color=color, alpha=0.14, linewidth=0)
@@ -346,27 +292,16 @@ def _draw_panel(axes: Any, name: str, kind: str, lines: Mapping[str, Curve], mod
     _label_lines(axes, lines, styles)
 
 
-def _with_unit(attribute: str) -> str:
-    return f"{attribute} in {EDITS[attribute].unit}" if attribute in EDITS else f"value of {attribute}"
-
-
 def _style_panel(axes: Any, name: str, kind: str) -> None:
     axes.set_title(name, loc="left", fontsize=9.5)
-    axes.set_xlabel("radius" if kind == "radius" else _with_unit(name), fontsize=8)
+    axes.set_xlabel("radius" if kind == "radius" else with_unit(name), fontsize=8)
     axes.set_ylim(-2, 102)
     axes.set_yticks(range(0, 101, 20), [f"{tick} %" for tick in range(0, 101, 20)])
-    axes.margins(x=0.02)
-    axes.locator_params(axis="x", nbins=5)
-    axes.grid(color=_GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, colors=_MUTED, length=0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(_MUTED)
+    style_axes(axes)
     if kind == "attribute" and name in EDITS:
         identity = EDITS[name].identity
-        axes.axvline(identity, color=_MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        axes.annotate("unchanged", (identity, 0), xytext=(3, 2), textcoords="offset points", fontsize=7, color=_MUTED)
+        axes.axvline(identity, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        axes.annotate("unchanged", (identity, 0), xytext=(3, 2), textcoords="offset points", fontsize=7, color=MUTED)
 
 
 def _label_lines(axes: Any, lines: Mapping[str, Curve], styles: Mapping[str, Mapping[str, Any]]) -> None:
@@ -377,32 +312,8 @@ def _label_lines(axes: Any, lines: Mapping[str, Curve], styles: Mapping[str, Map
         return accuracies[-1], sum(accuracies)
 
     ordered = sorted(lines, key=height)
-    for model, y in zip(ordered, _spread([height(model)[0] for model in ordered], 8.0), strict=True):
+    for model, y in zip(ordered, spread_out([height(model)[0] for model in ordered], 8.0), strict=True):
         across = axes.get_yaxis_transform()
         axes.plot([1.02, 1.055, 1.09], [y] * 3, transform=across, clip_on=False, markevery=[1], **styles[model])
         text = {"va": "center", "fontsize": 8.5, "fontweight": "bold", "color": styles[model]["color"]}
         axes.text(1.11, y, model, transform=across, **text)
-
-
-def _spread(heights: Sequence[float], distance: float) -> list[float]:
-    """Ascending heights moved up, then down, as little as it takes to stay apart and under 100."""
-    spread: list[float] = []
-    for height in heights:
-        spread.append(max(height, spread[-1] + distance) if spread else height)
-    ceiling = 100.0
-    for i in reversed(range(len(spread))):
-        spread[i] = min(spread[i], ceiling)
-        ceiling = spread[i] - distance
-    return spread
-
-
-def _write_title(figure: Any, title: str, subtitle: str) -> None:
-    width, height = figure.get_size_inches()
-    figure.text(0.15 / width, 1 - 0.12 / height, title, fontsize=12, va="top")
-    figure.text(0.15 / width, 1 - 0.4 / height, subtitle, fontsize=8.5, color=_MUTED, va="top")
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
-    return buffer.getvalue()

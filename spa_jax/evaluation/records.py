@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 _NORMAL_QUANTILE_975 = 1.959963984540054
+
+_SIMILARITIES = ("ssim", "psnr")
 
 ExampleFlags: TypeAlias = Bool[np.ndarray, " n"]
 ExampleLabels: TypeAlias = Int[np.ndarray, " n"]
@@ -76,6 +78,48 @@ class Proportion:
         return {"correct": self.correct, "total": self.total, "accuracy": self.value, "interval": [self.low, self.high]}
 
 
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """How far the images that fooled a model lie from where they came from.
+
+    Attributes:
+        mean: over them.
+        worst: the largest; of the similarities "ssim" and "psnr" the smallest.
+    """
+
+    mean: float
+    worst: float
+
+    @classmethod
+    def of(cls, name: str, values: Float[np.ndarray, " f"]) -> "Distance":
+        """Of what is called `name`, measured on at least one image."""
+        worst = np.min(values) if name in _SIMILARITIES else np.max(values)
+        return cls(float(np.mean(values, dtype=np.float64)), float(worst))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttributeValues:
+    """The values of one attribute at which an attack fooled a model.
+
+    Attributes:
+        values: [f], one for each fooled example.
+        low, high: the range that the attack was given.
+    """
+
+    values: Float[np.ndarray, " f"]
+    low: float
+    high: float
+
+    @classmethod
+    def of(
+        cls, names: Sequence[str], values: Shaped[np.ndarray, "f ..."], low: Any, high: Any
+    ) -> "dict[str, AttributeValues]":
+        """One record by name for each number of an attribute, whose values are numbers [f] or vectors [f, m]."""
+        columns = np.reshape(values, (len(values), len(names))).T
+        bounds = np.broadcast_to(np.reshape(np.stack([low, high]), (2, -1)), (2, len(names)))
+        return {own: cls(column, *map(float, box)) for own, column, box in zip(names, columns, bounds.T, strict=True)}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttackRecord:
     """One attack on one model.
@@ -86,6 +130,9 @@ class AttackRecord:
         invalid: of these, how many images it returned that were not finite or not in [0, 1]; they count as no success.
         seconds: wall time, compilation included.
         parameters: what the attack is made of, as plain data.
+        distances: of `attack_distances`, over the examples that the attack fooled; empty where there are none. The
+            others say nothing of the attack: their images are whatever the search ended on.
+        attributes: the values of each attribute at which the attack fooled, empty where it fooled none.
     """
 
     correct: ExampleFlags
@@ -93,6 +140,8 @@ class AttackRecord:
     invalid: int = 0
     seconds: float = 0.0
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    distances: Mapping[str, Distance] = dataclasses.field(default_factory=dict)
+    attributes: Mapping[str, AttributeValues] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +213,7 @@ class ModelReport:
     @property
     def worst_case(self) -> ExampleFlags:
         """[n], classified correctly clean and under every attack."""
-        return np.logical_and.reduce([self.clean, *(record.correct for record in self.attacks.values())])
+        return np.all([self.clean, *(record.correct for record in self.attacks.values())], axis=0)
 
     @property
     def conditions(self) -> dict[str, ExampleFlags]:

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,20 @@ import numpy as np
 
 from spa_jax.configuration import freeze
 from spa_jax.evaluation.description import describe
+from spa_jax.evaluation.files import file_name, write_files
+from spa_jax.evaluation.histograms import attribute_histograms, histograms_png
 from spa_jax.evaluation.markdown import Setting, compare, markdown_report
 from spa_jax.evaluation.pictures import Sheet, curves_png, sheet_png
-from spa_jax.evaluation.records import AttackRecord, Check, Curve, ExampleFlags, ModelReport, Proportion
+from spa_jax.evaluation.records import (
+    AttackRecord,
+    AttributeValues,
+    Check,
+    Curve,
+    Distance,
+    ExampleFlags,
+    ModelReport,
+    Proportion,
+)
 
 _WIDTH_OF_TITLES, _WIDTH_OF_MODEL = 40, 28
 _PACKAGES = ("spa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -56,20 +66,15 @@ def write_report(
         ConfigError: a config that is no plain data.
     """
     _check_alike(models)
-    setting = Setting(title, dataset, seed, describe(freeze(config)), _versions(), _devices(), class_names)
+    setting = make_setting(title, dataset, seed, config, class_names)
     pictures = _pictures(models, sheets or {}, class_names)
     captions = {name: caption for name, (caption, _) in pictures.items()}
     files = {name: png for name, (_, png) in pictures.items()}
     files["report.md"] = markdown_report(models, setting, captions).encode()
     files["report.json"] = _as_json(models, setting, list(pictures)).encode()
-    directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            _write_whole(directory / name, content)
-    except OSError as error:
-        raise ValueError(f"directory={os.fspath(directory)!r} cannot be written: {error}") from error
-    return _print_table(models, title)
+    write_files(directory, files)
+    width = _WIDTH_OF_TITLES + _WIDTH_OF_MODEL * len(models)
+    return print_wide((_table(models, title), _caption(models)), width)
 
 
 def read_report(path: str | os.PathLike) -> dict[str, ModelReport]:
@@ -94,6 +99,15 @@ def _check_alike(models: Mapping[str, ModelReport]) -> None:
             raise ValueError(f"models {first_name!r} and {name!r} were judged on different examples")
         if report.survivors_only != first.survivors_only:
             raise ValueError(f"models {first_name!r} and {name!r} were judged with different survivors_only")
+
+
+def make_setting(title: str, dataset: str, seed: int, config: Any, class_names: Sequence[str] | None) -> Setting:
+    """What a report is of, with the versions and devices of this process.
+
+    Raises:
+        ConfigError: a config that is no plain data.
+    """
+    return Setting(title, dataset, seed, describe(freeze(config)), _versions(), _devices(), class_names)
 
 
 def _versions() -> dict[str, str]:
@@ -121,26 +135,18 @@ def _pictures(
     for kind, caption in (("radius", "Accuracy by radius"), ("attribute", "Accuracy by attribute value")):
         if any(curve.kind == kind for own in curves.values() for curve in own):
             pictures[f"accuracy_by_{kind}.png"] = (caption, curves_png(curves, kind))
+    if attribute_histograms(models):
+        pictures["attribute_values.png"] = ("Attribute values at which attacks fool", histograms_png(models))
     for name, sheet in sheets.items():
-        file = "sheet.png" if len(sheets) == 1 else f"sheet_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.png"
+        file = "sheet.png" if len(sheets) == 1 else f"sheet_{file_name(name)}.png"
         pictures[file] = (f"{name} under {sheet.attack}", sheet_png(sheet, name, class_names))
     return pictures
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _print_table(models: Mapping[str, ModelReport], title: str) -> str:
+def print_wide(shown: Sequence[Any], width: int) -> str:
+    """Print texts and tables, never folded to a log file's width, and return them as plain text."""
     from rich.console import Console
 
-    shown = (_table(models, title), _caption(models))
-    width = _WIDTH_OF_TITLES + _WIDTH_OF_MODEL * len(models)
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, width)
@@ -212,6 +218,8 @@ def _model_as_data(report: ModelReport) -> dict[str, Any]:
                 "invalid": record.invalid,
                 "seconds": record.seconds,
                 "parameters": record.parameters,
+                "distances": {of: dataclasses.asdict(distance) for of, distance in record.distances.items()},
+                "attributes": {of: _values_as_data(values) for of, values in record.attributes.items()},
             }
             for name, record in report.attacks.items()
         },
@@ -221,10 +229,7 @@ def _model_as_data(report: ModelReport) -> dict[str, Any]:
 
 
 def _model_from_data(data: Mapping[str, Any]) -> ModelReport:
-    attacks = {
-        name: AttackRecord(**(record | {"correct": _flags_from_text(record["correct"])}))
-        for name, record in data["attacks"].items()
-    }
+    attacks = {name: _record_from_data(record) for name, record in data["attacks"].items()}
     return ModelReport(
         np.asarray(data["labels"].split(), np.int32),
         _flags_from_text(data["clean"]),
@@ -233,6 +238,22 @@ def _model_from_data(data: Mapping[str, Any]) -> ModelReport:
         tuple(Check(**check) for check in data["checks"]),
         tuple(Curve(**curve) for curve in data["curves"]),
     )
+
+
+def _record_from_data(data: Mapping[str, Any]) -> AttackRecord:
+    distances = {name: Distance(**distance) for name, distance in data.get("distances", {}).items()}
+    attributes = {name: _values_from_data(values) for name, values in data.get("attributes", {}).items()}
+    changes = {"correct": _flags_from_text(data["correct"]), "distances": distances, "attributes": attributes}
+    return AttackRecord(**(dict(data) | changes))
+
+
+def _values_as_data(attribute: AttributeValues) -> dict[str, Any]:
+    values = " ".join(f"{value:.6g}" for value in attribute.values.tolist())
+    return {"low": attribute.low, "high": attribute.high, "values": values}
+
+
+def _values_from_data(data: Mapping[str, Any]) -> AttributeValues:
+    return AttributeValues(np.asarray(data["values"].split(), np.float32), data["low"], data["high"])
 
 
 def _flags_as_text(flags: ExampleFlags) -> str:

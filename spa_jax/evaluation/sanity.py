@@ -18,10 +18,9 @@ from spa_jax.data.types import Examples
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.records import Check, ExampleFlags, ModelReport
 from spa_jax.evaluation.sweep import DeviceBatch, Sweep, evenly_spaced, example_keys, make_sweep, stream
-from spa_jax.inputs import require_number
+from spa_jax.inputs import check_logits, require_number
 from spa_jax.losses import cross_entropy, margin
 from spa_jax.parallel import replicate
-from spa_jax.predict import check_logits
 from spa_jax.trees import as_pytree
 from spa_jax.types import Flags, Images, Key, Labels, Logits, Predict, Scalar
 
@@ -179,7 +178,7 @@ def _check_many_steps(report: ModelReport, radius: Scalar, num_steps: int) -> Ch
 
 def _check_large_radius(report: ModelReport) -> Check:
     kept = float(np.mean(report.attacks["large_radius"].correct))
-    possible = float(np.bincount(report.labels).max() / len(report.labels))
+    possible = float(np.max(np.bincount(report.labels)) / len(report.labels))
     return Check(
         "large_radius",
         kept <= possible,

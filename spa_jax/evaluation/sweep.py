@@ -12,9 +12,11 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from spa_jax.data.batching import eval_batches, to_unit_float
-from spa_jax.data.types import Examples
+from spa_jax.data.types import Examples, IndexArray
 from spa_jax.parallel import data_mesh, shard_batch, to_host
 from spa_jax.types import Images, Key, Keys, Labels
+
+_LABELLED_EXAMPLES = 1000
 
 Progress = Callable[[str, int, int], None]
 """`(what is running, examples done, examples in all)`, called after every batch."""
@@ -28,11 +30,13 @@ class DeviceBatch:
         index: [b], of each example in the split; randomness is keyed by it.
         images: [b, h, w, c] in [0, 1].
         labels: [b].
+        attribute: [b, m] where the split has attributes, else None.
     """
 
     index: Any
     images: Images
     labels: Labels
+    attribute: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +79,10 @@ class Sweep:
         place = {"process_index": processes.index(jax.process_index()), "process_count": len(processes)}
         for number, batch in enumerate(eval_batches(self.split.subset(indices), self.batch_size, **place)):
             index = indices[batch["index"]].astype(np.int32)
-            index, images, labels = shard_batch((index, batch["image"], batch["label"]), self.mesh)
+            arrays = (index, batch["image"], batch["label"], batch.get("attribute"))
+            index, images, labels, attribute = shard_batch(arrays, self.mesh)
             size = min(self.batch_size, len(indices) - number * self.batch_size)
-            yield size, DeviceBatch(index, _floats(images), labels)
+            yield size, DeviceBatch(index, _floats(images), labels, attribute)
 
 
 _floats = jax.jit(to_unit_float)
@@ -114,6 +119,18 @@ def evenly_spaced(split: Examples, count: int) -> Examples:
         raise ValueError(f"count={count} must be at least 1")
     chosen = min(count, len(split))
     return split.subset(np.arange(chosen) * len(split) // max(chosen, 1))
+
+
+def first_of_each_class(split: Examples, count: int) -> IndexArray:
+    """Indices of the first example of each class, then the second, until there are `count`; ordered by class."""
+    labels = split.labels
+    if labels is None:
+        labels = split.take(np.arange(min(len(split), _LABELLED_EXAMPLES)))["label"]
+    nth_of_class = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        nth_of_class[labels == label] = np.arange(np.sum(labels == label))
+    chosen = np.lexsort((labels, nth_of_class))[:count]
+    return chosen[np.argsort(labels[chosen], kind="stable")]
 
 
 def stream(key: Key, *names: str) -> Key:

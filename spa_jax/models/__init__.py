@@ -19,7 +19,9 @@ from jaxtyping import Array, Float
 from spa_jax.errors import suggest
 from spa_jax.models.layers import require_images
 from spa_jax.models.lenet5 import LeNet5
+from spa_jax.models.msp import MSP
 from spa_jax.models.noise_generator import NoiseGenerator
+from spa_jax.models.patch_discriminator import PatchDiscriminator
 from spa_jax.models.preact_resnet18 import PreActResNet18
 from spa_jax.models.resnet20 import ResNet20
 from spa_jax.models.small_cnn import SmallCNN
@@ -27,8 +29,10 @@ from spa_jax.models.wide_resnet28_10 import WideResNet28x10
 
 __all__ = [
     "MODELS",
+    "MSP",
     "LeNet5",
     "NoiseGenerator",
+    "PatchDiscriminator",
     "PreActResNet18",
     "ResNet20",
     "SmallCNN",
@@ -41,21 +45,44 @@ __all__ = [
 
 MODELS: dict[str, type[nn.Module]] = {
     "lenet5": LeNet5,
+    "msp": MSP,
     "noise_generator": NoiseGenerator,
+    "patch_discriminator": PatchDiscriminator,
     "preact_resnet18": PreActResNet18,
     "resnet20": ResNet20,
     "small_cnn": SmallCNN,
     "wide_resnet28_10": WideResNet28x10,
 }
 
+_FACTS = (
+    "num_classes",
+    "num_attributes",
+    "attribute_names",
+    "attribute_centre",
+    "attribute_scale",
+    "image_shape",
+)
 
-def create_model(name: Any, *, num_classes: Any, input_shape: Any, **options: Any) -> nn.Module:
+
+def create_model(
+    name: Any,
+    *,
+    num_classes: Any,
+    input_shape: Any,
+    num_attributes: Any = 0,
+    attribute_names: tuple[str, ...] = (),
+    attribute_centre: tuple[float, ...] = (),
+    attribute_scale: tuple[float, ...] = (),
+    **options: Any,
+) -> nn.Module:
     """The network of that name, checked before anything is compiled.
 
     Args:
         name: a key of `MODELS`.
         num_classes: number of logits, an integer of 1 or larger.
         input_shape: (h, w, c) of one image, integers of 1 or larger.
+        num_attributes: number of attributes of an image, for a network that reads or sets them.
+        attribute_names, attribute_centre, attribute_scale: one entry for each of them, or () where they are unknown.
         options: fields of the network's class, such as `width`; `dtype` may be a name, as "bfloat16".
 
     Raises:
@@ -64,14 +91,24 @@ def create_model(name: Any, *, num_classes: Any, input_shape: Any, **options: An
     """
     if not isinstance(name, str) or name not in MODELS:
         raise ValueError(f"name={name!r} is no model{suggest(name, MODELS)}")
-    model = MODELS[name](**_checked_options(name, {"num_classes": num_classes, **options}))
-    require_images(name, (1, *_checked_input_shape(input_shape)), model.minimum_size)
+    shape = _checked_input_shape(input_shape)
+    facts = {
+        "num_classes": num_classes,
+        "num_attributes": num_attributes,
+        "attribute_names": attribute_names,
+        "attribute_centre": attribute_centre,
+        "attribute_scale": attribute_scale,
+        "image_shape": shape,
+    }
+    known = {fact: value for fact, value in facts.items() if fact in _field_types(MODELS[name])}
+    model = MODELS[name](**_checked_options(name, known | options))
+    require_images(name, (1, *shape), model.minimum_size)
     return model
 
 
 def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     hints = _field_types(MODELS[name])
-    valid = [field for field in hints if field != "num_classes"]
+    valid = [field for field in hints if field not in _FACTS]
     for option, value in options.items():
         if option not in hints:
             raise ValueError(f"{option}={value!r} is no option of model {name!r}{suggest(option, valid)}")
@@ -91,7 +128,7 @@ def _field_types(model: type[nn.Module]) -> dict[str, Any]:
 
 def _is_of_type(value: Any, hint: Any) -> bool:
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return type(value) in allowed
+    return type(value) in [typing.get_origin(kind) or kind for kind in allowed]
 
 
 def _checked_dtype(dtype: Any) -> Any:
@@ -115,15 +152,17 @@ def init_variables(model: nn.Module, key: Any, input_shape: Any) -> dict[str, An
     """Fresh variables of a network: "params", and "batch_stats" where it has BatchNorm.
 
     Args:
-        model: a classifier of this package, or any module called as `model(images, train=False)`.
+        model: of this package, or any module called as `model(images, train=False)`; one that takes more than images
+            has `example_inputs(image_shape)`, a tuple of arrays of batch 1.
         key: a typed PRNG key.
         input_shape: (h, w, c) of one image.
 
     Raises:
         ValueError: `input_shape` is not (h, w, c) or too small for the network.
     """
-    images = jnp.zeros((1, *_checked_input_shape(input_shape)), jnp.float32)
-    lowered = jax.jit(lambda key: model.init(key, images, train=False)).lower(key)
+    shape = _checked_input_shape(input_shape)
+    inputs = model.example_inputs(shape) if hasattr(model, "example_inputs") else (jnp.zeros((1, *shape), jnp.float32),)
+    lowered = jax.jit(lambda key: model.init(key, *inputs, train=False)).lower(key)
     # Random draws compile four times as fast at this level on a CPU, and a program that runs once repays no more.
     options: dict[str, Any] = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
     return lowered.compile(options)(key)

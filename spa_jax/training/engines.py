@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -60,10 +61,15 @@ def _jit_engine(mesh: Mesh, train_step: TrainStep) -> Engine:
 
 
 def _with_axis(learner: Learner) -> Learner:
-    model = learner.model
-    if any(field.name == "axis_name" for field in dataclasses.fields(model)):
-        model = model.clone(axis_name=AXIS)
-    return dataclasses.replace(learner, model=model, axis_name=AXIS)
+    networks = {
+        name: dataclasses.replace(network, model=_on_axis(network.model)) for name, network in learner.networks.items()
+    }
+    return dataclasses.replace(learner, model=_on_axis(learner.model), networks=networks, axis_name=AXIS)
+
+
+def _on_axis(model: nn.Module) -> nn.Module:
+    knows_axes = any(field.name == "axis_name" for field in dataclasses.fields(model))
+    return model.clone(axis_name=AXIS) if knows_axes else model
 
 
 def _pmap_engine(mesh: Mesh, train_step: TrainStep) -> Engine:

@@ -1,7 +1,10 @@
 """From a config to the objects of a run: everything is checked before anything is read, compiled or written."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,16 +12,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spa_jax.catalogue import attack_from_config
+from spa_jax.checkpoints import load_variables
 from spa_jax.configuration import build, check_keys, check_spec, freeze
 from spa_jax.data import Augmentation, Dataset, load_dataset, steps_per_epoch
 from spa_jax.engine import PureAttack
-from spa_jax.errors import ConfigError
+from spa_jax.errors import ConfigError, listed, suggest
 from spa_jax.models import create_model
 from spa_jax.parallel import check_divisible
 from spa_jax.training.engines import ENGINES, Engine, make_engine
 from spa_jax.training.learner import Learner
+from spa_jax.training.networks import Network
 from spa_jax.training.optimizers import OPTIMIZERS, SCHEDULES
-from spa_jax.training.recipes import RECIPES
+from spa_jax.training.parts import TrainedPart, build_of, check_parts, stand_ins
+from spa_jax.training.recipes import RECIPES, VALIDATIONS
 from spa_jax.types import Example
 
 SCHEMA: Mapping[str, Any] = {
@@ -37,6 +43,7 @@ SCHEMA: Mapping[str, Any] = {
         "engine": str,
         "ema_decay": float,
         "attack_warmup": float,
+        "separate_statistics": bool | None,
         "evaluate_every": int,
     },
     "evaluation": {
@@ -49,10 +56,24 @@ SCHEMA: Mapping[str, Any] = {
         "radii": tuple | list | None,
         "radius_attack": str | None,
         "attribute_points": int,
+        "manipulation": Mapping | None,
     },
+    "networks": Mapping | None,
+    "parts": Mapping | None,
     "baselines": tuple | list | None,
 }
 """Every key of a config and its type; what a key does stands in the README and in `configs/`."""
+
+MANIPULATION_SCHEMA: Mapping[str, Any] = {
+    "low": tuple | list,
+    "high": tuple | list,
+    "regressor": Mapping,
+    "classifier": Mapping,
+}
+"""How the manipulators of a config are judged: over which box, and by which parts, as `{"part": NAME}`."""
+
+NETWORK_SCHEMA: Mapping[str, Any] = {"model": Mapping, "optimizer": Mapping, "schedule": Mapping}
+"""An entry of `networks`: a network that the recipe trains beside the model."""
 
 MAY_CHANGE = ("data.data_dir", "evaluation", "baselines")
 """What may differ between a checkpoint's config and the config that goes on from it."""
@@ -67,16 +88,21 @@ def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = dict(freeze(config))
     check_keys(config, SCHEMA)
-    for name, variant in variants(config).items():
-        _check_parts(variant, "config" if name == config["name"] else f"config.baselines[{name}]")
+    models = variants(config)
+    for name, variant in models.items():
+        path = "config" if name == config["name"] else f"config.baselines[{name}]"
+        _check_sections(variant, path)
+        check_parts(variant, models, path)
     return config
 
 
-def _check_parts(config: Mapping[str, Any], path: str) -> None:
+def _check_sections(config: Mapping[str, Any], path: str) -> None:
     check_keys(config, SCHEMA, path)
     check_spec(RECIPES, config["recipe"], "recipe", f"{path}.recipe", ("learner",))
-    check_spec(OPTIMIZERS, config["optimizer"], "optimizer", f"{path}.optimizer", ("learning_rate",))
-    check_spec(SCHEDULES, config["schedule"], "schedule", f"{path}.schedule", ("total_steps",))
+    _check_updates(config, path)
+    for name, network in (config.get("networks") or {}).items():
+        check_keys(network, NETWORK_SCHEMA, f"{path}.networks.{name}")
+        _check_updates(network, f"{path}.networks.{name}")
     check_spec({"augmentation": Augmentation}, _named(config, "augmentation"), "augmentation", f"{path}.augmentation")
     check_spec({"normalization": _Normalization}, _named(config, "normalization"), "normalization", path)
     for key in ("data", "model"):
@@ -84,10 +110,18 @@ def _check_parts(config: Mapping[str, Any], path: str) -> None:
             raise ConfigError(f"{path}.{key}.name={config[key].get('name')!r} must be a name")
     _check_choice(f"{path}.training.engine", config["training"]["engine"], ENGINES)
     _check_choice(f"{path}.evaluation.select_by", config["evaluation"]["select_by"], ("clean", "robust"))
-    curve = config["evaluation"]["radius_attack"]
+    if config["evaluation"].get("manipulation"):
+        check_keys(config["evaluation"]["manipulation"], MANIPULATION_SCHEMA, f"{path}.evaluation.manipulation")
+    curve, parts = config["evaluation"]["radius_attack"], stand_ins(config)
     if curve is not None:
-        _check_choice(f"{path}.evaluation.radius_attack", curve, tuple(evaluation_attacks(config)))
-    attack_from_config(config["evaluation"]["selection_attack"])
+        _check_choice(f"{path}.evaluation.radius_attack", curve, tuple(config["evaluation"]["attacks"]))
+    for spec in attack_specs(config):
+        attack_from_config(spec, parts)
+
+
+def _check_updates(config: Mapping[str, Any], path: str) -> None:
+    check_spec(OPTIMIZERS, config["optimizer"], "optimizer", f"{path}.optimizer", ("learning_rate",))
+    check_spec(SCHEDULES, config["schedule"], "schedule", f"{path}.schedule", ("total_steps",))
 
 
 def _check_choice(path: str, value: str, choices: tuple[str, ...]) -> None:
@@ -133,6 +167,11 @@ def _merge(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
+def classifies(config: Mapping[str, Any]) -> bool:
+    """Whether a config trains a classifier, and not a part of attacks or a judge of one."""
+    return config["recipe"]["name"] not in VALIDATIONS
+
+
 def load_data(config: Mapping[str, Any]) -> Dataset:
     """The data set of a config.
 
@@ -143,9 +182,22 @@ def load_data(config: Mapping[str, Any]) -> Dataset:
     return load_dataset(**config["data"])
 
 
-def evaluation_attacks(config: Mapping[str, Any]) -> dict[str, PureAttack]:
-    """The attacks of the report, by the names the config gives them."""
-    return {name: attack_from_config(spec) for name, spec in config["evaluation"]["attacks"].items()}
+def data_loader() -> Callable[[Mapping[str, Any]], Dataset]:
+    """`load_data` that reads the same data once, however many models are trained on them."""
+    known: dict[str, Dataset] = {}
+
+    def load(config: Mapping[str, Any]) -> Dataset:
+        name = json.dumps(config["data"], sort_keys=True)
+        if name not in known:
+            known[name] = load_data(config)
+        return known[name]
+
+    return load
+
+
+def evaluation_attacks(config: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> dict[str, PureAttack]:
+    """The attacks of the report, by the names the config gives them, made of the given parts."""
+    return {name: attack_from_config(spec, parts) for name, spec in config["evaluation"]["attacks"].items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +212,7 @@ class Experiment:
         engine: the compiled step.
         total_steps: number of updates.
         evaluate_every: steps between evaluations on the validation split, each followed by a checkpoint.
-        selection_attack: what those evaluations attack with.
+        parts: networks trained before that this training needs, by name.
     """
 
     config: Mapping[str, Any]
@@ -170,7 +222,19 @@ class Experiment:
     engine: Engine
     total_steps: int
     evaluate_every: int
-    selection_attack: PureAttack
+    parts: Mapping[str, TrainedPart]
+
+    @property
+    def needs(self) -> set[str]:
+        """The names of the models that have to be trained before."""
+        return {part.directory.name for part in self.parts.values()}
+
+    @functools.cached_property
+    def measure(self) -> Callable[..., Any]:
+        """Of a model that is no classifier: what its recipe measures of a batch, compiled."""
+        options = {name: value for name, value in self.config["recipe"].items() if name != "name"}
+        validation = VALIDATIONS[self.config["recipe"]["name"]]
+        return jax.jit(functools.partial(validation.measure, self.learner, **options))
 
     @property
     def key(self) -> Any:
@@ -178,14 +242,25 @@ class Experiment:
         return jax.random.key(self.config["seed"])
 
 
-def make_experiment(config: Mapping[str, Any], dataset: Dataset, mesh: Mesh) -> Experiment:
+def make_experiment(
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    mesh: Mesh,
+    parts: Mapping[str, TrainedPart] | None = None,
+) -> Experiment:
     """Build model, optimiser, recipe and engine of a checked config.
+
+    Args:
+        config: of one model.
+        dataset: its data.
+        mesh: the devices.
+        parts: networks trained before that its training needs, see `find_parts`.
 
     Raises:
         ValueError: a name, option or number of the model is wrong; a batch cannot be split over the devices or is
             larger than the training split.
     """
-    training = config["training"]
+    training, parts = config["training"], parts or {}
     check_divisible(training["batch_size"], mesh)
     epoch = steps_per_epoch(dataset.train, training["batch_size"])
     total_steps = round(training["num_epochs"] * epoch)
@@ -193,24 +268,85 @@ def make_experiment(config: Mapping[str, Any], dataset: Dataset, mesh: Mesh) -> 
         raise ValueError(
             f"training.num_epochs={training['num_epochs']!r} must give at least one step of {epoch} an epoch"
         )
-    for spec in _attack_specs(config):
-        _check_fit(spec, dataset.image_shape)
+    for spec in attack_specs(config):
+        _check_fit(attack_from_config(spec, stand_ins(config)), dataset.image_shape)
     learner = make_learner(config, dataset, total_steps)
+    builders = {**learner.builders, **{name: part.build for name, part in parts.items()}}
+    learner = dataclasses.replace(learner, builders=builders)
     engine = make_engine(training["engine"], mesh, learner, _recipe(config))
     evaluate_every = max(1, training["evaluate_every"]) * epoch
-    attack = attack_from_config(config["evaluation"]["selection_attack"])
-    return Experiment(config, dataset, mesh, learner, engine, total_steps, evaluate_every, attack)
+    return Experiment(config, dataset, mesh, learner, engine, total_steps, evaluate_every, parts)
 
 
-def _attack_specs(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def find_parts(
+    config: Mapping[str, Any],
+    names: Iterable[str],
+    models: Mapping[str, Mapping[str, Any]],
+    workdir: Path,
+    load: Callable[[Mapping[str, Any]], Dataset] = load_data,
+) -> dict[str, TrainedPart]:
+    """The parts of those names that a config declares: where they were or will be trained, and what they are.
+
+    Args:
+        config: of the model that is trained or attacked.
+        names: of parts, as `part_names` finds them in a recipe or in attacks; undeclared ones are passed over.
+        models: all models of the run, by name.
+        workdir: of the run.
+        load: gives the data of a config.
+
+    Raises:
+        ConfigError: a part's model is not there, or has no such network.
+        CheckpointError: the run of a part in another directory has no checkpoint.
+    """
+    found = {}
+    declared = config.get("parts") or {}
+    for name in sorted(set(names) & set(declared)):
+        entry = declared[name]
+        model, network = entry["model"].replace("{victim}", config["name"]), entry.get("network")
+        directory = Path(entry.get("workdir") or workdir) / model
+        if not entry.get("workdir") and model not in models:
+            raise ConfigError(f"parts.{name}.model={model!r} is no model{suggest(model, models)}")
+        source = load_variables(directory, names=["step"]).config if entry.get("workdir") else models[model]
+        learner = make_learner(source, load({**source, "data": {**source["data"], **_data_dir(config)}}))
+        if network is not None and network not in learner.networks:
+            hint = suggest(network, learner.networks)
+            raise ConfigError(f"parts.{name}.network={network!r} is no network of {model!r}{hint}")
+        trained = learner.model if network is None else learner.networks[network].model
+        build = build_of(trained, learner.mean, learner.std, source["recipe"] if network is None else None)
+        found[name] = TrainedPart(directory, network, build)
+    return found
+
+
+def training_order(experiments: Mapping[str, Experiment]) -> list[str]:
+    """The names of the models, each after those whose parts it needs, and otherwise in their own order.
+
+    Raises:
+        ConfigError: models that need each other.
+    """
+    ordered: list[str] = []
+    waiting = dict(experiments)
+    while waiting:
+        ready = [name for name, own in waiting.items() if not own.needs & (waiting.keys() - {name})]
+        if not ready:
+            raise ConfigError(f"config.parts: the models {listed(waiting)} need each other; none can be trained first")
+        ordered.append(ready[0])
+        del waiting[ready[0]]
+    return ordered
+
+
+def _data_dir(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"data_dir": config["data"].get("data_dir")}
+
+
+def attack_specs(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Every attack that a config trains or judges with."""
     evaluation = config["evaluation"]
     trained = [config["recipe"]["attack"]] if "attack" in config["recipe"] else []
     return [*trained, evaluation["selection_attack"], *evaluation["attacks"].values()]
 
 
-def _check_fit(spec: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:
+def _check_fit(attack: PureAttack, image_shape: tuple[int, int, int]) -> None:
     """Apply the attack's space to an image of that shape, abstractly: a colour edit of grey images fails here."""
-    attack = attack_from_config(spec)
     while hasattr(attack, "attack"):
         attack = attack.attack
     lifted = getattr(attack, "space", None)
@@ -228,17 +364,53 @@ def _recipe(config: Mapping[str, Any]) -> Callable[[Learner], Any]:
 
 
 def make_learner(config: Mapping[str, Any], dataset: Dataset, total_steps: int = 1) -> Learner:
-    """Network, normalisation and optimiser of a config."""
-    schedule = build(SCHEDULES, config["schedule"], "schedule", "config.schedule", total_steps=total_steps)
-    optimizer = build(OPTIMIZERS, config["optimizer"], "optimizer", "config.optimizer", learning_rate=schedule)
-    model = create_model(num_classes=dataset.num_classes, input_shape=dataset.image_shape, **config["model"])
+    """Networks, normalisation and optimisers of a config."""
+    model, optimizer = _network(config, dataset, total_steps)
+    networks = {
+        name: Network(*_network(spec, dataset, total_steps)) for name, spec in (config.get("networks") or {}).items()
+    }
     normal = build({"normalization": _Normalization}, _named(config, "normalization"), "normalization")
     augmentation = None
     if config.get("augmentation"):
         augmentation = build({"augmentation": Augmentation}, _named(config, "augmentation"), "augmentation")
     mean, std = (_channels(name, value, dataset) for name, value in (("mean", normal.mean), ("std", normal.std)))
     ema_decay, warmup = (_share(config, name) for name in ("ema_decay", "attack_warmup"))
-    return Learner(model, optimizer, mean, std, ema_decay, augmentation, round(warmup * total_steps))
+    return Learner(
+        model,
+        optimizer,
+        mean,
+        std,
+        ema_decay,
+        augmentation,
+        round(warmup * total_steps),
+        separate_statistics=bool(config["training"].get("separate_statistics")),
+        networks=networks,
+        builders={name: build_of(network.model, mean, std) for name, network in networks.items()},
+    )
+
+
+def _network(spec: Mapping[str, Any], dataset: Dataset, total_steps: int) -> tuple[Any, Any]:
+    """A model that fits the data, and its optimiser."""
+    schedule = build(SCHEDULES, spec["schedule"], "schedule", "config.schedule", total_steps=total_steps)
+    optimizer = build(OPTIMIZERS, spec["optimizer"], "optimizer", "config.optimizer", learning_rate=schedule)
+    model = create_model(
+        **{"num_classes": dataset.num_classes, **spec["model"]},
+        num_attributes=len(dataset.attributes),
+        attribute_names=dataset.attribute_names,
+        **_attribute_statistics(dataset),
+        input_shape=dataset.image_shape,
+    )
+    return model, optimizer
+
+
+def _attribute_statistics(dataset: Dataset) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of every attribute over the training data, at most 10,000 examples of it."""
+    if not dataset.attributes:
+        return {}
+    known = dataset.train.take(np.arange(min(len(dataset.train), 10_000)))["attribute"].astype(np.float64)
+    spread = known.std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    return {"attribute_centre": tuple(known.mean(axis=0).tolist()), "attribute_scale": tuple(scale.tolist())}
 
 
 def _share(config: Mapping[str, Any], name: str) -> float:

@@ -9,15 +9,30 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
+from spa_jax.catalogue import attack_from_config, part_names
 from spa_jax.checkpoints import Checkpoints, prepare_workdir
 from spa_jax.checkpoints import check_config as check_same_config
-from spa_jax.data import train_batches
+from spa_jax.data import Dataset, train_batches
 from spa_jax.errors import SpaError
 from spa_jax.evaluation.accuracy import evaluate
+from spa_jax.evaluation.sweep import DeviceBatch, example_keys, make_sweep
 from spa_jax.parallel import data_mesh
-from spa_jax.training.experiment import MAY_CHANGE, Experiment, check_config, load_data, make_experiment, variants
+from spa_jax.training.experiment import (
+    MAY_CHANGE,
+    Experiment,
+    check_config,
+    classifies,
+    data_loader,
+    find_parts,
+    make_experiment,
+    training_order,
+    variants,
+)
+from spa_jax.training.recipes import VALIDATIONS
 from spa_jax.training.records import Recorder
+from spa_jax.training.reporting import report_models
 from spa_jax.training.state import TrainState
 
 _INIT, _TRAIN, _EVALUATE = 0, 1, 2
@@ -52,16 +67,30 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> str:
         TrainingDiverged: the loss became NaN.
         Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
-    from spa_jax.evaluation.run import report_models
-
     config = check_config(config)
-    dataset = load_data(config)
-    mesh = data_mesh()
-    experiments = {name: make_experiment(variant, dataset, mesh) for name, variant in variants(config).items()}
+    workdir = Path(workdir)
+    _, dataset = train_models(config, workdir)
+    return report_models(config, workdir, dataset, data_mesh())
+
+
+def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, dict[str, Any]], Dataset]:
+    """Train every model of a checked config, each in its own directory; finished ones are left as they are.
+
+    Everything is built, and so checked, before the first of them starts.
+
+    Returns:
+        The configs of the models by name, and the config's data.
+    """
+    mesh, models, load = data_mesh(), variants(config), data_loader()
+    experiments = {}
+    for name, variant in models.items():
+        needed = part_names([variant["recipe"], variant["evaluation"]["selection_attack"]])
+        parts = find_parts(variant, needed - set(variant.get("networks") or {}), models, workdir, load)
+        experiments[name] = make_experiment(variant, load(variant), mesh, parts)
     workdir = prepare_workdir(workdir)
-    for name, experiment in experiments.items():
-        train(experiment, workdir / name)
-    return report_models(config, workdir, dataset, mesh)
+    for name in training_order(experiments):
+        train(experiments[name], workdir / name)
+    return models, load(config)
 
 
 def train(experiment: Experiment, workdir: Path) -> None:
@@ -78,12 +107,14 @@ def train(experiment: Experiment, workdir: Path) -> None:
 
 
 def _restore_or_init(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
+    if checkpoints.latest_step is not None:
+        check_same_config(checkpoints.config(), experiment.config, may_change=MAY_CHANGE)
     key = jax.random.fold_in(experiment.key, _INIT)
-    if checkpoints.latest_step is None:
-        return experiment.engine.place_state(experiment.learner.init(key, experiment.dataset.image_shape))
-    check_same_config(checkpoints.config(), experiment.config, may_change=MAY_CHANGE)
-    fresh = experiment.engine.place_state(experiment.learner.init(key, experiment.dataset.image_shape))
-    return checkpoints.restore(fresh)[0]
+    everywhere = NamedSharding(experiment.mesh, PartitionSpec())
+    fresh = experiment.learner.init(key, experiment.dataset.image_shape)
+    fresh = fresh.replace(frozen={name: part.load(everywhere) for name, part in experiment.parts.items()})
+    fresh = experiment.engine.place_state(fresh)
+    return fresh if checkpoints.latest_step is None else checkpoints.restore(fresh)[0]
 
 
 def _run(
@@ -124,13 +155,21 @@ def _batches(experiment: Experiment, start: int) -> Iterator[Any]:
 
 
 def _evaluate_and_save(experiment: Experiment, state: TrainState, checkpoints: Checkpoints, recorder: Recorder) -> None:
-    """Judge the validation split, record it, and save the state with the accuracy that chooses the best checkpoint."""
+    """Judge the validation split, record it, and save the state with the number that chooses the best checkpoint."""
     step = int(state.step)
-    victim = experiment.learner.victim(state, averaged=True)
+    judge = _judge_classifier if classifies(experiment.config) else _judge_part
+    found, score = judge(experiment, state)
+    recorder.evaluation(step, "validation", found)
+    checkpoints.save(step, state, config=experiment.config, metric=score)
+
+
+def _judge_classifier(experiment: Experiment, state: TrainState) -> tuple[dict[str, float], float]:
+    """Accuracies on the validation split, and the one that chooses."""
+    attack = attack_from_config(experiment.config["evaluation"]["selection_attack"], experiment.learner.parts(state))
     found = evaluate(
-        victim,
+        experiment.learner.victim(state, averaged=True),
         experiment.dataset.validation,
-        {"robust": experiment.selection_attack},
+        {"robust": attack},
         key=jax.random.fold_in(experiment.key, _EVALUATE),
         batch_size=experiment.config["evaluation"]["batch_size"],
         mesh=experiment.mesh,
@@ -139,9 +178,23 @@ def _evaluate_and_save(experiment: Experiment, state: TrainState, checkpoints: C
         "accuracy": found.accuracies["clean"].value,
         "robust_accuracy": found.accuracies["worst_case"].value,
     }
-    recorder.evaluation(step, "validation", accuracies)
     chosen = "accuracy" if experiment.config["evaluation"]["select_by"] == "clean" else "robust_accuracy"
-    checkpoints.save(step, state, config=experiment.config, metric=accuracies[chosen])
+    return accuracies, accuracies[chosen]
+
+
+def _judge_part(experiment: Experiment, state: TrainState) -> tuple[dict[str, float], float]:
+    """Means over the validation split of what the recipe measures, and the number that chooses."""
+    validation = VALIDATIONS[experiment.config["recipe"]["name"]]
+    key = jax.random.fold_in(experiment.key, _EVALUATE)
+    sweep = make_sweep(experiment.dataset.validation, experiment.config["evaluation"]["batch_size"], experiment.mesh)
+
+    def measure(batch: DeviceBatch) -> Any:
+        keys = example_keys(key, batch.index)
+        return experiment.measure(state, keys, batch.images, batch.labels, batch.attribute)
+
+    found = sweep.run("validation", measure, np.arange(len(sweep.split)))
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    return means, validation.sign * means[validation.chosen]
 
 
 class _LossWatch:

@@ -5,6 +5,24 @@ from typing import Any
 import flax.struct
 
 
+class NetworkState(flax.struct.PyTreeNode):
+    """The state of a network that a recipe trains beside the main one.
+
+    Attributes:
+        params: the trained weights.
+        batch_stats: running statistics of BatchNorm, {} without it.
+        opt_state: of its optimiser.
+    """
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    def variables(self) -> dict[str, Any]:
+        """The network's variables."""
+        return as_variables(self.params, self.batch_stats)
+
+
 class TrainState(flax.struct.PyTreeNode):
     """What a training step takes and returns, and what a checkpoint holds.
 
@@ -14,6 +32,10 @@ class TrainState(flax.struct.PyTreeNode):
         batch_stats: running statistics of BatchNorm, {} without it.
         opt_state: of the optimiser.
         ema: exponential moving average of `params`, or None.
+        clean_batch_stats: where clean and attacked images are normalised apart, the running statistics of clean ones;
+            `batch_stats` are then those of attacked images. None: one set of statistics for all.
+        networks: further networks that the recipe trains, by name.
+        frozen: variables of networks trained before, by name, which no step changes.
     """
 
     step: Any
@@ -21,14 +43,19 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     ema: Any
+    clean_batch_stats: Any = None
+    networks: Any = flax.struct.field(default_factory=dict)
+    frozen: Any = flax.struct.field(default_factory=dict)
 
     def variables(self) -> dict[str, Any]:
         """The network's variables for inference: the averaged weights where there are any."""
-        return self._variables(self.params if self.ema is None else self.ema)
+        return as_variables(self.params if self.ema is None else self.ema, self.batch_stats)
 
     def training_variables(self) -> dict[str, Any]:
         """The network's variables that the next step will change."""
-        return self._variables(self.params)
+        return as_variables(self.params, self.batch_stats)
 
-    def _variables(self, params: Any) -> dict[str, Any]:
-        return {"params": params, "batch_stats": self.batch_stats} if self.batch_stats else {"params": params}
+
+def as_variables(params: Any, batch_stats: Any) -> dict[str, Any]:
+    """The collections that `model.apply` takes."""
+    return {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}

@@ -15,7 +15,7 @@ def numbered(size, attribute=False):
     """The image of example i shows i, its label is i % 3."""
     images = np.arange(size, dtype=np.float32).reshape(-1, 1, 1, 1)
     labels = (np.arange(size) % 3).astype(np.int32)
-    return Split(images, labels, -np.arange(size, dtype=np.float32) if attribute else None)
+    return Split(images, labels, -np.arange(size, dtype=np.float32)[:, None] if attribute else None)
 
 
 def numbers(batch):
@@ -33,13 +33,13 @@ def test_shapes_and_dtypes():
     assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
         "image": ((4, 1, 1, 1), "float32"),
         "label": ((4,), "int32"),
-        "attribute": ((4,), "float32"),
+        "attribute": ((4, 1), "float32"),
         "mask": ((4,), "bool"),
         "index": ((4,), "int32"),
     }
     assert batch["mask"].all() and batch["index"].tolist() == [0, 1, 2, 3]
     assert np.array_equal(batch["label"], numbers(batch) % 3)
-    assert np.array_equal(batch["attribute"], -numbers(batch))
+    assert np.array_equal(batch["attribute"][:, 0], -numbers(batch))
 
 
 @settings(max_examples=50, deadline=None)

@@ -20,6 +20,8 @@ def test_unknown_name_lists_the_valid_ones_and_suggests_one():
         ("mnist", {"dataset": "cifar10"}, "dataset='cifar10' is no option of data set 'mnist'"),
         ("tfds", {}, "data set 'tfds' needs dataset"),
         ("folder", {}, "data set 'folder' needs data_dir"),
+        ("tiny_imagenet", {}, "data set 'tiny_imagenet' needs data_dir"),
+        ("celeb_a", {"attribute": "Male"}, r"attribute='Male' is no option of .*did you mean 'attributes'\?"),
     ],
 )
 def test_unknown_and_missing_options_are_errors(name, options, message):
@@ -35,4 +37,4 @@ def test_a_data_directory_does_not_disturb_sources_that_bring_their_data(tmp_pat
 def test_importing_the_package_imports_no_data_library():
     program = "import sys, spa_jax.data; print(*sorted(m for m in sys.modules if '.' not in m))"
     modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"tensorflow_datasets", "grain", "sklearn", "PIL", "tensorflow"} & set(modules)
+    assert not {"tensorflow_datasets", "grain", "sklearn", "PIL", "skimage", "tensorflow"} & set(modules)

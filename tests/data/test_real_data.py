@@ -20,9 +20,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def load():
-    def load(name, **options):
-        if not (Path(DATA_DIR) / name).is_dir():
-            pytest.skip(f"SPA_JAX_DATA_DIR={DATA_DIR} holds no {name}: it was not tested")
+    def load(name, directory=None, **options):
+        if not (Path(DATA_DIR) / (directory or name)).is_dir():
+            pytest.skip(f"SPA_JAX_DATA_DIR={DATA_DIR} holds no {directory or name}: it was not tested")
         return load_dataset(name, data_dir=DATA_DIR, **options)
 
     return load
@@ -66,6 +66,16 @@ def test_rotated_mnist(mnist):
     assert np.abs(rotated.test.attribute).max() <= 45
     ink = rotated.test.images.sum(axis=(1, 2, 3), dtype=float) / mnist.test.images.sum(axis=(1, 2, 3), dtype=float)
     assert np.abs(ink - 1).max() < 0.1
+
+
+def test_handwriting_is_measured(load):
+    sizes = {"train_size": 3000, "test_size": 2000, "validation_size": 0}
+    options = {"angles": (0.0, 30.0), "measured": ("slant", "stroke_width")}
+    measured = load("rotated_mnist", "mnist", **sizes, **options)
+    assert measured.split_sizes == {"train": 6000, "validation": 0, "test": 4000}
+    _, slant, stroke_width = measured.train.attribute[::2].T
+    assert slant.mean() == pytest.approx(5.8, abs=1) and slant.std() == pytest.approx(14.6, abs=1)
+    assert stroke_width.mean() == pytest.approx(2.6, abs=0.1) and stroke_width.std() == pytest.approx(0.69, abs=0.05)
 
 
 def test_cifar10_is_balanced(load):

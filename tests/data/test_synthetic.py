@@ -38,12 +38,34 @@ def test_classes_can_be_learnt_and_noise_is_no_label(like):
     assert np.mean(predicted == dataset.test.labels) > 0.9
 
 
+def test_attributes_show_and_are_independent_of_the_class():
+    names = ("Smiling", "Male", "Young")
+    options = {"like": "celeb_a_64", "train_size": 400, "test_size": 100, "validation_size": 0}
+    dataset = load_dataset("synthetic", attributes=names, **options)
+    assert dataset.attribute_names == names and dataset.image_shape == (64, 64, 3)
+    signs, labels = dataset.train.attribute, dataset.train.labels
+    assert signs.shape == (400, 3) and set(np.unique(signs)) == {-1, 1}
+    correlations = np.corrcoef(np.column_stack([signs, labels]).T) - np.eye(4)
+    assert np.abs(correlations).max() < 4 / 400**0.5
+    train, test = (split.images.reshape(len(split), -1) / 255 for split in (dataset.train, dataset.test))
+    for index in range(3):
+        towards = train[signs[:, index] > 0].mean(axis=0) - train[signs[:, index] < 0].mean(axis=0)
+        found = np.sign((test - train.mean(axis=0)) @ towards)
+        assert np.mean(found == dataset.test.attribute[:, index]) > 0.9
+
+
+def test_no_attributes_are_the_default():
+    dataset = load_dataset("synthetic", like="digits", train_size=20, test_size=5)
+    assert dataset.attributes == () and dataset.train.attribute is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"like": "mnists"}, "like='mnists' is no known format; valid: .*cifar10"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"train_size": 0}, "train_size=0"),
+        ({"attributes": ("5_o_Clock",)}, "name='5_o_Clock'"),
         ({"image_shape": (0, 4, 1)}, r"image_shape=\(0, 4, 1\)"),
     ],
 )

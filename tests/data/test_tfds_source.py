@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spa_jax.data import eval_batches, load_dataset, train_batch
+from spa_jax.data import AttributeInfo, eval_batches, load_dataset, train_batch
 from spa_jax.data.streaming import StreamedSplit
 from spa_jax.errors import DataNotFoundError
 
@@ -151,20 +151,22 @@ def test_validation_is_stratified_in_memory(tfds_dir):
 
 
 def test_binary_attributes_make_labels_and_attribute(tfds_dir):
-    dataset = load(tfds_dir, "tiny_faces", image_size=8, attribute="Male")
-    assert dataset.class_names == ("not Smiling", "Smiling") and dataset.attribute_name == "Male (-1 or +1)"
+    dataset = load(tfds_dir, "tiny_faces", image_size=8, attributes="Male")
+    assert dataset.class_names == ("not Smiling", "Smiling") and dataset.attributes == (
+        AttributeInfo("Male", "-1 or +1"),
+    )
     assert dataset.split_sizes == {"train": 10, "validation": 4, "test": 6}
     assert dataset.image_shape == (8, 8, 3)
     batch = all_of(dataset.train)
     numbers = batch["image"][:, 4, 4, 0].astype(int)
     assert np.array_equal(batch["label"], numbers >> ATTRIBUTES.index("Smiling") & 1)
-    assert np.array_equal(batch["attribute"], 2.0 * (numbers & 1) - 1)
+    assert np.array_equal(batch["attribute"], 2.0 * (numbers[:, None] & 1) - 1)
     assert batch["attribute"].dtype == np.float32
 
 
 @pytest.mark.parametrize("memory_limit", [2**30, 0])
 def test_several_attributes(tfds_dir, memory_limit):
-    options = {"image_size": (6, 4), "label_attribute": "Young", "attribute": ("Smiling", "Male")}
+    options = {"image_size": (6, 4), "label_attribute": "Young", "attributes": ("Smiling", "Male")}
     dataset = load(tfds_dir, "tiny_faces", memory_limit=memory_limit, **options)
     batch = all_of(dataset.test)
     numbers = batch["image"][:, 3, 2, 0].astype(int)
@@ -190,7 +192,7 @@ def test_named_test_split(tfds_dir):
         ("tiny_faces", {"image_size": 0}, "image_size=0"),
         (
             "tiny_faces",
-            {"image_size": 8, "attribute": "Bald"},
+            {"image_size": 8, "attributes": "Bald"},
             "'Bald' is no attribute of tiny_faces; valid: Male, Smiling, Young",
         ),
         ("tiny_faces", {"image_size": 8, "label_attribute": "Bald"}, "'Bald' is no attribute of tiny_faces"),
@@ -199,7 +201,7 @@ def test_named_test_split(tfds_dir):
             {"image_size": 8, "validation_size": 3},
             "validation_size=3, but this set has a validation split",
         ),
-        ("tiny_grey", {"attribute": "Bald"}, "'Bald' is no attribute of tiny_grey; valid: none"),
+        ("tiny_grey", {"attributes": "Bald"}, "'Bald' is no attribute of tiny_grey; valid: none"),
         ("tiny_grey", {"test_split": "dev"}, "test_split='dev' cannot test; tiny_grey has test"),
         ("tiny_grey", {"test_split": "train"}, "test_split='train'"),
         ("tiny_grey", {"memory_limit": -1}, "memory_limit=-1"),

@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spa_jax import ATTACKS, attack_from_config
+from spa_jax import ATTACKS, attack_from_config, linf
 from spa_jax.evaluation import describe
 from spa_jax.evaluation.description import flatten, summarise
 
 
 def test_every_preset_is_described_in_strict_json():
+    special = {"attribute": {"edit": "rotation"}, "noise": {"radius": 0.125, "noise": {"part": "painter"}}}
     for name in ATTACKS:
-        options = {"edit": "rotation"} if name == "attribute" else {"radius": 0.125}
-        described = describe(attack_from_config({"name": name, "restarts": 2, **options}))
+        options = special.get(name, {"radius": 0.125})
+        attack = attack_from_config({"name": name, "restarts": 2, **options}, {"painter": linf})
+        described = describe(attack)
         assert json.loads(json.dumps(described, allow_nan=False)) == described
         if name != "attribute":
             assert 0.125 in flatten(described).values()
@@ -47,3 +49,11 @@ def test_values_that_json_lacks_become_text():
     assert described["d"] == {"type": "flatten", "0": 0.5}
     assert described["e"] == [1, None]
     assert described["f"] == "1j"
+
+
+def test_weights_are_counted_not_listed():
+    weights = {"params": {"dense": {"kernel": np.zeros((3, 5), np.float32), "bias": jnp.zeros(5)}}}
+    partial = jax.tree_util.Partial(flatten, variables=weights)
+    assert describe(partial) == {"type": "flatten", "variables": "20 numbers"}
+    assert describe({"step_size": {"noise": 0.5}, "few": {"a": np.zeros(2)}})["step_size"] == {"noise": 0.5}
+    assert describe({"few": {"a": np.zeros(2)}}) == {"few": {"a": [0.0, 0.0]}}

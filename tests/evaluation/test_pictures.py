@@ -1,14 +1,31 @@
 """Pictures: what is on a sheet, that its pixels are crisp, and that curves are drawn."""
 
 import io
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import attack_from_config, fgsm, spa
+from spa_jax import SpaResult, attack_from_config, attribute, chain, fgsm, latent, per_example, spa
 from spa_jax.data.types import Split
-from spa_jax.evaluation import Curve, Sheet, SheetRow, accuracy, curves_png, evaluate, make_sheet, pictures, sheet_png
+from spa_jax.engine import PureAttack
+from spa_jax.evaluation import (
+    Curve,
+    Sheet,
+    SheetRow,
+    accuracy,
+    curves_png,
+    drawing,
+    evaluate,
+    make_sheet,
+    pictures,
+    sheet_png,
+)
+from spa_jax.evaluation.sweep import first_of_each_class
+from spa_jax.trees import pytree
+from spa_jax.types import Result
 
 KEY = jax.random.key(0)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -31,7 +48,7 @@ def test_a_sheet_of_the_joint_attack_has_four_rows(linear_victim, split, joint):
     np.testing.assert_array_equal(sheet.labels, [0, 0, 0, 1, 1, 1])
     magnified = (noise.images - 0.5) / 50
     assert np.abs(magnified).max() <= 0.01 + 1e-6
-    shifts = [float(text.replace(pictures._MINUS, "-")) for text in attacked.captions]
+    shifts = [float(text.replace(drawing.MINUS, "-")) for text in attacked.captions]
     brightened = (clean.images + np.reshape(shifts, (6, 1, 1, 1))).clip(0, 1)
     np.testing.assert_allclose(attacked.images, brightened + magnified, atol=2e-3)
     assert noise.predictions is None
@@ -60,12 +77,69 @@ def test_a_sheet_of_another_attack_shows_what_there_is(linear_victim, split, att
     assert [row.title.split("\n")[0] for row in sheet.rows] == titles
 
 
+def tilt(image, values):
+    """An edit by a vector: light from the left and from above."""
+    across, down = jnp.linspace(-1, 1, image.shape[1])[None, :, None], jnp.linspace(-1, 1, image.shape[0])
+    return image + values[0] * across + values[1] * down[:, None, None]
+
+
+@pytree
+class Generated(PureAttack):
+    """Moves a vector of attributes and a latent of noise that is no image."""
+
+    space: Any
+    amount: Any
+
+    def edit(self, variables, x):
+        return jax.vmap(tilt)(x, variables["tilt"])
+
+    def search(self, keys, predict, x, y):
+        count = x.shape[0]
+        variables = {"noise": jnp.ones((count, 5)), "tilt": jnp.tile(jnp.array([0.02, -0.03]), (count, 1))}
+        alone = variables | {"tilt": -variables["tilt"]}
+        ones, fooled = jnp.ones(count), jnp.ones(count, bool)
+        edited = Result(self.edit(alone, x), alone, ones, fooled)
+        return SpaResult(self.edit(variables, x) + self.amount, variables, ones, fooled, edited)
+
+
+def test_a_sheet_copes_with_vectors_and_with_generated_noise(linear_victim, split):
+    """The noise is what the image has beyond its own edited image, not beyond the attribute-only optimum."""
+    face = attribute(tilt, [-0.1, -0.1], [0.1, 0.1])
+    attack = Generated(per_example(chain(tilt=face, noise=latent(lambda z, example: example.image, 5, 1.0))), 0.004)
+    sheet = make_sheet(linear_victim, split, attack, name="joint", key=KEY, batch_size=16, columns=4)
+    _, edited, attacked, noise = sheet.rows
+    assert attacked.title == "joint\ntilt\n+ noise" and noise.title.startswith(f"noise {pictures._TIMES} 100")
+    np.testing.assert_allclose((noise.images - 0.5) / 100, 0.004, atol=1e-6)
+    assert attacked.captions == [f"0.02, {drawing.MINUS}0.03"] * 4
+    assert sheet.attributes == ("tilt[0]", "tilt[1]")
+    assert edited.captions == [f"{drawing.MINUS}0.02, 0.03"] * 4
+    assert decoded(sheet_png(sheet, "model")).shape[2] == 4
+
+
+def test_long_vectors_are_written_in_lines_and_cut():
+    captions = pictures._captions([np.arange(5.0)[None], np.arange(7.0)[None]], 1)
+    assert captions == ["0, 1, 2\n3, 4, 0\n1, 2, 3\n…"]
+    assert pictures._captions([], 2) == ["", ""]
+
+    def lines(caption):
+        return pictures._text_lines(SheetRow("", np.zeros((1, 4, 4, 1), np.float32), np.array([0]), [caption]))
+
+    assert (lines(""), lines("a"), lines("a\nb\nc")) == (1, 2, 4)
+
+
+def test_attributes_stand_in_the_order_of_application(linear_victim, split):
+    attack = spa(0.01, attributes=("rotation", "brightness"), num_steps=1)
+    sheet = make_sheet(linear_victim, split, attack, name="joint", key=KEY, batch_size=16, columns=2)
+    assert list(sheet.attributes) == ["rotation", "brightness"]
+    assert sheet.rows[1].title == "edited\nrotation\nbrightness"
+
+
 def test_columns_are_the_first_of_each_class():
     labels = np.array([2, 2, 0, 1, 0, 1, 2], np.int32)
     split = Split(np.zeros((7, 4, 4, 1), np.float32), labels)
-    assert pictures._of_each_class(split, 3).tolist() == [2, 3, 0]
-    assert pictures._of_each_class(split, 4).tolist() == [2, 4, 3, 0]
-    assert pictures._of_each_class(split, 100).tolist() == [2, 4, 3, 5, 0, 1, 6]
+    assert first_of_each_class(split, 3).tolist() == [2, 3, 0]
+    assert first_of_each_class(split, 4).tolist() == [2, 4, 3, 0]
+    assert first_of_each_class(split, 100).tolist() == [2, 4, 3, 5, 0, 1, 6]
 
 
 @pytest.mark.parametrize(("noise", "gain"), [(0.1, 5), (0.1000001, 5), (8 / 255, 10), (0.5, 1), (0.004, 100), (0, 1)])
@@ -95,7 +169,8 @@ def test_every_pixel_is_a_crisp_square(size, channels):
 
 def test_predictions_are_told_apart_by_more_than_colour():
     written = []
-    canvas = type("Canvas", (), {"text": lambda self, x, y, text, *rest, **options: written.append(text)})()
+    canvas = drawing.Canvas(None, 1, 1)
+    canvas.text = lambda x, y, text, *rest, **options: written.append(text)
     row = SheetRow("clean", np.zeros((2, 4, 4, 1), np.float32), np.array([1, 0]), ["", ""])
     for column in range(2):
         pictures._write_under(
@@ -119,9 +194,9 @@ def test_curves_are_drawn_for_one_and_many_panels():
 
 
 def test_labels_are_pushed_apart_within_the_panel():
-    assert pictures._spread([0.0, 0.0, 0.0], 8.0) == [0, 8, 16]
-    assert pictures._spread([99.0, 100.0], 8.0) == [92, 100]
-    assert pictures._spread([10.0, 50.0], 8.0) == [10, 50]
+    assert drawing.spread_out([0.0, 0.0, 0.0], 8.0) == [0, 8, 16]
+    assert drawing.spread_out([99.0, 100.0], 8.0) == [92, 100]
+    assert drawing.spread_out([10.0, 50.0], 8.0) == [10, 50]
 
 
 def test_bad_arguments_are_named(linear_victim, split):

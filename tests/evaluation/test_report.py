@@ -11,8 +11,10 @@ import pytest
 from spa_jax import fgsm
 from spa_jax.evaluation import (
     AttackRecord,
+    AttributeValues,
     Check,
     Curve,
+    Distance,
     ModelReport,
     Sheet,
     SheetRow,
@@ -36,7 +38,15 @@ def model_report(seed=0, **changes):
         "pgd": AttackRecord(
             clean & (rng.uniform(size=40) < 0.5), int(clean.sum()), 2, 1.25, {"type": "LInf", "radius": 0.1}
         ),
-        "joint": AttackRecord(clean & (rng.uniform(size=40) < 0.2), int(clean.sum()), 0, 2.5, {"type": "Spa"}),
+        "joint": AttackRecord(
+            clean & (rng.uniform(size=40) < 0.2),
+            int(clean.sum()),
+            0,
+            2.5,
+            {"type": "Spa"},
+            {name: Distance(0.0625, 0.25) for name in ("linf_from_edited", "linf", "l2", "ssim")},
+            {"rotation": AttributeValues(rng.uniform(-10, 10, 9).astype(np.float32), -10.0, 10.0)},
+        ),
     }
     checks = (
         Check("deterministic", True, "all is well", "nothing", {"logits_differ": 0.0}),
@@ -71,6 +81,10 @@ def test_what_was_written_can_be_read_back(written):
         assert again.checks == report.checks
         assert [tuple(curve.correct) for curve in again.curves] == [curve.correct for curve in report.curves]
         assert again.attacks["pgd"].parameters == report.attacks["pgd"].parameters
+        assert again.attacks["joint"].distances == report.attacks["joint"].distances
+        values = report.attacks["joint"].attributes["rotation"]
+        np.testing.assert_allclose(again.attacks["joint"].attributes["rotation"].values, values.values, rtol=1e-5)
+        assert (again.attacks["joint"].attributes["rotation"].low, values.high) == (-10, 10)
         assert (again.attacks["pgd"].invalid, again.attacks["pgd"].seconds) == (2, 1.25)
 
 
@@ -107,10 +121,32 @@ def test_markdown_says_what_was_measured(written):
     assert r"spa \| mine" in text
 
 
+def test_the_card_says_how_far_images_were_moved(written):
+    _, directory, _ = written
+    card = (directory / "report.md").read_text().split("## Card of standard")[1].split("## Card of")[0]
+    assert "| joint | 0.0625 (0.25) | 0.0625 (0.25) | 0.0625 (0.25) | 0.0625 (0.25) |" in card
+    assert "| pgd | 0." not in card
+
+
+def test_a_report_of_an_earlier_version_is_read(written):
+    _, directory, _ = written
+    content = json.loads((directory / "report.json").read_text())
+    for model in content["models"].values():
+        for record in model["attacks"].values():
+            del record["distances"], record["attributes"]
+    (directory / "old.json").write_text(json.dumps(content))
+    assert read_report(directory / "old.json")["standard"].attacks["joint"].distances == {}
+
+
 def test_every_linked_picture_is_there(written):
     _, directory, _ = written
     linked = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", (directory / "report.md").read_text())
-    assert sorted(linked) == ["accuracy_by_attribute.png", "accuracy_by_radius.png", "sheet.png"]
+    assert sorted(linked) == [
+        "accuracy_by_attribute.png",
+        "accuracy_by_radius.png",
+        "attribute_values.png",
+        "sheet.png",
+    ]
     assert {path.name for path in directory.iterdir()} == {"report.md", "report.json", *linked}
     assert json.loads((directory / "report.json").read_text())["pictures"] == linked
 
@@ -133,7 +169,7 @@ def test_a_cascade_is_called_one(tmp_path):
     markdown = (tmp_path / "report.md").read_text()
     assert "ran as a cascade" in markdown
     assert "No sanity checks ran" not in markdown
-    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json", "attribute_values.png"}
 
 
 def test_models_may_have_different_attacks_and_many_classes(tmp_path):

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from spa_jax.catalogue import attack_from_config
-from spa_jax.training.learner import Learner, Metrics, TrainStep, interleave, separate
+from spa_jax.training.learner import Learner, Metrics, TrainStep
 from spa_jax.training.state import TrainState
 
 
@@ -24,11 +23,11 @@ def adversarial(learner: Learner, attack: Mapping, clean_weight: float = 0.0) ->
     """
     if not 0 <= clean_weight < 1:
         raise ValueError(f"clean_weight={clean_weight!r} must be in [0, 1)")
-    attacker = attack_from_config(attack)
+    attacker = learner.attacker(attack)
 
     def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
         keys, x, y, weights = learner.examples(state, batch, key)
-        perturbed = learner.craft(attacker, state, keys, x, y).x
+        perturbed = learner.craft(attacker(state), state, keys, x, y).x
 
         def adversarial_loss(params: Any) -> Any:
             logits, statistics = learner.logits(params, state, perturbed)
@@ -36,8 +35,7 @@ def adversarial(learner: Learner, attack: Mapping, clean_weight: float = 0.0) ->
             return learner.cross_entropy(logits, y, weights), (statistics, metrics)
 
         def mixed_loss(params: Any) -> Any:
-            logits, statistics = learner.logits(params, state, interleave(x, perturbed))
-            clean, robust = separate(logits, 2)
+            (clean, robust), statistics = learner.responses(params, state, x, perturbed)
             metrics = {
                 "accuracy": learner.accuracy(clean, y, weights),
                 "robust_accuracy": learner.accuracy(robust, y, weights),

@@ -1,18 +1,28 @@
 """Training of the noise generator: noises that fool the victim and differ from each other (L2L-DA, DSGAN)."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spa_jax.generated_noise import add_noise, painter, recursive_noise, victim_look
+from spa_jax.attacks import noise_attack
+from spa_jax.catalogue import names_part
+from spa_jax.generated_noise import add_noise, generated_noise, painter, recursive_noise, victim_look
 from spa_jax.inputs import require_count, require_number
 from spa_jax.losses import diversity
-from spa_jax.types import Images, Keys, Labels, Predict, Scalar, Values
+from spa_jax.semantic import Spa
+from spa_jax.solvers import fold_in
+from spa_jax.training.learner import Learner, Metrics, TrainStep
+from spa_jax.training.state import TrainState
+from spa_jax.types import Example, Images, Keys, Labels, Predict, Values
+
+_VALUES, _LATENTS = 2, 3
+_SMALLEST_RADIUS = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +70,82 @@ class GeneratorStep(NamedTuple):
     images: Any
 
 
+def noise_generator(
+    learner: Learner,
+    victim: Mapping,
+    radius: float,
+    attributes: Mapping | None = None,
+    num_steps: int = 10,
+    step_share: float = 0.25,
+    adversarial_weight: float = 1.0,
+    diversity_weight: float = 0.5,
+    diversity_cap: float = math.inf,
+) -> TrainStep:
+    """A step of training a generator, the learner's model, against a frozen victim (L2L-DA's attack mode).
+
+    Every image is edited by random attribute values, if there are attributes, and gets two random diversity variables.
+
+    Args:
+        learner: a noise generator and its optimiser.
+        victim: `{"part": NAME}`, a classifier trained before.
+        radius, num_steps, step_share, adversarial_weight, diversity_weight, diversity_cap: see `NoiseObjective`.
+        attributes: those of the attack `spa` that the noise will follow, as its config has them.
+
+    Raises:
+        ValueError: a number out of range, or a victim that names no part.
+    """
+    numbers = (radius, num_steps, step_share, adversarial_weight, diversity_weight, diversity_cap)
+    objective = NoiseObjective(*numbers)
+    if not names_part(victim):
+        raise ValueError(f"victim={victim!r} must name a part, {{'part': NAME}}")
+    editor = learner.attacker({"name": "spa", "radius": 0.0, "attributes": attributes}) if attributes else None
+
+    def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
+        keys, x, y, weights = learner.examples(state, batch, key)
+        base = x if editor is None else jax.lax.stop_gradient(edited_at_random(editor(state), keys, x))
+        average = functools.partial(learner.average, weights=weights)
+        predict = learner.parts(state)[victim["part"]]
+
+        def loss(params: Any) -> Any:
+            value, found = generator_loss(
+                objective, learner.model, params, state.batch_stats, predict, average, keys, base, y
+            )
+            return value, (found.statistics, found.metrics)
+
+        return learner.descend(state, loss)
+
+    return train_step
+
+
+def edited_at_random(attack: Spa, keys: Keys, x: Images) -> Images:
+    """The images at random values of an attack's attributes."""
+    space = attack.attributes()
+    examples = space.prepare(Example(x))
+    return space.apply(space.init(fold_in(keys, _VALUES), examples), examples)
+
+
+def generator_success(
+    learner: Learner,
+    state: TrainState,
+    keys: Keys,
+    images: Images,
+    labels: Labels,
+    attribute: Any,
+    victim: Mapping,
+    radius: float,
+    num_steps: int = 10,
+    step_share: float = 0.25,
+    **_: Any,
+) -> dict[str, Values]:
+    """Whether one random noise fools the victim, and how far two random noises lie apart, in radii; [b] each."""
+    model, variables = learner.model, state.variables()
+    noise = functools.partial(generated_noise, model, variables, num_steps=num_steps, step_share=step_share)
+    attack = noise_attack(radius, noise, num_steps=1, keep="last")
+    found = [attack.search(fold_in(keys, i), learner.parts(state)[victim["part"]], images, labels) for i in (0, 1)]
+    apart = jnp.mean(jnp.abs(found[0].x - found[1].x), axis=(1, 2, 3)) / max(radius, _SMALLEST_RADIUS)
+    return {"fooled": found[0].success.astype(jnp.float32), "pairwise_distance": apart}
+
+
 def latent_pairs(keys: Keys, dim: int) -> Float[Array, "n d"]:
     """Two standard normal latents for each example, side by side, [2 b, dim]."""
     drawn = jax.vmap(lambda key: jax.random.normal(key, (2, dim)))(keys)
@@ -76,7 +162,6 @@ def generator_loss(
     keys: Keys,
     base: Images,
     labels: Labels,
-    z: Float[Array, "n d"],
 ) -> tuple[Any, GeneratorStep]:
     """The loss of a noise generator on a batch, to be minimised over `params`.
 
@@ -89,17 +174,25 @@ def generator_loss(
         params, statistics: its weights and running statistics ({} without).
         predict: the victim in inference mode.
         average: this device's share of the mean over the batch of values [b], such as `learner.average` with weights.
-        keys: [b], for a stochastic victim.
+        keys: [b], for z and for a stochastic victim.
         base: images [b, h, w, c] that the noise is added to.
         labels: [b].
-        z: of `latent_pairs`.
     """
+    z = latent_pairs(fold_in(keys, _LATENTS), model.latent_dim)
     doubled = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), (keys, base, labels))
     keys, base, labels = doubled
     look = victim_look(predict, keys, labels)
     paint = painter(model, labels, z, params, train=True)
-    steps = {"num_steps": objective.num_steps, "step_share": objective.step_share, "remat": objective.remat}
-    found = recursive_noise(paint, look, base, objective.radius, statistics=statistics, **steps)
+    found = recursive_noise(
+        paint,
+        look,
+        base,
+        objective.radius,
+        num_steps=objective.num_steps,
+        step_share=objective.step_share,
+        statistics=statistics,
+        remat=objective.remat,
+    )
     images = add_noise(base, found.noise, objective.radius)
     losses = _over_pairs(jnp.concatenate([found.seen[1:], look(images)[1][None]]))
     first, second = (found.every[:, i::2] for i in (0, 1))

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from spa_jax.catalogue import attack_from_config
-from spa_jax.semantic import Spa
-from spa_jax.training.learner import Learner, Metrics, TrainStep, interleave, separate
+from spa_jax.training.learner import Learner, Metrics, TrainStep
+from spa_jax.training.samples import Outer, SampleLoss
 from spa_jax.training.state import TrainState
 
 
@@ -15,41 +14,32 @@ def spa_direct(
     clean_weight: float = 0.2,
     attribute_weight: float = 0.4,
     joint_weight: float = 0.4,
+    outer: Outer = "cross_entropy",
+    beta: float = 6.0,
 ) -> TrainStep:
     """A step of SPA training: the joint attack runs on the network as it is, the network learns from its samples.
 
-    Clean, attribute-only and joint images go through the network as one batch, so BatchNorm sees all three.
+    Clean, attribute-only and joint images go through the network as one batch, so BatchNorm sees all three, unless the
+    learner keeps the statistics of clean images apart.
 
     Args:
         learner: network and optimiser.
         attack: `{"name": "spa", ...}`; `keep="last"` saves the forward passes that pick the best step.
-        clean_weight, attribute_weight, joint_weight: shares of the loss, 0 or larger, made to sum to 1. The defaults
-            are those of the authors' public code (one batch of 1, 2 and 2 parts).
+        clean_weight, attribute_weight, joint_weight, outer, beta: see `SampleLoss`.
 
     Raises:
-        ValueError: a weight is negative, all are 0, or the attack is not "spa".
+        ValueError: a number out of range, or the attack is not "spa".
     """
-    raw = {"clean_weight": clean_weight, "attribute_weight": attribute_weight, "joint_weight": joint_weight}
-    if min(raw.values()) < 0 or sum(raw.values()) == 0:
-        raise ValueError(f"{raw!r}: weights must be 0 or larger and not all 0")
-    attacker = attack_from_config(attack)
-    if not isinstance(attacker, Spa):
+    loss = SampleLoss(clean_weight, attribute_weight, joint_weight, outer, beta)
+    if attack.get("name") != "spa" or attack.get("restarts", 1) != 1:
         raise ValueError(f"attack={dict(attack)!r} must be the attack 'spa' without restarts")
-    shares = [weight / sum(raw.values()) for weight in raw.values()]
+    attacker = learner.attacker(attack)
 
     def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
         keys, x, y, weights = learner.examples(state, batch, key)
-        found = learner.craft(attacker, state, keys, x, y)
-        edited = attacker.edit(found.variables, x)
-
-        def loss(params: Any) -> Any:
-            logits, statistics = learner.logits(params, state, interleave(x, edited, found.x))
-            parts = separate(logits, 3)
-            clean, attribute, joint = (learner.accuracy(part, y, weights) for part in parts)
-            metrics = {"accuracy": clean, "attribute_accuracy": attribute, "robust_accuracy": joint}
-            losses = [learner.cross_entropy(part, y, weights) for part in parts]
-            return sum(share * value for share, value in zip(shares, losses, strict=True)), (statistics, metrics)
-
-        return learner.descend(state, loss)
+        spa = attacker(state)
+        found = learner.craft(spa, state, keys, x, y)
+        attacked = {"attribute": spa.edit(found.variables, x), "joint": found.x}
+        return learner.descend(state, lambda params: loss(learner, params, state, x, attacked, y, weights))
 
     return train_step

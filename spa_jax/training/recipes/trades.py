@@ -5,10 +5,9 @@ from typing import Any
 
 import jax
 
-from spa_jax.catalogue import attack_from_config
 from spa_jax.combinators import with_fields
 from spa_jax.losses import kl_divergence
-from spa_jax.training.learner import Learner, Metrics, TrainStep, interleave, separate
+from spa_jax.training.learner import Learner, Metrics, TrainStep
 from spa_jax.training.state import TrainState
 
 
@@ -28,16 +27,15 @@ def trades(learner: Learner, attack: Mapping, beta: float = 6.0) -> TrainStep:
     """
     if beta < 0:
         raise ValueError(f"beta={beta!r} must be 0 or larger")
-    attacker = attack_from_config(attack)
+    attacker = learner.attacker(attack)
 
     def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
         keys, x, y, weights = learner.examples(state, batch, key)
         reference = jax.lax.stop_gradient(learner.victim(state)(keys, x))
-        perturbed = learner.craft(with_fields(attacker, loss=kl_divergence(reference)), state, keys, x, y).x
+        perturbed = learner.craft(with_fields(attacker(state), loss=kl_divergence(reference)), state, keys, x, y).x
 
         def loss(params: Any) -> Any:
-            logits, statistics = learner.logits(params, state, interleave(x, perturbed))
-            clean, robust = separate(logits, 2)
+            (clean, robust), statistics = learner.responses(params, state, x, perturbed)
             natural = learner.cross_entropy(clean, y, weights)
             divergence = learner.average(kl_divergence(clean)(robust, y), weights)
             metrics = {

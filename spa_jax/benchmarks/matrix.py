@@ -1,0 +1,180 @@
+"""Models against attacks: trains what is missing, judges every model under every attack, over several seeds."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from spa_jax.benchmarks.heat_map import heat_map_png
+from spa_jax.benchmarks.speed import Row
+from spa_jax.checkpoints import prepare_workdir
+from spa_jax.configuration import check_keys, freeze
+from spa_jax.data import Dataset
+from spa_jax.errors import ConfigError, suggest
+from spa_jax.evaluation.accuracy import evaluate
+from spa_jax.evaluation.files import write_files
+from spa_jax.evaluation.records import ModelReport
+from spa_jax.evaluation.sweep import evenly_spaced
+from spa_jax.parallel import data_mesh
+from spa_jax.training.experiment import check_config, classifies, evaluation_attacks, variants
+from spa_jax.training.loop import train_models
+from spa_jax.training.reporting import load_parts, load_victim
+
+MATRIX_SCHEMA: Mapping[str, Any] = {"experiment": Mapping, "seeds": tuple | list, "panels": Mapping | None}
+_PANEL_SCHEMA: Mapping[str, Any] = {"attacks": Mapping, "models": tuple | list}
+_MAIN = "matrix"
+_EVALUATE = 4
+_NORMAL_QUANTILE_975 = 1.959963984540054
+
+
+def check_matrix(section: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Check the section `matrix` of a config, on the config's `data`, before anything is read or trained.
+
+    Raises:
+        ConfigError: an unknown or missing key, name or part.
+        ValueError: a number out of range.
+    """
+    check_keys(section, MATRIX_SCHEMA, "config.matrix")
+    if not section["seeds"]:
+        raise ConfigError("config.matrix.seeds=() must hold at least one seed")
+    config = check_config({**section["experiment"], "data": data})
+    models = [name for name, variant in variants(config).items() if classifies(variant)]
+    for name, panel in _panels(section).items():
+        check_keys(panel, _PANEL_SCHEMA, f"config.matrix.panels.{name}")
+        for model in panel["models"]:
+            if model not in models:
+                raise ConfigError(
+                    f"config.matrix.panels.{name}.models: {model!r} is no classifier{suggest(model, models)}"
+                )
+        check_config(_judged_by(config, panel["attacks"]))
+
+
+def fill_matrix(section: Mapping[str, Any], data: Mapping[str, Any], workdir: Path) -> list[Row]:
+    """Train the models of an experiment once for each seed, and judge each under each attack on its own.
+
+    What is done is kept: `seed_S/MODEL/` is the run of a model, `seed_S/MODEL/PANEL.json` its judgement. The same
+    command goes on from there, and judges again where the attacks have changed. All models are judged on the same
+    images with the same keys. Beside the matrix of all classifiers under the experiment's attacks there may be panels
+    of other attacks on some models, such as the ablations of an attack at equal cost.
+
+    Args:
+        section: see `MATRIX_SCHEMA`; the experiment is a config as for training, without its data.
+        data: of all models.
+        workdir: gets the runs and a picture `PANEL.png` for the matrix and each panel.
+
+    Returns:
+        One row for each panel, model and attack: `accuracy`, the mean over the seeds, with its 95 % `low` and `high`,
+        and `by_seed`. The interval adds the spread over the seeds (Student's t) and the drawing of the images, squared.
+    """
+    config = check_config({**section["experiment"], "data": data})
+    panels = {_MAIN: None, **_panels(section)}
+    found: dict[tuple[str, str, str], list[tuple[float, int]]] = {}
+    for seed in section["seeds"]:
+        for panel, model, accuracies in _judge_seed({**config, "seed": seed}, panels, workdir / f"seed_{seed}"):
+            for attack, (value, total) in accuracies.items():
+                found.setdefault((panel, model, attack), []).append((value, total))
+    rows = [_row(*name, values) for name, values in found.items()]
+    for panel in panels:
+        own = [row for row in rows if row["panel"] == panel]
+        write_files(workdir, {f"{panel}.png": heat_map_png(own, f"{config['name']}: {panel}")})
+    return rows
+
+
+def _panels(section: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(section.get("panels") or {})
+
+
+def _judged_by(config: Mapping[str, Any], attacks: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "evaluation": {**config["evaluation"], "attacks": attacks, "radius_attack": None}}
+
+
+def _judge_seed(
+    config: Mapping[str, Any], panels: Mapping[str, Any], workdir: Path
+) -> Iterator[tuple[str, str, dict[str, tuple[float, int]]]]:
+    """Panel, model, and for each attack the accuracy and the number of images."""
+    models, dataset = train_models(config, prepare_workdir(workdir))
+    for panel, settings in panels.items():
+        chosen = [name for name, variant in models.items() if classifies(variant)]
+        for name in chosen if settings is None else settings["models"]:
+            variant = models[name] if settings is None else _judged_by(models[name], settings["attacks"])
+            yield panel, name, _judge_once(variant, models, dataset, workdir, panel)
+
+
+def _judge_once(
+    config: Mapping[str, Any], models: Mapping[str, Any], dataset: Dataset, workdir: Path, panel: str
+) -> dict[str, tuple[float, int]]:
+    """The judgement of a model, read where it was made before with the same attacks."""
+    path = workdir / config["name"] / f"{panel}.json"
+    asked = freeze({"evaluation": config["evaluation"], "parts": config.get("parts")})
+    if path.exists() and (stored := json.loads(path.read_text()))["asked"] == asked:
+        return {name: tuple(value) for name, value in stored["accuracies"].items()}
+    report = _judge(config, models, dataset, workdir)
+    accuracies = {name: (share.value, share.total) for name, share in report.accuracies.items()}
+    seconds = {name: record.seconds for name, record in report.attacks.items()}
+    content = {"asked": asked, "accuracies": accuracies, "seconds": seconds}
+    if jax.process_index() == 0:
+        write_files(path.parent, {path.name: (json.dumps(content, indent=1) + "\n").encode()})
+    return accuracies
+
+
+def _judge(config: Mapping[str, Any], models: Mapping[str, Any], dataset: Dataset, workdir: Path) -> ModelReport:
+    settings, mesh = config["evaluation"], data_mesh()
+    count = settings["num_examples"]
+    split = dataset.test if count is None else evenly_spaced(dataset.test, count)
+    attacks = evaluation_attacks(config, load_parts(config, config["evaluation"]["attacks"], models, workdir, mesh))
+    victim = load_victim(config, workdir, dataset, mesh)
+    key = jax.random.fold_in(jax.random.key(config["seed"]), _EVALUATE)
+    return evaluate(victim, split, attacks, key=key, batch_size=settings["batch_size"], mesh=mesh, survivors_only=False)
+
+
+def _row(panel: str, model: str, attack: str, values: Sequence[tuple[float, int]]) -> Row:
+    shares = np.asarray([value for value, _ in values])
+    mean = float(shares.mean())
+    half = _half_width(shares, values[0][1])
+    return {
+        "panel": panel,
+        "model": model,
+        "attack": attack,
+        "accuracy": mean,
+        "low": max(0.0, mean - half),
+        "high": min(1.0, mean + half),
+        "by_seed": shares.tolist(),
+        "images": values[0][1],
+    }
+
+
+def _half_width(shares: np.ndarray, images: int) -> float:
+    """Half of the 95 % interval of the mean over seeds."""
+    from scipy.stats import t
+
+    mean, seeds = shares.mean(), len(shares)
+    by_images = _NORMAL_QUANTILE_975**2 * mean * (1 - mean) / images
+    by_seeds = t.ppf(0.975, seeds - 1) ** 2 * shares.var(ddof=1) / seeds if seeds > 1 else 0.0
+    return math.sqrt(by_images + by_seeds)
+
+
+def matrix_table(rows: Sequence[Row]) -> str:
+    """The rows as one Markdown table for each panel: models down, attacks across, per cent with intervals."""
+    parts = []
+    for panel in dict.fromkeys(row["panel"] for row in rows):
+        own = [row for row in rows if row["panel"] == panel]
+        attacks = list(dict.fromkeys(row["attack"] for row in own))
+        lines = [
+            f"## {panel}",
+            "",
+            "| " + " | ".join(["accuracy, %", *attacks]) + " |",
+            "| --- " * (len(attacks) + 1) + "|",
+        ]
+        for model in dict.fromkeys(row["model"] for row in own):
+            cells = {row["attack"]: _cell(row) for row in own if row["model"] == model}
+            lines.append("| " + " | ".join([model, *(cells.get(attack, "") for attack in attacks)]) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _cell(row: Row) -> str:
+    return f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"

@@ -1,0 +1,94 @@
+"""The matrix of models against attacks: trained once, judged once, summed up over seeds."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from spa_jax.benchmarks import matrix
+from spa_jax.benchmarks.heat_map import heat_map_png
+from spa_jax.benchmarks.run import benchmark
+from spa_jax.errors import ConfigError
+from tests.training.conftest import tiny_config
+
+PGD = {"name": "pgd", "radius": 0.1, "num_steps": 1}
+RANDOM = {"name": "attribute", "edit": "rotation", "method": "random", "num_steps": 2}
+
+
+def _config(**changes):
+    experiment = tiny_config(baselines=({"name": "pgd", "recipe": {"name": "adversarial", "attack": PGD}},))
+    experiment["evaluation"] = experiment["evaluation"] | {"attacks": {"PGD": PGD, "rotation": RANDOM}}
+    experiment["training"] = experiment["training"] | {"num_epochs": 1.0}
+    panels = {"noise": {"attacks": {"none": PGD | {"radius": 0.0}}, "models": ("tiny",)}}
+    data = experiment.pop("data")
+    section = {"experiment": experiment, "seeds": (0, 1), "panels": panels}
+    return {"name": "bench", "seed": 0, "data": data, "matrix": section | changes}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("matrix")
+    text = benchmark(_config(), workdir)
+    return workdir, text, json.loads((workdir / "benchmark.json").read_text())["matrix"]
+
+
+def test_every_model_stands_under_every_attack(filled):
+    workdir, text, rows = filled
+    main = [(row["model"], row["attack"]) for row in rows if row["panel"] == "matrix"]
+    attacks = ("clean", "PGD", "rotation", "worst_case")
+    assert main == [(model, attack) for model in ("pgd", "tiny") for attack in attacks]
+    assert all(len(row["by_seed"]) == 2 and row["low"] <= row["accuracy"] <= row["high"] for row in rows)
+    assert "| pgd |" in text and "## noise" in text
+    for picture in ("matrix.png", "noise.png"):
+        assert (workdir / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_panel_of_no_noise_is_the_clean_accuracy(filled):
+    panel = {row["attack"]: row["by_seed"] for row in filled[2] if row["panel"] == "noise"}
+    main = {row["attack"]: row["by_seed"] for row in filled[2] if (row["panel"], row["model"]) == ("matrix", "tiny")}
+    assert panel["none"] == panel["clean"] == main["clean"]
+
+
+def test_what_was_judged_is_read_and_what_has_changed_is_judged_again(filled, monkeypatch):
+    workdir, text, _ = filled
+    judged = []
+    judge = matrix._judge
+    monkeypatch.setattr(matrix, "_judge", lambda config, *rest: judged.append(config["name"]) or judge(config, *rest))
+    assert benchmark(_config(), workdir) == text
+    assert judged == []
+    panels = {"noise": {"attacks": {"none": PGD | {"radius": 0.01}}, "models": ("tiny",)}}
+    benchmark(_config(panels=panels), workdir)
+    assert judged == ["tiny", "tiny"]
+
+
+def test_the_interval_adds_the_spread_over_seeds_to_that_over_images():
+    shares = np.array([0.5, 0.6, 0.7])
+    by_images = 1.96**2 * 0.6 * 0.4 / 400
+    by_seeds = t.ppf(0.975, 2) ** 2 * 0.01 / 3
+    np.testing.assert_allclose(matrix._half_width(shares, 400), math.sqrt(by_images + by_seeds), rtol=1e-4)
+    np.testing.assert_allclose(matrix._half_width(shares[1:2], 400), math.sqrt(by_images), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": ()}, "seeds=.* must hold at least one"),
+        ({"panel": {}}, "config.matrix.panel is unknown"),
+        ({"panels": {"a": {"attacks": {"x": PGD}, "models": ("tinny",)}}}, "'tinny' is no classifier.*'tiny'"),
+        (
+            {"panels": {"a": {"attacks": {"x": PGD | {"step": 1}}, "models": ()}}},
+            "attack.*step is unknown|step is unknown",
+        ),
+    ],
+)
+def test_a_wrong_section_is_named(changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        benchmark(_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_heat_map_needs_rows():
+    with pytest.raises(ValueError, match=r"rows=\[\]"):
+        heat_map_png([], "nothing")

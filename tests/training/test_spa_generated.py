@@ -1,0 +1,133 @@
+"""SPA training with a generator: the same on any layout, its order, its variants, and the errors it names."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from spa_jax.models import NoiseGenerator
+from spa_jax.parallel import data_mesh
+from spa_jax.training.engines import make_engine
+from spa_jax.training.learner import Learner
+from spa_jax.training.networks import Network
+from spa_jax.training.parts import build_of
+from spa_jax.training.recipes import spa_direct, spa_generated
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SHAPE = (6, 6, 3)
+ROTATION = {"rotation": {"low": -20.0, "high": 20.0}}
+NOISE = {"part": "generator", "num_steps": 2}
+SPA = {"name": "spa", "radius": 0.1, "attributes": ROTATION, "noise": NOISE, "num_steps": 1, "keep": "last"}
+L2L = {"name": "noise", "radius": 0.1, "noise": NOISE, "num_steps": 1, "keep": "last"}
+GENERATOR = {"radius": 0.1, "num_steps": 2}
+
+
+def _learner(model, **changes):
+    generator = NoiseGenerator(width=2, latent_dim=2)
+    return Learner(
+        model,
+        optax.sgd(0.1, momentum=0.9),
+        networks={"generator": Network(generator, optax.sgd(0.1))},
+        builders={"generator": build_of(generator, 0.0, 1.0)},
+        **changes,
+    )
+
+
+def _train(learner, recipe, batch, engine="jit", devices=1, steps=2):
+    engine = make_engine(engine, data_mesh(jax.devices()[:devices]), learner, recipe)
+    state = engine.place_state(learner.init(jax.random.key(0), SHAPE))
+    key = engine.place_state(jax.random.key(1))
+    for _ in range(steps):
+        state, metrics = engine.step(state, engine.place_batch(batch), key)
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+def _assert_close(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_one_device_and_eight_and_either_engine_reach_the_same_state(tiny_net, batch):
+    learner = _learner(tiny_net)
+    recipe = functools.partial(spa_generated, attack=SPA, generator=GENERATOR)
+    reference, metrics = _train(learner, recipe, batch)
+    assert all(np.isfinite(value) for value in metrics.values())
+    for engine in ("jit", "pmap"):
+        state, other = _train(learner, recipe, batch, engine, 8)
+        _assert_close(state, reference)
+        _assert_close(other, metrics)
+
+
+def test_both_networks_learn(tiny_net, batch):
+    learner = _learner(tiny_net)
+    before = jax.device_get(learner.init(jax.random.key(0), SHAPE))
+    after, metrics = _train(learner, functools.partial(spa_generated, attack=SPA, generator=GENERATOR), batch)
+    for old, new in ((before.params, after.params), (before.networks["generator"], after.networks["generator"])):
+        assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True))
+    assert {"accuracy", "attribute_accuracy", "robust_accuracy", "loss", "generator_loss"} <= set(metrics)
+
+
+def test_during_the_warm_up_the_joint_images_do_not_count(tiny_net, batch):
+    def loss(**options):
+        recipe = functools.partial(spa_generated, attack=SPA, generator=GENERATOR, **options)
+        return _train(_learner(tiny_net), recipe, batch, steps=1)[1]["loss"]
+
+    warming = loss(generator_warmup=1)
+    np.testing.assert_allclose(warming, loss(joint_weight=0.0), rtol=1e-5)
+    assert abs(loss() - warming) > 1e-3
+
+
+def test_generator_only_training_has_no_attribute_images(tiny_net, batch):
+    recipe = functools.partial(spa_generated, attack=L2L, generator=GENERATOR)
+    _, metrics = _train(_learner(tiny_net), recipe, batch)
+    assert "attribute_accuracy" not in metrics and np.isfinite(metrics["loss"])
+
+
+def test_trades_adds_the_divergence_of_both_kinds_of_images(tiny_net, batch):
+    def loss(**options):
+        attack = {"name": "spa", "radius": 0.1, "attributes": ROTATION, "num_steps": 1, "keep": "last"}
+        recipe = functools.partial(spa_direct, attack=attack, outer="trades", **options)
+        return _train(_learner(tiny_net), recipe, batch, steps=1)[1]["loss"]
+
+    clean = loss(beta=0.0)
+    attribute, joint = (loss(beta=1.0, **{f"{name}_weight": 0.0}) for name in ("joint", "attribute"))
+    assert min(attribute, joint) > clean
+    mixed = loss(beta=2.0, attribute_weight=1.0, joint_weight=3.0)
+    np.testing.assert_allclose(mixed - clean, 2 * (0.25 * (attribute - clean) + 0.75 * (joint - clean)), rtol=1e-3)
+
+
+def test_separate_statistics_are_those_of_their_own_images(tiny_net, batch):
+    learner = _learner(tiny_net, separate_statistics=True)
+    recipe = functools.partial(spa_direct, attack=SPA | {"noise": None})
+    state, _ = _train(learner, recipe, batch, steps=1)
+    start = learner.init(jax.random.key(0), SHAPE)
+    images = jnp.asarray(batch["image"], jnp.float32) / 255
+    _, expected = learner.logits(start.params, start, images)
+    _assert_close(state.clean_batch_stats, jax.device_get(expected))
+    differing = zip(jax.tree.leaves(state.clean_batch_stats), jax.tree.leaves(state.batch_stats), strict=True)
+    assert any(np.any(clean != attacked) for clean, attacked in differing)
+    assert state.variables()["batch_stats"] is state.batch_stats
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attack": SPA | {"name": "pgd"}}, "must be the attack 'spa' or 'noise'"),
+        ({"generator": GENERATOR | {"radius": -1.0}}, "radius=-1.0"),
+        ({"generator_warmup": -1}, "generator_warmup=-1"),
+        ({"outer": "mart"}, "outer='mart' must be one of"),
+        ({"beta": -1.0}, "beta=-1.0"),
+    ],
+)
+def test_broken_rules_are_named(changes, message, tiny_net):
+    with pytest.raises(ValueError, match=message):
+        spa_generated(_learner(tiny_net), **({"attack": SPA, "generator": GENERATOR} | changes))
+
+
+def test_a_missing_generator_is_named(tiny_net):
+    with pytest.raises(ValueError, match="networks=\\[\\] must hold the 'generator'"):
+        spa_generated(Learner(tiny_net, optax.sgd(0.1)), SPA, GENERATOR)
