@@ -197,8 +197,8 @@ def test_an_attack_finds_the_best_corner_of_a_linear_manipulator():
     found = attack(jax.random.key(0), linear(weights()), x, y)
     corners = jnp.asarray(np.stack(np.meshgrid(*np.stack([low, high], 1), indexing="ij"), -1).reshape(-1, 3))
     candidates = jax.vmap(lambda image: jax.vmap(lambda value: edit(image, value))(corners))(x)
-    expected = np.max([-margins(weights(), candidates[:, i], y) for i in range(len(corners))], axis=0)
-    np.testing.assert_allclose(-margins(weights(), found.x, y), expected, atol=1e-4)
+    expected = np.max([margins(weights(), candidates[:, i], y) for i in range(len(corners))], axis=0)
+    np.testing.assert_allclose(margins(weights(), found.x, y), expected, atol=1e-4)
 
 
 def test_it_works_in_a_chain_with_noise_and_in_the_joint_attack():
