@@ -123,7 +123,7 @@ def _judge_once(
 
 def _judge(config: Mapping[str, Any], models: Mapping[str, Any], dataset: Dataset, workdir: Path) -> ModelReport:
     settings, mesh = config["evaluation"], data_mesh()
-    count = settings["num_examples"]
+    count = settings.get("num_examples")
     split = dataset.test if count is None else evenly_spaced(dataset.test, count)
     attacks = evaluation_attacks(config, load_parts(config, config["evaluation"]["attacks"], models, workdir, mesh))
     victim = load_victim(config, workdir, dataset, mesh)

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spa_jax.models.looped_convolution import looped_convolution
 from spa_jax.models.layers import leaky_relu, relu, require_images, require_positive
+from spa_jax.models.looped_convolution import looped_convolution
 
 _SMALL = nn.initializers.normal(0.02)
 

@@ -112,7 +112,7 @@ def _check_sections(config: Mapping[str, Any], path: str) -> None:
     _check_choice(f"{path}.evaluation.select_by", config["evaluation"]["select_by"], ("clean", "robust"))
     if config["evaluation"].get("manipulation"):
         check_keys(config["evaluation"]["manipulation"], MANIPULATION_SCHEMA, f"{path}.evaluation.manipulation")
-    curve, parts = config["evaluation"]["radius_attack"], stand_ins(config)
+    curve, parts = config["evaluation"].get("radius_attack"), stand_ins(config)
     if curve is not None:
         _check_choice(f"{path}.evaluation.radius_attack", curve, tuple(config["evaluation"]["attacks"]))
     for spec in attack_specs(config):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spa_jax.catalogue import attack_from_config, named_attributes, part_names
+from spa_jax.checkpoints import load_variables
 from spa_jax.data.types import Dataset, Examples
 from spa_jax.engine import PureAttack
 from spa_jax.evaluation.accuracy import evaluate
@@ -22,6 +24,7 @@ from spa_jax.evaluation.records import Check, Curve, ModelReport
 from spa_jax.evaluation.report import write_report
 from spa_jax.evaluation.sanity import sanity_checks
 from spa_jax.evaluation.sweep import evenly_spaced
+from spa_jax.parallel import data_mesh
 from spa_jax.predict import Victim, classifier
 from spa_jax.training.experiment import (
     classifies,
@@ -47,6 +50,27 @@ def load_victim(config: Mapping[str, Any], workdir: Path, dataset: Dataset, mesh
     variables = load_model(workdir / config["name"], _everywhere(mesh))
     learner = make_learner(config, dataset)
     return classifier(learner.model, variables, learner.mean, learner.std)
+
+
+def load_part(workdir: str | os.PathLike, model: str, network: str | None = None) -> Any:
+    """A model of a finished run, for use in one's own program, on all devices.
+
+    Args:
+        workdir: of the run.
+        model: its name in the run's config.
+        network: one that its recipe trained beside it, or None for the model itself.
+
+    Returns:
+        A manipulator as an edit for `spa_jax.attribute`; a noise generator as a function from the radius to a space,
+        as `spa_jax.spa` takes it for `noise`; a classifier as a victim; a regressor as a function of keys and images.
+
+    Raises:
+        CheckpointError: there is no such run, or it is damaged.
+        ConfigError: the model has no such network.
+    """
+    entry = {"model": model, "network": network, "workdir": os.fspath(workdir)}
+    config = load_variables(Path(workdir) / model, names=["step"]).config
+    return load_parts({**config, "parts": {model: entry}}, {"part": model}, {}, Path(workdir), data_mesh())[model]
 
 
 def load_parts(
@@ -104,7 +128,7 @@ def report_models(config: Mapping[str, Any], workdir: Path, dataset: Dataset, me
 
 
 def _test_split(config: Mapping[str, Any], dataset: Dataset) -> Examples:
-    count = config["evaluation"]["num_examples"]
+    count = config["evaluation"].get("num_examples")
     return dataset.test if count is None else evenly_spaced(dataset.test, count)
 
 
@@ -128,7 +152,7 @@ def _judge(
     report = dataclasses.replace(report, curves=curves, checks=_checks(config, victim, split, common))
     if not attacks:
         return report, None
-    pictured = settings["radius_attack"] or list(attacks)[-1]
+    pictured = settings.get("radius_attack") or list(attacks)[-1]
     return report, make_sheet(victim, split, attacks[pictured], name=pictured, **common)
 
 
@@ -180,7 +204,7 @@ def _curves(
 ) -> list[Curve]:
     settings = config["evaluation"]
     curves = []
-    if settings["radii"] and settings["radius_attack"]:
+    if settings.get("radii") and settings.get("radius_attack"):
         name = settings["radius_attack"]
         spec = settings["attacks"][name]
 

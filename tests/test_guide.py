@@ -1,0 +1,18 @@
+"""Every snippet of the guide runs, in order and in one directory."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+GUIDE = Path(__file__).parents[1] / "docs" / "guide.md"
+
+
+@pytest.mark.slow
+def test_the_snippets_of_the_guide_run_in_their_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL):
+        exec(compile(block, "guide", "exec"), names)
+    assert "hardened" in capsys.readouterr().out
+    assert (tmp_path / "runs/manipulator/report/manipulator/manipulation.md").stat().st_size
