@@ -183,18 +183,6 @@ class NoisePainter:
         )
         return jnp.where(jnp.any(z != 0), add_noise(base, found.noise, self.radius)[0], example.image)
 
-    def shrunk(self, share: Any) -> "NoisePainter":
-        """The same painter with `share` of the radius."""
-        return NoisePainter(
-            share * self.radius,
-            self.step_share,
-            self.variables,
-            self.model,
-            self.num_steps,
-            self.through_gradient,
-            self.remat,
-        )
-
 
 def generated_noise(
     model: Any,

@@ -382,7 +382,11 @@ class Latent:
         return self.radius * _unit(g)
 
     def apply(self, v: Any, example: Example) -> Image:
-        return clip_to_unit(self.decode(v, example))
+        decoded = clip_to_unit(self.decode(v, example))
+        held = jax.lax.stop_gradient
+        # At z = 0 the value is the image's, the gradient still the decoder's: a search that starts there can leave.
+        unchanged = held(example.image) + (decoded - held(decoded))
+        return jnp.where(jnp.any(v != 0), decoded, unchanged)
 
 
 def latent(decode: Callable[[Any, Example], Any], dim: int, radius: Scalar) -> Latent:
@@ -394,7 +398,7 @@ def latent(decode: Callable[[Any, Example], Any], dim: int, radius: Scalar) -> L
         dim: number of latent dimensions.
         radius: radius of the ball. A random start is standard normal, shrunk onto the ball.
 
-    Only a decoder that maps z = 0 to the image itself makes `identity` leave the image alone.
+    z = 0 stands for the image itself, whatever the decoder makes of it.
 
     Raises:
         ValueError: `radius` is negative or `dim` below 1.
