@@ -181,7 +181,9 @@ class NoisePainter:
             statistics=self.variables.get("batch_stats"),
             remat=self.remat,
         )
-        return jnp.where(jnp.any(z != 0), add_noise(base, found.noise, self.radius)[0], example.image)
+        noisy, held = add_noise(base, found.noise, self.radius)[0], jax.lax.stop_gradient
+        unchanged = held(example.image) + (noisy - held(noisy))  # the gradient is the painter's: a search can leave z = 0
+        return jnp.where(jnp.any(z != 0), noisy, unchanged)
 
 
 def generated_noise(

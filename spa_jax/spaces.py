@@ -382,11 +382,7 @@ class Latent:
         return self.radius * _unit(g)
 
     def apply(self, v: Any, example: Example) -> Image:
-        decoded = clip_to_unit(self.decode(v, example))
-        held = jax.lax.stop_gradient
-        # At z = 0 the value is the image's, the gradient still the decoder's: a search that starts there can leave.
-        unchanged = held(example.image) + (decoded - held(decoded))
-        return jnp.where(jnp.any(v != 0), decoded, unchanged)
+        return clip_to_unit(self.decode(v, example))
 
 
 def latent(decode: Callable[[Any, Example], Any], dim: int, radius: Scalar) -> Latent:
@@ -398,7 +394,7 @@ def latent(decode: Callable[[Any, Example], Any], dim: int, radius: Scalar) -> L
         dim: number of latent dimensions.
         radius: radius of the ball. A random start is standard normal, shrunk onto the ball.
 
-    z = 0 stands for the image itself, whatever the decoder makes of it.
+    Only a decoder that maps z = 0 to the image itself makes `identity` leave the image alone.
 
     Raises:
         ValueError: `radius` is negative or `dim` below 1.
