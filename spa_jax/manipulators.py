@@ -97,6 +97,10 @@ class Manipulator:
         values = self.centre + self.scale * attributes_of(h, self._subspace)
         return Prepared(h, values, self._apply(h[None], "decode")[0])
 
+    def reconstruct(self, image: Image) -> Image:
+        """What encoder and decoder make of the image without an edit, D(E(x))."""
+        return self.prepare(image).decoded
+
     def read(self, image: Image, prepared: Prepared | None = None) -> Float[Array, "*k"]:
         """The image's own values of the edited attributes, in their units: [k], or a number where there is one."""
         own = (self.prepare(image) if prepared is None else prepared).values[jnp.asarray(self.chosen)]

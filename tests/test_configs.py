@@ -8,6 +8,7 @@ import pytest
 
 from spa_jax.parallel import data_mesh
 from spa_jax.training.experiment import check_config, load_data, make_experiment
+from spa_jax.training.loop import train_and_evaluate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 EXPERIMENTS = [path for path in CONFIGS if not path.stem.startswith("bench")]
@@ -30,6 +31,20 @@ def test_arguments_of_a_config_reach_it():
     path = next(path for path in EXPERIMENTS if path.stem == "digits_spa")
     config = _config(path, "epochs=2,baselines=false")
     assert config["training"]["num_epochs"] == 2.0 and config["baselines"] == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["celeba_spa", "tiny_imagenet_spa"])
+def test_a_config_of_data_not_at_hand_runs_to_its_report_on_made_images(name, tmp_path):
+    config = _config(next(path for path in EXPERIMENTS if path.stem == name), "made=true,width=2,epochs=1")
+    config["data"] |= {"train_size": 40, "test_size": 8, "validation_size": 8}
+    config["training"] |= {"batch_size": 16}
+    config["evaluation"] |= {"batch_size": 8, "attribute_points": 0, "radii": None}
+    for spec in config["evaluation"]["attacks"].values():
+        spec.update({key: 1 for key in ("num_steps", "restarts") if key in spec})
+    train_and_evaluate(config, tmp_path)
+    assert (tmp_path / "report" / "report.md").stat().st_size
+    assert (tmp_path / "report" / "manipulator" / "manipulation.md").exists() == (name == "celeba_spa")
 
 
 @pytest.mark.slow

@@ -119,4 +119,6 @@ def _every(x: Array, start: _Pair, count: _Pair, step: _Pair) -> Array:
 
 def _product(x: Array, g: Array) -> Array:
     axes = (0, 1, 2)
-    return lax.dot_general(x, g, ((axes, axes), ((), ())), preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    return lax.dot_general(
+        x, g, ((axes, axes), ((), ())), preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)
+    )

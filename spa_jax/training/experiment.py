@@ -143,7 +143,7 @@ def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The configs of all models that a config trains: its baselines in order, then its own.
 
     A baseline holds its name and what differs. A mapping with a `name` replaces the config's mapping, one without is
-    merged into it.
+    merged into it; a network that is None is left out.
 
     Raises:
         ConfigError: a baseline without a name, or two models of one name.
@@ -156,7 +156,13 @@ def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if change["name"] in found:
             raise ConfigError(f"config.baselines: the name {change['name']!r} stands for two models")
         found[change["name"]] = _merge(own, change)
-    return found
+    return {name: _without_dropped_networks(variant) for name, variant in found.items()}
+
+
+def _without_dropped_networks(config: Mapping[str, Any]) -> dict[str, Any]:
+    networks = config.get("networks") or {}
+    kept = {name: network for name, network in networks.items() if network is not None}
+    return {**config, "networks": kept or None}
 
 
 def _merge(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

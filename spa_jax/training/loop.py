@@ -84,7 +84,8 @@ def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, di
     mesh, models, load = data_mesh(), variants(config), data_loader()
     experiments = {}
     for name, variant in models.items():
-        needed = part_names([variant["recipe"], variant["evaluation"]["selection_attack"]])
+        judged = [variant["evaluation"]["selection_attack"]] if classifies(variant) else []
+        needed = part_names([variant["recipe"], *judged])
         parts = find_parts(variant, needed - set(variant.get("networks") or {}), models, workdir, load)
         experiments[name] = make_experiment(variant, load(variant), mesh, parts)
     workdir = prepare_workdir(workdir)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -46,7 +45,7 @@ class NoiseObjective:
     step_share: float = 0.25
     adversarial_weight: float = 1.0
     diversity_weight: float = 0.5
-    diversity_cap: float = math.inf
+    diversity_cap: float = 0.1
     remat: bool = True
 
     def __post_init__(self) -> None:
@@ -79,7 +78,7 @@ def noise_generator(
     step_share: float = 0.25,
     adversarial_weight: float = 1.0,
     diversity_weight: float = 0.5,
-    diversity_cap: float = math.inf,
+    diversity_cap: float = 0.1,
 ) -> TrainStep:
     """A step of training a generator, the learner's model, against a frozen victim (L2L-DA's attack mode).
 

@@ -1,0 +1,111 @@
+"""SPA in full on rotated MNIST: the angle is set by a learned manipulator, the noise is made by a generator.
+
+    python launch/train.py --config configs/mnist_rot_spa_learned.py --workdir runs/mnist_rot_spa_learned --data_dir DIR
+
+DIR holds `mnist` as tensorflow-datasets prepares it. Trains, one after the other, two judges, the manipulator, a
+standard classifier, and generator and classifier together; the attack sets any angle from -40 to 40 degrees.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from spa_jax.configuration import parse_arguments
+
+BOX = {"low": (-40.0,), "high": (40.0,)}
+GENERATOR = {
+    "model": {"name": "noise_generator", "width": 16},
+    "optimizer": {"name": "adam"},
+    "schedule": {"name": "one_cycle", "peak": 2e-3},
+}
+JUDGE = {"name": "small_cnn", "width": 16, "convs_per_stage": 1}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The experiment; `arg` may set these, as in `mnist_rot_spa_learned.py:epochs=1,images=5000`."""
+    args = parse_arguments(arg, epochs=2.0, manipulator_epochs=8.0, radius=0.2, images=60000, test_images=10000)
+    attributes = {"angle": {"part": "manipulator", **BOX}}
+    joint = {"name": "spa", "radius": args["radius"], "attributes": attributes}
+    generated = joint | {"noise": {"part": "generator", "num_steps": 4}}
+    pgd = {"name": "pgd", "radius": args["radius"]}
+    config = {
+        "name": "spa",
+        "seed": 0,
+        "data": {
+            "name": "rotated_mnist",
+            "data_dir": placeholder(str),
+            "angle_range": (-40.0, 40.0),
+            "train_size": args["images"],
+            "test_size": args["test_images"],
+        },
+        "model": {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1},
+        "recipe": {
+            "name": "spa_generated",
+            "attack": generated | {"num_steps": 2, "keep": "last"},
+            "generator": {"radius": args["radius"], "num_steps": 4},
+        },
+        "networks": {"generator": GENERATOR},
+        "parts": {
+            "manipulator": {"model": "manipulator"},
+            "generator": {"model": "spa", "network": "generator"},
+            "regressor": {"model": "regressor"},
+            "classifier": {"model": "standard"},
+        },
+        "optimizer": {"name": "adam"},
+        "schedule": {"name": "one_cycle", "peak": 3e-3},
+        "training": {
+            "batch_size": 128,
+            "num_epochs": args["epochs"],
+            "engine": "jit",
+            "ema_decay": 0.0,
+            "attack_warmup": 0.3,
+            "evaluate_every": 1,
+        },
+        "evaluation": {
+            "batch_size": 500,
+            "attacks": {
+                "PGD-20": pgd | {"num_steps": 20, "restarts": 2},
+                "angle, learned": {"name": "attribute", "edit": {"part": "manipulator"}, **BOX, "num_steps": 20},
+                "joint, direct noise": joint | {"num_steps": 20, "restarts": 2},
+                "joint, generated noise": generated | {"num_steps": 10, "restarts": 2},
+            },
+            "selection_attack": joint | {"num_steps": 5},
+            "select_by": "robust",
+            "survivors_only": False,
+            "num_examples": placeholder(int),
+            "radii": (0.0, 0.05, 0.1, 0.2, 0.3),
+            "radius_attack": "joint, direct noise",
+            "attribute_points": 0,
+            "manipulation": {
+                **BOX,
+                "regressor": {"part": "regressor"},
+                "classifier": {"part": "classifier"},
+            },
+        },
+    }
+    config["baselines"] = _trained_before(config, args["manipulator_epochs"])
+    return ConfigDict(config)
+
+
+def _trained_before(config: dict[str, Any], manipulator_epochs: float) -> tuple[dict[str, Any], ...]:
+    """A standard classifier and a regressor, which are judges too, and the manipulator."""
+    plain = {"networks": None, "training": {"attack_warmup": 0.0}}
+    return (
+        {"name": "standard", **plain, "recipe": {"name": "standard"}, "evaluation": {"select_by": "clean"}},
+        {
+            "name": "regressor",
+            **plain,
+            "model": JUDGE | {"num_classes": 1},
+            "recipe": {"name": "regressor", "centre": (0.0,), "scale": (30.0,)},
+        },
+        {
+            "name": "manipulator",
+            "networks": None,
+            "model": {"name": "msp"},
+            "recipe": {"name": "manipulator", "known_edits": {"rotation": "rotation"}},
+            "optimizer": {"name": "adam", "b2": 0.99, "clip_norm": 50.0},
+            "schedule": {"name": "cosine", "peak": 1.5e-3, "warmup": 0.05, "end": 0.01},
+            "training": {"num_epochs": manipulator_epochs, "attack_warmup": 0.0, "evaluate_every": 2},
+        },
+    )
