@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from spa_jax import Example, chain, attribute, cross_entropy, make_attack, projected_gradient, shrunk, with_fields
+from spa_jax import Example, attribute, chain, cross_entropy, make_attack, projected_gradient, shrunk, with_fields
 from spa_jax.generated_noise import add_noise, generated_noise, painter, recursive_noise, victim_look
 from spa_jax.models import NoiseGenerator, init_variables
 from spa_jax.solvers import random_search
@@ -288,7 +288,9 @@ def test_only_the_gradient_through_the_victims_gradient_is_the_whole_one():
 def test_random_latents_attack_and_so_do_optimised_ones():
     space = toy_noise(0.3)
     drawn = with_fields(at_random(space, 10))(jax.random.key(0), VICTIM, X, Y)
-    climbed = make_attack(space, solver=projected_gradient(0.25), num_steps=10, unroll=1)(jax.random.key(0), VICTIM, X, Y)
+    climbed = make_attack(space, solver=projected_gradient(0.25), num_steps=10, unroll=1)(
+        jax.random.key(0), VICTIM, X, Y
+    )
     clean = cross_entropy(VICTIM(None, X), Y)
     assert bool((drawn.value >= clean).all()) and bool((climbed.value >= clean).all())
     assert drawn.value.sum() > clean.sum() + 0.1

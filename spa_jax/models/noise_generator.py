@@ -1,5 +1,7 @@
-"""The network behind diverse learned noise, after L2L-DA (Jang et al. 2019, "Adversarial Defense via Learning to Generate
-Diverse Attacks"): an encoder and decoder that read the image, the victim's gradient, the noise so far, a label and z.
+"""The network behind diverse learned noise, after L2L-DA.
+
+Jang et al. 2019, "Adversarial Defense via Learning to Generate Diverse Attacks": an encoder and a decoder that read the
+image, the victim's gradient, the noise so far, a label and z.
 """
 
 from typing import Any, ClassVar
@@ -8,8 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spa_jax.models.looped_convolution import looped_convolution
 from spa_jax.models.layers import leaky_relu, relu, require_images, require_positive
+from spa_jax.models.looped_convolution import looped_convolution
 
 _SMALL = nn.initializers.normal(0.02)
 

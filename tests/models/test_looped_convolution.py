@@ -50,7 +50,8 @@ def test_value_and_gradients_are_the_stock_ones(case):
     with jax.enable_x64(True):
         x, kernel = operands(*shape)
         ours, theirs = (
-            value_and_gradients(lambda x, k, f=f: f(x, k, stride, padding, dilation), x, kernel) for f in (looped, stock)
+            value_and_gradients(lambda x, k, f=f: f(x, k, stride, padding, dilation), x, kernel)
+            for f in (looped, stock)
         )
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.dtype == jnp.float64
