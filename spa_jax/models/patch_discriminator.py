@@ -17,7 +17,7 @@ class PatchDiscriminator(nn.Module):
 
     Attributes:
         width: channels of the first layer, doubled by each of the next; Isola et al.'s is 64.
-        depth: layers of stride 2; 2 of them judge patches of 18x18 pixels, 3 of 38x38.
+        depth: layers of stride 2; 2 of them judge patches of 26x26 pixels, 3 of 54x54.
         spectral: whether kernels are divided by their spectral norm.
         dtype: of the computation (e.g. bfloat16); None: inferred. Parameters and scores are float32 or wider.
     """
