@@ -1,8 +1,8 @@
 """Noise that a learned generator paints in small steps, after L2L-DA (Jang et al. 2019, section 3).
 
-The noise d starts at 0 and moves T times: d' = clip(d + radius * step_share * G(base, g, d, y, z)), where g is the victim's
-normalised loss gradient at clip(base + d) and z says which of the many noises is wanted. `recursive_noise` is the
-recursion over a batch, `generated_noise` the space over z that an attack searches.
+The noise d starts at 0 and moves T times: d' = clip(d + radius * step_share * G(base, g, d, y, z)), where g is the
+victim's normalised loss gradient at clip(base + d) and z says which of the many noises is wanted. `recursive_noise` is
+the recursion over a batch, `generated_noise` the space over z that an attack searches.
 """
 
 from collections.abc import Callable
@@ -62,9 +62,9 @@ def recursive_noise(
 ) -> Recursion:
     """Let a generator paint noise on a batch.
 
-    It can be differentiated with respect to the images and to what `paint` holds (weights, z). With `remat` the backward
-    pass computes the generator's activations of one mini-step at a time anew, so that memory hardly grows with T; the
-    victim's gradients are kept, and so computed once.
+    It can be differentiated with respect to the images and to what `paint` holds (weights, z). With `remat` the
+    backward pass computes the generator's activations of one mini-step at a time anew, so that memory hardly grows with
+    T; the victim's gradients are kept, and so computed once.
 
     Guarantee: |noise| <= 1 radius in every pixel, in float32 or wider whatever the network computes in.
 
@@ -181,19 +181,11 @@ class NoisePainter:
             statistics=self.variables.get("batch_stats"),
             remat=self.remat,
         )
-        return jnp.where(jnp.any(z != 0), add_noise(base, found.noise, self.radius)[0], example.image)
-
-    def shrunk(self, share: Any) -> "NoisePainter":
-        """The same painter with `share` of the radius."""
-        return NoisePainter(
-            share * self.radius,
-            self.step_share,
-            self.variables,
-            self.model,
-            self.num_steps,
-            self.through_gradient,
-            self.remat,
-        )
+        noisy, held = add_noise(base, found.noise, self.radius)[0], jax.lax.stop_gradient
+        unchanged = held(example.image) + (
+            noisy - held(noisy)
+        )  # the gradient is the painter's: a search can leave z = 0
+        return jnp.where(jnp.any(z != 0), noisy, unchanged)
 
 
 def generated_noise(
@@ -209,8 +201,8 @@ def generated_noise(
 ) -> Latent:
     """The space of a learned noise generator: a latent z in a ball, painted as noise around the image.
 
-    `make_attack(generated_noise(...), solver=random_search(), num_steps=10)` is L2L-DA's own attack, 10 random z; with a
-    gradient solver z is optimised, alone or chained behind attributes. The generator reads the label and the victim's
+    `make_attack(generated_noise(...), solver=random_search(), num_steps=10)` is L2L-DA's own attack, 10 random z; with
+    a gradient solver z is optimised, alone or chained behind attributes. The generator reads the label and the victim's
     gradient at its running image, so the space works inside attacks only.
 
     Guarantees: |x' - image|_inf <= radius and x' in [0, 1], whatever the network computes in; examples do not depend on

@@ -157,8 +157,9 @@ def diversity(
 ) -> Float[Array, "*n"]:
     """min(mean|o1 - o2| / (mean|z1 - z2| + 1e-8), cap): how much of a difference in z a generator's outputs show.
 
-    The ratio is that of DSGAN (Yang et al. 2019, eq. 4, the bound being their tau) and L2L-DA; a generator maximises it.
-    Pairs beyond the cap stop pulling, so that the other losses keep their say.
+    The ratio is that of DSGAN (Yang et al. 2019, the cap being its bound) and L2L-DA; a generator maximises it. Pairs
+    beyond the cap stop pulling, so that the other losses keep their say. A weight w on noise in radii is L2L-DA's
+    lambda times the radius: its 0.02 at 0.3 on MNIST is 0.006 here, its 0.5 at 8/255 on CIFAR-10 is 0.016.
 
     Args:
         first, second: what two latents have made of the same image; noise in radii makes the value, 0 to 2 / mean|z1 -

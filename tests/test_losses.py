@@ -1,5 +1,7 @@
 """Attack objectives against their formulas in NumPy float64, their gradients against the analytic ones."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from spa_jax import (
     targeted_dlr,
     targeted_margin,
 )
-from spa_jax.losses import targeted_form
+from spa_jax.losses import diversity, targeted_form
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -160,3 +162,24 @@ def test_targeted_form_of_each_loss(loss, expected):
 def test_bad_use_is_refused_with_value_and_rule(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- diversity ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cap", [math.inf, 0.4])
+def test_diversity_is_the_capped_ratio_of_numpy(cap):
+    random = np.random.default_rng(0)
+    first, second = (random.uniform(-1, 1, (3, 5, 4, 4, 2)).astype(np.float32) for _ in range(2))
+    z_first, z_second = (random.normal(size=(3, 5, 6)).astype(np.float32) for _ in range(2))
+    ratio = np.abs(first - second).mean((2, 3, 4)) / (np.abs(z_first - z_second).mean(-1) + 1e-8)
+    found = diversity(*map(jnp.asarray, (first, second, z_first, z_second)), cap=cap)
+    np.testing.assert_allclose(found, np.minimum(ratio, cap), rtol=1e-5)
+
+
+def test_pairs_beyond_the_cap_stop_pulling():
+    z = jnp.zeros((2, 3)), jnp.ones((2, 3))
+    second = jnp.stack([jnp.full((2, 2, 1), 0.1), jnp.full((2, 2, 1), 0.9)])
+    gradient = jax.grad(lambda o: diversity(jnp.zeros_like(o), o, *z, cap=0.5).sum())(second)
+    np.testing.assert_allclose(gradient[0], 0.25, rtol=1e-6)
+    np.testing.assert_array_equal(gradient[1], 0)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax.numerics import clip_to_unit
+from spa_jax.numerics import clip_to_signed_unit, clip_to_unit, unit_per_channel
 
 POINTS = jnp.array([-0.5, -1e-7, 0.0, 1e-7, 0.5, 1 - 1e-7, 1.0, 1 + 2e-7, 3.0])
 
@@ -28,3 +28,30 @@ def test_clip_to_unit_keeps_dtype_and_nan(dtype):
     clipped = clip_to_unit(jnp.array([jnp.nan, 2.0], dtype))
     assert clipped.dtype == dtype
     assert jnp.isnan(clipped[0])
+
+
+def test_clip_to_signed_unit_passes_the_gradient_inside_and_at_the_bounds_only():
+    points = 2 * POINTS - 1
+    np.testing.assert_array_equal(clip_to_signed_unit(points), np.clip(np.asarray(points), -1, 1))
+    gradient = jax.grad(lambda x: jnp.sum(clip_to_signed_unit(x)))(points)
+    np.testing.assert_array_equal(gradient, (np.abs(np.asarray(points)) <= 1).astype(np.float32))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_unit_per_channel_has_norm_one_however_small_it_is(scale):
+    g = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype(np.float32)
+    expected = g / np.linalg.norm(g.astype(np.float64), axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(unit_per_channel(jnp.asarray(g) * scale), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_unit_per_channel_leaves_zeros_with_a_finite_gradient():
+    g = jnp.zeros((4, 4, 2)).at[..., 1].set(1.0)
+    np.testing.assert_allclose(unit_per_channel(g)[..., 1], 0.25)
+    np.testing.assert_array_equal(unit_per_channel(g)[..., 0], 0)
+    assert bool(jnp.isfinite(jax.grad(lambda g: unit_per_channel(g)[0, 0].sum())(g)).all())
+
+
+def test_the_gradient_of_unit_per_channel_is_that_of_the_quotient():
+    g, w = (jax.random.normal(jax.random.key(i), (3, 4, 2)) for i in (0, 1))
+    plain = jax.grad(lambda g: jnp.sum(w * g / jnp.sqrt(jnp.sum(g**2, (0, 1)))))(g)
+    np.testing.assert_allclose(jax.grad(lambda g: jnp.sum(w * unit_per_channel(g)))(g), plain, rtol=1e-4, atol=1e-6)

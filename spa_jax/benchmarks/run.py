@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from spa_jax.benchmarks.generator import check_generator, time_generator
 from spa_jax.benchmarks.matrix import check_matrix, fill_matrix, matrix_table
 from spa_jax.benchmarks.peers import versions
 from spa_jax.benchmarks.speed import Row, check_memory, check_speed, measure_memory, time_attacks
@@ -26,8 +27,9 @@ SCHEMA: Mapping[str, Any] = {
     "memory": Mapping | None,
     "strength": Mapping | None,
     "matrix": Mapping | None,
+    "generator": Mapping | None,
 }
-"""Every key of a config; the sections `speed`, `memory`, `strength` and `matrix` may be left out."""
+"""Every key of a config; the sections `speed`, `memory`, `strength`, `matrix` and `generator` may be left out."""
 
 
 def benchmark(config: Mapping[str, Any], workdir: str | Path) -> str:
@@ -63,12 +65,14 @@ MEASUREMENTS: Mapping[str, Callable[[Mapping[str, Any], Path], list[Row]]] = {
     "memory": lambda config, workdir: measure_memory(config["memory"], config["seed"]),
     "strength": lambda config, workdir: compare_strength(config["strength"], config["data"], config["seed"]),
     "matrix": lambda config, workdir: fill_matrix(config["matrix"], config["data"], workdir),
+    "generator": lambda config, workdir: time_generator(config["generator"], config["seed"]),
 }
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "speed": lambda config: check_speed(config["speed"]),
     "memory": lambda config: check_memory(config["memory"]),
     "strength": lambda config: check_strength(config["strength"]),
     "matrix": lambda config: check_matrix(config["matrix"], config["data"]),
+    "generator": lambda config: check_generator(config["generator"]),
 }
 _TABLES: Mapping[str, Callable[[str, Sequence[Row]], str]] = {"matrix": lambda title, rows: matrix_table(rows)}
 

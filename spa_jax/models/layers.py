@@ -1,7 +1,8 @@
 """Layers that are quick inside compiled loops on a CPU, with an explicit BatchNorm policy.
 
 XLA's CPU backend computes activations anew wherever a gradient reads them, and pools backwards by select-and-scatter.
-`relu`, `leaky_relu` and `max_pool` are the same functions written so that it does not; on other platforms they are the stock ones.
+`relu`, `leaky_relu` and `max_pool` are the same functions written so that it does not; on other platforms they are the
+stock ones.
 """
 
 import functools

@@ -69,17 +69,17 @@ def _convolve_backward(
     strides: _Pair, pads: _Pads, dilation: _Pair, saved: tuple[Array, Array], g: Array
 ) -> tuple[Array, Array]:
     x, kernel = saved
-    settings = {"strides": strides, "pads": pads, "dilation": dilation}
-    size = kernel.shape[:2]
-    to_image = jax.vjp(lambda x: _apply(x, kernel, **settings), x)[1]
+    size = (kernel.shape[0], kernel.shape[1])
+    to_image = jax.vjp(lambda x: _apply(x, kernel, strides, pads, dilation), x)[1]
     is_thin = g.shape[-1] <= _THIN and max(strides) == 1
-    by_taps = _dilated_taps if is_thin or max(dilation) > 1 else _strided_taps
 
     def stock(x: Array, g: Array) -> Array:
-        return jax.vjp(lambda kernel: _apply(x, kernel, **settings), kernel)[1](g)[0]
+        return jax.vjp(lambda kernel: _apply(x, kernel, strides, pads, dilation), kernel)[1](g)[0]
 
     def quick(x: Array, g: Array) -> Array:
-        return by_taps(x, g, size, **settings).astype(kernel.dtype)
+        by_outputs = is_thin or max(dilation) > 1
+        taps = _dilated_taps(x, g, size, pads, dilation) if by_outputs else _strided_taps(x, g, size, strides, pads)
+        return taps.astype(kernel.dtype)
 
     return to_image(g)[0], lax.platform_dependent(x, g, cpu=quick, default=stock)
 
@@ -87,7 +87,7 @@ def _convolve_backward(
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _strided_taps(x: Array, g: Array, size: _Pair, strides: _Pair, pads: _Pads, dilation: _Pair) -> Array:
+def _strided_taps(x: Array, g: Array, size: _Pair, strides: _Pair, pads: _Pads) -> Array:
     """Tap (i, j) is the product of the output's gradient and the pixels that this tap has seen."""
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)))
     rows, columns = g.shape[1:3]
@@ -95,7 +95,7 @@ def _strided_taps(x: Array, g: Array, size: _Pair, strides: _Pair, pads: _Pads, 
     return jnp.stack(taps).reshape(*size, *taps[0].shape)
 
 
-def _dilated_taps(x: Array, g: Array, size: _Pair, strides: _Pair, pads: _Pads, dilation: _Pair) -> Array:
+def _dilated_taps(x: Array, g: Array, size: _Pair, pads: _Pads, dilation: _Pair) -> Array:
     """As `_strided_taps`, but every pixel picks the places of the output's gradient that it has reached by the tap."""
     reach = [
         (kernel - 1 - low, dilation[axis] * (x.shape[1 + axis] - 1) + 1 + low - g.shape[1 + axis], 0)
@@ -103,7 +103,7 @@ def _dilated_taps(x: Array, g: Array, size: _Pair, strides: _Pair, pads: _Pads, 
     ]
     g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *reach, (0, 0, 0)))
     places = [(size[0] - 1 - i, size[1] - 1 - j) for i in range(size[0]) for j in range(size[1])]
-    taps = [_every(g, place, x.shape[1:3], dilation) for place in places]
+    taps = [_every(g, place, (x.shape[1], x.shape[2]), dilation) for place in places]
     if g.shape[-1] > _THIN:
         products = jnp.stack([_product(x, tap) for tap in taps])
     else:

@@ -1,5 +1,7 @@
-"""The network behind diverse learned noise, after L2L-DA (Jang et al. 2019, "Adversarial Defense via Learning to Generate
-Diverse Attacks"): an encoder and decoder that read the image, the victim's gradient, the noise so far, a label and z.
+"""The network behind diverse learned noise, after L2L-DA.
+
+Jang et al. 2019, "Adversarial Defense via Learning to Generate Diverse Attacks": an encoder and a decoder that read the
+image, the victim's gradient, the noise so far, a label and z.
 """
 
 from typing import Any, ClassVar

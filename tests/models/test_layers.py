@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from spa_jax.models.layers import batch_norm, conv, max_pool, relu, require_images, require_positive
+from spa_jax.models.layers import batch_norm, conv, leaky_relu, max_pool, relu, require_images, require_positive
 from tests.models.test_convolution import operands, stock
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -19,6 +19,13 @@ def test_conv_pads_evenly_at_stride_two_as_pytorch_does():
     x, kernel = operands((8, 8), (3, 3))
     actual = module.apply({"params": {"kernel": kernel}}, x)
     np.testing.assert_allclose(actual, stock(x, kernel, (2, 2), ((1, 1), (1, 1))), rtol=1e-6)
+
+
+def test_leaky_relu_and_its_gradient():
+    x = jnp.array([-2.0, -0.0, 0.0, 3.0])
+    np.testing.assert_allclose(leaky_relu(x), [-0.4, 0, 0, 3], rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(lambda x: leaky_relu(x).sum())(x), [0.2, 0.2, 0.2, 1], rtol=1e-6)
+    assert leaky_relu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 # --- max pooling ----------------------------------------------------------------------------------------------------
