@@ -1,9 +1,10 @@
 """Semantic-preserving adversarial attacks and training in JAX: the pure attack functions, importable one by one."""
 
-from spa_jax.attacks import apgd_ce, apgd_dlr, attribute_attack, cw, fgsm, make_attack, mi_fgsm, pgd
+from spa_jax.attacks import apgd_ce, apgd_dlr, attribute_attack, cw, fgsm, make_attack, mi_fgsm, noise_attack, pgd
 from spa_jax.attributes import EDITS, Edit, get_edit
 from spa_jax.catalogue import ATTACKS, attack_from_config
 from spa_jax.combinators import in_chunks, restarts, shrunk, targeted, with_fields, worst_of
+from spa_jax.generated_noise import generated_noise
 from spa_jax.inputs import check_logits
 from spa_jax.losses import (
     capped_cross_entropy,
@@ -16,6 +17,7 @@ from spa_jax.losses import (
     targeted_dlr,
     targeted_margin,
 )
+from spa_jax.manipulators import Manipulator, manipulator
 from spa_jax.predict import classifier, eot, normalize, purify, straight_through, victim
 from spa_jax.semantic import SpaResult, spa
 from spa_jax.solvers import apgd, grid, projected_gradient, random_search, solve, steepest, take_turns
@@ -27,6 +29,7 @@ __all__ = [
     "EDITS",
     "Edit",
     "Example",
+    "Manipulator",
     "Result",
     "SpaResult",
     "apgd",
@@ -44,6 +47,7 @@ __all__ = [
     "dlr",
     "eot",
     "fgsm",
+    "generated_noise",
     "get_edit",
     "grid",
     "in_chunks",
@@ -53,8 +57,10 @@ __all__ = [
     "latent",
     "linf",
     "make_attack",
+    "manipulator",
     "margin",
     "mi_fgsm",
+    "noise_attack",
     "normalize",
     "per_example",
     "pgd",

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import optax
 
 from spa_jax import spaces
@@ -18,13 +19,13 @@ from spa_jax.attacks import (
 )
 from spa_jax.engine import PureAttack, make_problem, merge
 from spa_jax.inputs import require_choice, require_count
-from spa_jax.solvers import Best, fold_in, projected_gradient, solve, steepest, take_turns
+from spa_jax.solvers import Best, better, fold_in, projected_gradient, solve, steepest, take_turns
 from spa_jax.solvers import apgd as apgd_solver
 from spa_jax.solvers import grid as grid_solver
 from spa_jax.solvers import random_search as random_solver
 from spa_jax.spaces import Lifted, per_example
 from spa_jax.trees import as_pytree, pytree, static
-from spa_jax.types import Example, Keys, Predict, Problem, Result, Scalar, Solver, Space, Variables
+from spa_jax.types import Evaluation, Example, Keys, Predict, Problem, Result, Scalar, Solver, Space, Variables
 
 Search = Literal["joint", "alternating", "random", "grid"]
 
@@ -55,6 +56,7 @@ class Spa(PureAttack):
     num_steps: int = static()
     mode: str = static()
     candidates: int = static()
+    start_candidates: int = static()
     keep: str = static()
     unroll: int | None = static()
     is_targeted: bool = static(default=False)
@@ -64,6 +66,9 @@ class Spa(PureAttack):
         clean = problem.space.identity(problem.examples)
         best = Best(clean, problem.value(clean, fold_in(keys, self.num_steps + 1))) if self.keep == "best" else None
         start = start_at_random(problem, keys)
+        if self.start_candidates > 1:
+            drawn = self._best_draw(problem, start, keys)
+            start, best = drawn.variables, best if best is None else better(problem, best, drawn)
         edited = None
         if self.mode in ("random", "grid"):
             edited = self._search_attributes(predict, x, y, keys)
@@ -71,6 +76,12 @@ class Spa(PureAttack):
             start = problem.space.project(start, problem.examples)
         found = solve(problem, self.solver, start, keys, best, self.unroll)
         return self._with_candidates(problem, found, edited, keys)
+
+    def _best_draw(self, problem: Problem, start: Variables, keys: Keys) -> Best:
+        """The strongest of `start_candidates` random points, `start` among them, at one forward pass each."""
+        weakest = Evaluation(jnp.full(len(keys), -jnp.inf), jnp.zeros(len(keys), bool))
+        draws = problem._replace(num_steps=self.start_candidates - 1)
+        return solve(draws, random_solver(), start, fold_in(keys, self.num_steps + 4), Best(start, weakest))
 
     def edit(self, variables: Variables, x: Any) -> Any:
         """The attribute-only image A(x, a) of joint variables."""
@@ -123,6 +134,7 @@ def spa(
     noise: Callable[[Any], Space] | None = None,
     search: Search = "joint",
     candidates: int = 9,
+    start_candidates: int = 1,
     loss: Any = "cross_entropy",
     solver: str | Solver = "projected_gradient",
     keep: Keep = "best",
@@ -150,6 +162,8 @@ def spa(
         search: "joint"; "alternating" moves attributes and noise in turns; "random" and "grid" first pick attribute
             values by forward passes alone, then climb the noise there.
         candidates: random draws, or grid points an attribute, for those two.
+        start_candidates: random points, of attributes and noise, out of which the gradient steps start at the
+            strongest, at one forward pass each: the loss over an angle has several maxima. 1 is a plain random start.
         loss: as for `pgd`.
         solver: "projected_gradient", "apgd" or "random_search" (a fresh draw of all variables each step, no gradient),
             or a solver object.
@@ -161,6 +175,7 @@ def spa(
     """
     require_count("num_steps", num_steps)
     require_count("candidates", candidates)
+    require_count("start_candidates", start_candidates)
     require_choice("search", search, ("joint", "alternating", "random", "grid"))
     require_choice("keep", keep, ("best", "last"))
     members = _attribute_spaces(attributes)
@@ -169,7 +184,8 @@ def spa(
     noise_step = default_step(num_steps) if step_size is None else step_size
     attribute_step = noise_step if attribute_step_size is None else attribute_step_size
     climb = _spa_solver(solver, search, tuple(members), noise_step, attribute_step)
-    return Spa(space, as_pytree(loss_from_spec(loss)), climb, num_steps, search, candidates, keep, unroll)
+    counts = (num_steps, search, candidates, start_candidates)
+    return Spa(space, as_pytree(loss_from_spec(loss)), climb, *counts, keep, unroll)
 
 
 def _attribute_spaces(attributes: Any) -> dict[str, Space]:

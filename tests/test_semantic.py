@@ -34,6 +34,8 @@ from tests.victims import SIZE, linear, margins
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+ROTATION = [{"name": "rotation", "low": -20, "high": 20}]
+
 
 @pytest.mark.parametrize(
     ("search", "solver", "share"),
@@ -101,3 +103,26 @@ def test_the_record_of_spa_fits_together():
         assert np.all((result.variables["contrast"] >= 0.7) & (result.variables["contrast"] <= 1.3))
         assert_consistent(result, MLP, Y)
         assert_consistent(result.edited, MLP, Y)
+
+
+def test_the_steps_start_at_the_strongest_of_the_draws():
+    options = {"num_steps": 1, "step_size": 0.0, "keep": "last", "unroll": 1, "attributes": ROTATION}
+    found, one = (spa(0.05, start_candidates=n, **options)(KEY, MLP, X, Y) for n in (6, 1))
+    assert_never_weaker(found, one)
+    assert np.any(np.asarray(found.variables["rotation"]) != np.asarray(one.variables["rotation"]))
+    best = spa(0.05, start_candidates=6, **options | {"keep": "best"})(KEY, MLP, X, Y)
+    assert_never_weaker(best, found)
+    assert_consistent(best, MLP, Y)
+
+
+def test_random_search_draws_all_variables():
+    attack = spa(0.05, ROTATION, num_steps=5, solver="random_search", unroll=1)
+    found = attack(KEY, MLP, X, Y)
+    assert_consistent(found, MLP, Y)
+    with pytest.raises(ValueError, match="search='grid' with solver='random_search'"):
+        spa(0.05, ROTATION, solver="random_search", search="grid")
+
+
+def test_the_number_of_starts_is_checked():
+    with pytest.raises(ValueError, match="start_candidates=0"):
+        spa(0.05, ROTATION, start_candidates=0)

@@ -15,6 +15,7 @@ from spa_jax.training.learner import Learner
 from spa_jax.training.networks import Network
 from spa_jax.training.parts import build_of
 from spa_jax.training.recipes import spa_direct, spa_generated
+from spa_jax.training.samples import SampleLoss
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -119,13 +120,17 @@ def test_separate_statistics_are_those_of_their_own_images(tiny_net, batch):
         ({"attack": SPA | {"name": "pgd"}}, "must be the attack 'spa' or 'noise'"),
         ({"generator": GENERATOR | {"radius": -1.0}}, "radius=-1.0"),
         ({"generator_warmup": -1}, "generator_warmup=-1"),
-        ({"outer": "mart"}, "outer='mart' must be one of"),
         ({"beta": -1.0}, "beta=-1.0"),
     ],
 )
 def test_broken_rules_are_named(changes, message, tiny_net):
     with pytest.raises(ValueError, match=message):
         spa_generated(_learner(tiny_net), **({"attack": SPA, "generator": GENERATOR} | changes))
+
+
+def test_an_unknown_outer_loss_is_named():
+    with pytest.raises(ValueError, match="outer='mart' must be one of cross_entropy, trades"):
+        SampleLoss(outer="mart")
 
 
 def test_a_missing_generator_is_named(tiny_net):
