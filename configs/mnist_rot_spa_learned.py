@@ -28,7 +28,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     attributes = {"angle": {"part": "manipulator", **BOX}}
     joint = {"name": "spa", "radius": args["radius"], "attributes": attributes}
     generated = joint | {"noise": {"part": "generator", "num_steps": 4}}
-    pgd = {"name": "pgd", "radius": args["radius"]}
     config = {
         "name": "spa",
         "seed": 0,
@@ -64,12 +63,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         },
         "evaluation": {
             "batch_size": 500,
-            "attacks": {
-                "PGD-20": pgd | {"num_steps": 20, "restarts": 2},
-                "angle, learned": {"name": "attribute", "edit": {"part": "manipulator"}, **BOX, "num_steps": 20},
-                "joint, direct noise": joint | {"num_steps": 20, "restarts": 2},
-                "joint, generated noise": generated | {"num_steps": 10, "restarts": 2},
-            },
+            "attacks": _attacks(joint, generated),
             "selection_attack": joint | {"num_steps": 5},
             "select_by": "robust",
             "survivors_only": False,
@@ -86,6 +80,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     }
     config["baselines"] = _trained_before(config, args["manipulator_epochs"])
     return ConfigDict(config)
+
+
+def _attacks(joint: dict[str, Any], generated: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "PGD-20": {"name": "pgd", "radius": joint["radius"], "num_steps": 20, "restarts": 2},
+        "angle, learned": {"name": "attribute", "edit": {"part": "manipulator"}, **BOX, "num_steps": 20},
+        "joint, direct noise": joint | {"num_steps": 20, "restarts": 2},
+        "joint, generated noise": generated | {"num_steps": 10, "restarts": 2},
+    }
 
 
 def _trained_before(config: dict[str, Any], manipulator_epochs: float) -> tuple[dict[str, Any], ...]:
