@@ -16,6 +16,8 @@ from spa_jax.configuration import parse_arguments
 ROTATION = {"low": -20.0, "high": 20.0}
 MINI_STEPS = 4
 STEPS = 20
+STARTS = 9
+WEIGHTS = {"clean_weight": 0.1, "attribute_weight": 0.1, "joint_weight": 0.8}
 GENERATOR = {"name": "noise_generator", "width": 16}
 NETWORKS = {
     "generator": {
@@ -126,11 +128,12 @@ def _recipes(radius: float) -> dict[str, Any]:
             "attack": drawn | {"num_steps": 1, "keep": "last"},
             "generator": generator,
         },
-        "spa_direct": {"name": "spa_direct", "attack": _direct(radius) | last},
+        "spa_direct": {"name": "spa_direct", "attack": _direct(radius) | last | {"start_candidates": 4}, **WEIGHTS},
         "spa_generated": {
             "name": "spa_generated",
-            "attack": _generated(radius, "generator") | {"num_steps": 2, "keep": "last"},
+            "attack": _generated(radius, "generator") | {"num_steps": 2, "keep": "last", "start_candidates": 4},
             "generator": generator,
+            **WEIGHTS,
         },
     }
 
@@ -176,13 +179,16 @@ def _attacks(radius: float) -> dict[str, Any]:
             "noise": {"part": "attacker", "num_steps": MINI_STEPS},
             "num_steps": 10,
         },
-        "SPA direct": _direct(radius) | {"num_steps": STEPS, "restarts": 3},
-        "SPA generated": _generated(radius, "attacker") | {"num_steps": 10, "restarts": 2},
+        "SPA direct": _direct(radius) | {"num_steps": STEPS, "restarts": 3, "start_candidates": STARTS},
+        "SPA generated": _generated(radius, "attacker") | {"num_steps": 10, "restarts": 2, "start_candidates": STARTS},
     }
 
 
 def _panels(radius: float) -> dict[str, Any]:
-    """The joint attacks against their ablations, each with as many forward and backward passes."""
+    """The joint attacks against their ablations, each at the cost of 20 (or 10) forward and backward passes.
+
+    A forward pass alone counts as a third of such a pass.
+    """
     rotation = {"name": "attribute", "edit": "rotation", "num_steps": STEPS} | ROTATION
     direct = _direct(radius) | {"num_steps": STEPS}
     generated = _generated(radius, "attacker") | {"num_steps": STEPS // 2}
@@ -192,23 +198,27 @@ def _panels(radius: float) -> dict[str, Any]:
         "direct": {
             "models": models,
             "attacks": {
-                "joint": direct,
+                "joint": direct | {"start_candidates": STARTS, "num_steps": STEPS - STARTS // 3},
+                "joint, one start": direct,
                 "alternating": direct | {"search": "alternating"},
                 "rotation only": rotation,
                 "noise only": {"name": "pgd", "radius": radius, "num_steps": STEPS},
-                "random rotations, then noise": direct | {"search": "random", "candidates": 9, "num_steps": STEPS - 3},
+                "random rotations, then noise": direct
+                | {"search": "random", "candidates": STARTS, "num_steps": STEPS - STARTS // 3},
                 "random, both": direct | {"solver": "random_search", "num_steps": 3 * STEPS},
             },
         },
         "generated": {
             "models": models,
             "attacks": {
-                "joint": generated,
+                "joint": generated | {"start_candidates": STARTS, "num_steps": STEPS // 2 - STARTS // 3},
+                "joint, one start": generated,
                 "alternating": generated | {"search": "alternating"},
                 "rotation only": rotation,
                 "z only": z_alone | {"method": "gradient", "num_steps": STEPS // 2},
-                "random rotations, then z": generated | {"search": "random", "candidates": 9},
-                "random, both": generated | {"solver": "random_search", "num_steps": 2 * STEPS},
+                "random rotations, then z": generated
+                | {"search": "random", "candidates": STARTS, "num_steps": STEPS // 2 - STARTS // 3},
+                "random, both": generated | {"solver": "random_search", "num_steps": 3 * STEPS // 2},
             },
         },
     }
