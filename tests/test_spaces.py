@@ -1,5 +1,7 @@
 """The guarantees of the spaces, one property each; projections against Dykstra's algorithm in float64."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from spa_jax import EDITS, Example, attribute, chain, l1, l2, latent, linf, per_example, universal
 from spa_jax.attributes import brightness
-from spa_jax.spaces import at_grid_point, grid_axes
+from spa_jax.spaces import at_grid_point, grid_axes, shrink
+from spa_jax.trees import pytree
 from tests.victims import SIZE, images, linear, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -366,3 +369,81 @@ def test_a_radius_must_be_a_number_of_at_least_zero(make, radius):
 def test_bad_spaces_are_refused_with_value_and_rule(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- edits of several values, edits that read the image -----------------------------------------------------------
+
+
+def two_lights(image, values):
+    """Rows brightened by the first value, columns by the second."""
+    return image + 0.1 * values[0] * jnp.eye(*image.shape[:2])[..., None] + 0.01 * values[1]
+
+
+@pytree
+class Reader:
+    """An edit that sets the mean of an image, and counts on its own mean being prepared."""
+
+    gain: Any
+
+    def prepare(self, image):
+        return jnp.mean(image)
+
+    def read(self, image, prepared=None):
+        return self.gain * (jnp.mean(image) if prepared is None else prepared)
+
+    def __call__(self, image, value, prepared=None):
+        return image + value / self.gain - (jnp.mean(image) if prepared is None else prepared)
+
+
+def test_an_attribute_of_several_values_stays_in_its_box():
+    space, example = attribute(two_lights, (-1.0, -2.0), (1.0, 3.0)), Example(jnp.full((4, 4, 1), 0.5))
+    drawn = jax.vmap(lambda key: space.init(key, example))(jax.random.split(jax.random.key(0), 200))
+    assert drawn.shape == (200, 2)
+    assert np.all(drawn >= np.array([-1, -2])) and np.all(drawn <= np.array([1, 3]))
+    assert np.all(np.ptp(np.asarray(drawn), axis=0) > np.array([1.8, 4.5]))
+    np.testing.assert_array_equal(space.project(jnp.array([-9.0, 9.0]), example), [-1, 3])
+    np.testing.assert_array_equal(space.direction(jnp.array([-0.1, 7.0])), [-1, 2.5])
+    np.testing.assert_array_equal(space.apply(space.identity(example), example), example.image)
+
+
+def test_a_grid_over_several_values_visits_every_combination():
+    space = attribute(two_lights, (-1.0, -2.0), (1.0, 2.0))
+    assert grid_axes(space) == 2
+    visited = {tuple(map(float, at_grid_point(space, jnp.zeros(2), jnp.int32(i), 3))) for i in range(9)}
+    assert visited == {(a, b) for a in (-1.0, 0.0, 1.0) for b in (-2.0, 0.0, 2.0)}
+
+
+def test_what_an_edit_prepares_is_computed_once_and_only_for_the_first_of_a_chain():
+    image = jnp.full((4, 4, 1), 0.25)
+    space = chain(level=attribute(Reader(jnp.float32(8)), 0.0, 6.0), noise=linf(0.1))
+    example = space.prepare(Example(image))
+    np.testing.assert_allclose(example.prepared, 0.25)
+    identity = space.identity(example)
+    np.testing.assert_allclose(identity["level"], 2.0)
+    np.testing.assert_allclose(space.apply(identity | {"level": jnp.float32(4)}, example), 0.5)
+    late = chain(light=attribute("brightness"), level=attribute(Reader(jnp.float32(8)), 0.0, 6.0))
+    assert late.prepare(Example(image)).prepared is None
+    np.testing.assert_allclose(late.identity(example)["level"], 2.0)
+
+
+def test_a_shrunk_box_of_a_reading_edit_lies_about_the_images_own_value():
+    example = Example(jnp.full((4, 4, 1), 0.25))
+    space = attribute(Reader(jnp.float32(8)), 0.0, 6.0)
+    half = shrink(space, 0.5)
+    np.testing.assert_allclose(half.project(jnp.float32(9), example), 4.0)
+    np.testing.assert_allclose(half.project(jnp.float32(-9), example), 1.0)
+    np.testing.assert_allclose(half.direction(jnp.float32(1)), 1.5)
+    np.testing.assert_allclose(shrink(space, 0.0).project(jnp.float32(9), example), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        ((0.0,), (1.0, 1.0), "vectors of one length"),
+        ((0.0, 2.0), (1.0, 1.0), "must not be larger"),
+        ("a", 1.0, "low='a'"),
+    ],
+)
+def test_wrong_boxes_of_several_values_are_named(low, high, message):
+    with pytest.raises(ValueError, match=message):
+        attribute(two_lights, low, high)
