@@ -25,7 +25,7 @@ _VISIBLE_CHANGE = 0.2
 
 
 def attributes_of(h: Float[Array, "*b d"], subspace: Float[Array, "m d"]) -> Float[Array, "*b m"]:
-    """The attributes v = M h that latent vectors hold (Li et al. 2020, section 3.1), in the subspace's units."""
+    """The attributes v = M h that latent vectors hold (Li et al. 2020), in the subspace's units."""
     return jnp.matmul(h, subspace.T, precision=jax.lax.Precision.HIGHEST)
 
 

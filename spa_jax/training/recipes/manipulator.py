@@ -73,7 +73,7 @@ def manipulator(
     learner: Learner,
     reconstruction_weight: float = 30.0,
     kl_weight: float = 1.0,
-    attribute_weight: float = 10.0,
+    attribute_weight: float = 50.0,
     complement_weight: float = 0.01,
     cycle_weight: float = 20.0,
     cycle_complement_weight: float = 1.0,
@@ -92,8 +92,8 @@ def manipulator(
     - reconstruction: ||D(h) - x||^2. Over the KL term, it is the likelihood of pixels of variance 1 / 60.
     - kl: of q(h | x) to N(0, I), beside the attributes' subspace. The attributes are taken from the mean without noise,
       so that they are the cheapest way to tell the decoder about them (our choice).
-    - attribute: ||M h - a||^2; complement: ||M^T a - h||^2 (both Li et al. 2020, equations 3 and 5, where their weights
-      are equal; here the KL term holds the complement down).
+    - attribute: ||M h - a||^2; complement: ||M^T a - h||^2 (both Li et al. 2020, where their weights are equal; here
+      the KL term holds the complement down).
     - cycle: ||M E(x') - t||^2, the edited image reads back as it was set; cycle_complement: the latent distance of what
       is no attribute, ||E(x') - h'||^2 / (2 var), in posterior variances (our choice; without these two the decoder
       comes to ignore the subspace).
@@ -107,9 +107,9 @@ def manipulator(
         learner: `models.MSP` and its optimiser; with `patch_weight`, also a network named "discriminator".
         reconstruction_weight, kl_weight, attribute_weight, complement_weight, cycle_weight, cycle_complement_weight,
             label_weight, known_weight, patch_weight: of these terms, 0 or larger. All values are our choice, the best
-            of those tried on rotated digits.
+            of those tried on rotated digits and MNIST.
         cycle_noise: standard deviation of Gaussian noise on x' before it is encoded again, so that the decoder cannot
-            hide what the encoder wants to read in faint patterns (Bashkirova et al. 2019, section 4.1).
+            hide what the encoder wants to read in faint patterns (as Bashkirova et al. 2019 do for cycles).
         span: of the random targets, in scales about the centre; 1.73 is the whole range of a uniform attribute.
         known_edits: names of the model's attributes and of the edits in `spa_jax.EDITS` that add to them, in the same
             unit: `{"rotation": "rotation"}`.
@@ -274,7 +274,7 @@ def _scores(learner: Learner, network: NetworkState, images: Images) -> Values:
 
 
 def _teach_discriminator(learner: Learner, state: TrainState, real: Images, fake: Images, average: Any) -> TrainState:
-    """One update of the discriminator by the hinge loss (Lim & Ye 2017; Miyato et al. 2018, equation 16)."""
+    """One update of the discriminator by the hinge loss (Lim & Ye 2017)."""
     network = state.networks[DISCRIMINATOR]
     model = learner.networks[DISCRIMINATOR].model
 
