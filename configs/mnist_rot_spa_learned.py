@@ -24,7 +24,7 @@ JUDGE = {"name": "small_cnn", "width": 16, "convs_per_stage": 1}
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` may set these, as in `mnist_rot_spa_learned.py:epochs=1,images=5000`."""
-    args = parse_arguments(arg, epochs=2.0, manipulator_epochs=8.0, radius=0.2, images=60000, test_images=10000)
+    args = parse_arguments(arg, epochs=2.0, manipulator_epochs=6.0, radius=0.2, images=60000, test_images=10000)
     attributes = {"angle": {"part": "manipulator", **BOX}}
     joint = {"name": "spa", "radius": args["radius"], "attributes": attributes}
     generated = joint | {"noise": {"part": "generator", "num_steps": 4}}
@@ -106,7 +106,12 @@ def _trained_before(config: dict[str, Any], manipulator_epochs: float) -> tuple[
             "name": "manipulator",
             "networks": None,
             "model": {"name": "msp"},
-            "recipe": {"name": "manipulator", "known_edits": {"rotation": "rotation"}},
+            "recipe": {
+                "name": "manipulator",
+                "attribute_weight": 100.0,
+                "cycle_weight": 60.0,
+                "known_edits": {"rotation": "rotation"},
+            },
             "optimizer": {"name": "adam", "b2": 0.99, "clip_norm": 50.0},
             "schedule": {"name": "cosine", "peak": 1.5e-3, "warmup": 0.05, "end": 0.01},
             "training": {"num_epochs": manipulator_epochs, "attack_warmup": 0.0, "evaluate_every": 2},
