@@ -4,6 +4,11 @@ python launch/train.py --config configs/shapes_manipulator.py --workdir runs/sha
 
 The stand-in for faces that runs anywhere: what an edit should look like is known. No edit is given to the
 training; all are learned from images and values alone.
+
+Seen with seed 0, 20 epochs (`epochs=20,judge_epochs=12`, five minutes on two cores) and 2,000 test images: values are
+set with mean errors of 0.019 turns, 0.036, 0.011 and 0.011 sides and 7.2 degrees (0.011, 0.010, 0.004, 0.005 and 4.5 on
+real images), and move the others by at most 0.28 of half their range. The class is not kept well enough to attack with:
+72 to 89 % with one attribute set, 66 % with all (99.6 % on real images), as the autoencoder blurs the outlines.
 """
 
 from ml_collections import ConfigDict
