@@ -21,12 +21,12 @@ FACTS = {"attribute_names": ("rotation", "light"), "attribute_centre": (5.0, 0.5
 KNOWN = {"known_edits": {"rotation": "rotation"}}
 
 
-def _learner(discriminator=False, optimizer=optax.sgd(1e-4)):
+def _learner(discriminator=False, optimizer=None):
     sizes = {"width": 2, "latent_dim": 5, "hidden": 8}
     model = create_model("msp", num_classes=10, input_shape=SHAPE, num_attributes=2, **sizes, **FACTS)
     judge = create_model("patch_discriminator", num_classes=10, input_shape=SHAPE, width=2)
     networks = {"discriminator": Network(judge, optax.sgd(0.1))} if discriminator else {}
-    return Learner(model, optimizer, networks=networks)
+    return Learner(model, optimizer or optax.sgd(1e-4), networks=networks)
 
 
 @pytest.fixture
