@@ -10,7 +10,7 @@ from absl import flags
 
 from spa_jax import launching
 from spa_jax.parallel import data_mesh
-from spa_jax.training.experiment import check_config, load_data
+from spa_jax.training.experiment import check_config, data_loader
 from spa_jax.training.reporting import report_models
 
 flags.adopt_module_key_flags(launching)
@@ -20,7 +20,7 @@ CONFIG = launching.define_flags()
 def main() -> None:
     """Load, attack, report."""
     config = check_config(launching.config_value(CONFIG))
-    report_models(config, Path(flags.FLAGS.workdir), load_data(config), data_mesh())
+    report_models(config, Path(flags.FLAGS.workdir), data_loader(), data_mesh())
 
 
 if __name__ == "__main__":

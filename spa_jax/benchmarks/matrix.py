@@ -13,14 +13,13 @@ from spa_jax.benchmarks.heat_map import heat_map_png
 from spa_jax.benchmarks.speed import Row
 from spa_jax.checkpoints import prepare_workdir
 from spa_jax.configuration import check_keys, freeze
-from spa_jax.data import Dataset
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.files import write_files
 from spa_jax.evaluation.records import ModelReport
 from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.parallel import data_mesh
-from spa_jax.training.experiment import check_config, classifies, evaluation_attacks, variants
+from spa_jax.training.experiment import LoadData, check_config, classifies, evaluation_attacks, variants
 from spa_jax.training.loop import train_models
 from spa_jax.training.reporting import load_parts, load_victim
 
@@ -96,23 +95,23 @@ def _judge_seed(
     config: Mapping[str, Any], panels: Mapping[str, Any], workdir: Path
 ) -> Iterator[tuple[str, str, dict[str, tuple[float, int]]]]:
     """Panel, model, and for each attack the accuracy and the number of images."""
-    models, dataset = train_models(config, prepare_workdir(workdir))
+    models, load = train_models(config, prepare_workdir(workdir))
     for panel, settings in panels.items():
         chosen = [name for name, variant in models.items() if classifies(variant)]
         for name in chosen if settings is None else settings["models"]:
             variant = models[name] if settings is None else _judged_by(models[name], settings["attacks"])
-            yield panel, name, _judge_once(variant, models, dataset, workdir, panel)
+            yield panel, name, _judge_once(variant, models, load, workdir, panel)
 
 
 def _judge_once(
-    config: Mapping[str, Any], models: Mapping[str, Any], dataset: Dataset, workdir: Path, panel: str
+    config: Mapping[str, Any], models: Mapping[str, Any], load: LoadData, workdir: Path, panel: str
 ) -> dict[str, tuple[float, int]]:
     """The judgement of a model, read where it was made before with the same attacks."""
     path = workdir / config["name"] / f"{panel}.json"
     asked = freeze({"evaluation": config["evaluation"], "parts": config.get("parts")})
     if path.exists() and (stored := json.loads(path.read_text()))["asked"] == asked:
         return {name: tuple(value) for name, value in stored["accuracies"].items()}
-    report = _judge(config, models, dataset, workdir)
+    report = _judge(config, models, load, workdir)
     accuracies = {name: (share.value, share.total) for name, share in report.accuracies.items()}
     seconds = {name: record.seconds for name, record in report.attacks.items()}
     content = {"asked": asked, "accuracies": accuracies, "seconds": seconds}
@@ -121,11 +120,11 @@ def _judge_once(
     return accuracies
 
 
-def _judge(config: Mapping[str, Any], models: Mapping[str, Any], dataset: Dataset, workdir: Path) -> ModelReport:
-    settings, mesh = config["evaluation"], data_mesh()
+def _judge(config: Mapping[str, Any], models: Mapping[str, Any], load: LoadData, workdir: Path) -> ModelReport:
+    settings, mesh, dataset = config["evaluation"], data_mesh(), load(config)
     count = settings.get("num_examples")
     split = dataset.test if count is None else evenly_spaced(dataset.test, count)
-    attacks = evaluation_attacks(config, load_parts(config, config["evaluation"]["attacks"], models, workdir, mesh))
+    attacks = evaluation_attacks(config, load_parts(config, settings["attacks"], models, workdir, mesh, load))
     victim = load_victim(config, workdir, dataset, mesh)
     key = jax.random.fold_in(jax.random.key(config["seed"]), _EVALUATE)
     return evaluate(victim, split, attacks, key=key, batch_size=settings["batch_size"], mesh=mesh, survivors_only=False)

@@ -75,6 +75,9 @@ MANIPULATION_SCHEMA: Mapping[str, Any] = {
 NETWORK_SCHEMA: Mapping[str, Any] = {"model": Mapping, "optimizer": Mapping, "schedule": Mapping}
 """An entry of `networks`: a network that the recipe trains beside the model."""
 
+LoadData = Callable[[Mapping[str, Any]], Dataset]
+"""From a config to its data."""
+
 MAY_CHANGE = ("data.data_dir", "evaluation", "baselines")
 """What may differ between a checkpoint's config and the config that goes on from it."""
 
@@ -188,7 +191,7 @@ def load_data(config: Mapping[str, Any]) -> Dataset:
     return load_dataset(**config["data"])
 
 
-def data_loader() -> Callable[[Mapping[str, Any]], Dataset]:
+def data_loader() -> LoadData:
     """`load_data` that reads the same data once, however many models are trained on them."""
     known: dict[str, Dataset] = {}
 
@@ -231,9 +234,9 @@ class Experiment:
     parts: Mapping[str, TrainedPart]
 
     @property
-    def needs(self) -> set[str]:
-        """The names of the models that have to be trained before."""
-        return {part.directory.name for part in self.parts.values()}
+    def needs(self) -> set[Path]:
+        """The directories of the models that have to be trained before."""
+        return {part.directory for part in self.parts.values()}
 
     @functools.cached_property
     def measure(self) -> Callable[..., Any]:
@@ -289,7 +292,7 @@ def find_parts(
     names: Iterable[str],
     models: Mapping[str, Mapping[str, Any]],
     workdir: Path,
-    load: Callable[[Mapping[str, Any]], Dataset] = load_data,
+    load: LoadData = load_data,
 ) -> dict[str, TrainedPart]:
     """The parts of those names that a config declares: where they were or will be trained, and what they are.
 
@@ -323,7 +326,7 @@ def find_parts(
     return found
 
 
-def training_order(experiments: Mapping[str, Experiment]) -> list[str]:
+def training_order(experiments: Mapping[str, Experiment], workdir: Path) -> list[str]:
     """The names of the models, each after those whose parts it needs, and otherwise in their own order.
 
     Raises:
@@ -332,7 +335,8 @@ def training_order(experiments: Mapping[str, Experiment]) -> list[str]:
     ordered: list[str] = []
     waiting = dict(experiments)
     while waiting:
-        ready = [name for name, own in waiting.items() if not own.needs & (waiting.keys() - {name})]
+        missing = {name: workdir / name for name in waiting}
+        ready = [name for name, own in waiting.items() if not own.needs & (set(missing.values()) - {missing[name]})]
         if not ready:
             raise ConfigError(f"config.parts: the models {listed(waiting)} need each other; none can be trained first")
         ordered.append(ready[0])

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from spa_jax.catalogue import attack_from_config, part_names
 from spa_jax.checkpoints import Checkpoints, prepare_workdir
 from spa_jax.checkpoints import check_config as check_same_config
-from spa_jax.data import Dataset, train_batches
+from spa_jax.data import train_batches
 from spa_jax.errors import SpaError
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.sweep import DeviceBatch, example_keys, make_sweep
@@ -22,6 +22,7 @@ from spa_jax.parallel import data_mesh
 from spa_jax.training.experiment import (
     MAY_CHANGE,
     Experiment,
+    LoadData,
     check_config,
     classifies,
     data_loader,
@@ -69,17 +70,17 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> str:
     """
     config = check_config(config)
     workdir = Path(workdir)
-    _, dataset = train_models(config, workdir)
-    return report_models(config, workdir, dataset, data_mesh())
+    _, load = train_models(config, workdir)
+    return report_models(config, workdir, load, data_mesh())
 
 
-def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, dict[str, Any]], Dataset]:
+def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, dict[str, Any]], LoadData]:
     """Train every model of a checked config, each in its own directory; finished ones are left as they are.
 
     Everything is built, and so checked, before the first of them starts.
 
     Returns:
-        The configs of the models by name, and the config's data.
+        The configs of the models by name, and what loads a config's data and has read these.
     """
     mesh, models, load = data_mesh(), variants(config), data_loader()
     experiments = {}
@@ -88,10 +89,11 @@ def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, di
         needed = part_names([variant["recipe"], *judged])
         parts = find_parts(variant, needed - set(variant.get("networks") or {}), models, workdir, load)
         experiments[name] = make_experiment(variant, load(variant), mesh, parts)
+    order = training_order(experiments, workdir)
     workdir = prepare_workdir(workdir)
-    for name in training_order(experiments):
+    for name in order:
         train(experiments[name], workdir / name)
-    return models, load(config)
+    return models, load
 
 
 def train(experiment: Experiment, workdir: Path) -> None:

@@ -50,12 +50,10 @@ class TrainedPart:
         """The variables of the best checkpoint, averaged weights where there are any.
 
         Raises:
-            CheckpointError: there is none, or the model has no such network.
+            CheckpointError: there is none.
         """
         if self.network is not None:
             found = load_variables(self.directory, names=["networks"], sharding=sharding).variables["networks"]
-            if self.network not in found:
-                raise ConfigError(f"parts: network={self.network!r} is none of {self.directory}{suggest('', found)}")
             network = found[self.network]
             return as_variables(network["params"], network.get("batch_stats"))
         return load_model(self.directory, sharding)

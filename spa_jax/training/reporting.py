@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.parallel import data_mesh
 from spa_jax.predict import Victim, classifier
 from spa_jax.training.experiment import (
+    LoadData,
     classifies,
-    data_loader,
     evaluation_attacks,
     find_parts,
     load_data,
@@ -79,7 +79,7 @@ def load_parts(
     models: Mapping[str, Any],
     workdir: Path,
     mesh: Mesh,
-    load: Callable[[Mapping[str, Any]], Dataset] = load_data,
+    load: LoadData = load_data,
 ) -> dict[str, Any]:
     """The parts that a piece of a config, such as the attacks that judge a model, asks for.
 
@@ -94,7 +94,7 @@ def _everywhere(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def report_models(config: Mapping[str, Any], workdir: Path, dataset: Dataset, mesh: Mesh) -> str:
+def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh: Mesh) -> str:
     """Judge every model of a config on the test split and write `report/` in the run's directory.
 
     The curves come from at most 1,000 examples, evenly spaced; each of their points is a whole attack. Manipulators are
@@ -103,13 +103,13 @@ def report_models(config: Mapping[str, Any], workdir: Path, dataset: Dataset, me
     Args:
         config: checked, see `spa_jax.training.experiment`.
         workdir: holds one directory a model.
-        dataset: the data.
+        load: gives the data of a config, as `data_loader()`.
         mesh: the devices.
 
     Returns:
         The tables as text.
     """
-    everyone, load = variants(config), data_loader()
+    everyone, dataset = variants(config), load(config)
     split = _test_split(config, dataset)
     models: dict[str, ModelReport] = {}
     sheets: dict[str, Sheet] = {}
@@ -166,7 +166,7 @@ def _report_manipulator(
     models: Mapping[str, Any],
     workdir: Path,
     mesh: Mesh,
-    load: Callable[[Mapping[str, Any]], Dataset],
+    load: LoadData,
 ) -> str:
     """Judge a manipulator by the regressor and the classifier that its config names."""
     settings, dataset = config["evaluation"]["manipulation"], load(config)

@@ -1,5 +1,6 @@
 """Models made of parts: trained one after the other, frozen in the state of those that use them, resumed whole."""
 
+import dataclasses
 import os
 import signal
 
@@ -9,8 +10,10 @@ import pytest
 
 from spa_jax.checkpoints import load_variables
 from spa_jax.errors import ConfigError
+from spa_jax.parallel import data_mesh
 from spa_jax.training import loop
-from spa_jax.training.experiment import check_config, variants
+from spa_jax.training.experiment import check_config, load_data, make_experiment, training_order, variants
+from spa_jax.training.parts import TrainedPart
 from tests.training.conftest import tiny_config
 
 ADAM = {"optimizer": {"name": "adam"}, "schedule": {"name": "constant", "peak": 1e-3}}
@@ -111,3 +114,21 @@ def test_a_network_that_the_model_does_not_train_is_named(tmp_path):
 def test_a_baseline_may_drop_the_networks():
     config = joint_config(baselines=({"name": "plain", "recipe": {"name": "standard"}, "networks": None},))
     assert variants(check_config(config))["plain"]["networks"] is None
+
+
+def test_models_are_trained_after_those_they_need_and_not_after_namesakes_of_other_runs(tmp_path):
+    config = check_config(tiny_config())
+    experiment = make_experiment(config, load_data(config), data_mesh())
+
+    def needing(path):
+        return dataclasses.replace(experiment, parts={"part": TrainedPart(path, None, lambda variables: variables)})
+
+    models = {
+        "first": needing(tmp_path / "last"),
+        "second": needing(tmp_path / "elsewhere" / "last"),
+        "last": needing(tmp_path / "last"),
+    }
+    assert training_order(models, tmp_path) == ["second", "last", "first"]
+    models["last"] = needing(tmp_path / "first")
+    with pytest.raises(ConfigError, match="first, last need each other"):
+        training_order(models, tmp_path)
