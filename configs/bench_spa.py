@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "warmup": 0.0,
     },
     "mnist_rot": {
-        "radius": 0.2,
+        "radius": 0.1,
         "data": {
             "name": "rotated_mnist",
             "data_dir": placeholder(str),

@@ -21,6 +21,7 @@ from spa_jax.configuration import parse_arguments
 
 BOXES = {"rotation": (-40.0, 40.0), "slant": (-15.0, 25.0), "stroke_width": (1.8, 3.5)}
 UNITS = {"rotation": (0.0, 30.0), "slant": (5.8, 14.6), "stroke_width": (2.6, 0.7)}
+JUDGED_ANGLES = (-80.0, 80.0)
 JUDGE = {"name": "small_cnn", "width": 16, "convs_per_stage": 1}
 
 
@@ -91,6 +92,7 @@ def _judges(epochs: float, names: tuple[str, ...]) -> tuple[dict[str, Any], ...]
             "name": "regressor",
             **judge,
             "model": JUDGE | {"num_classes": len(names)},
+            "data": {"angle_range": JUDGED_ANGLES},
             "recipe": {"name": "regressor", "centre": centre, "scale": scale},
         },
     )

@@ -100,6 +100,7 @@ def _trained_before(config: dict[str, Any], manipulator_epochs: float) -> tuple[
             "name": "regressor",
             **plain,
             "model": JUDGE | {"num_classes": 1},
+            "data": {"angle_range": (-80.0, 80.0)},
             "recipe": {"name": "regressor", "centre": (0.0,), "scale": (30.0,)},
         },
         {

@@ -28,6 +28,7 @@ from spa_jax.trees import as_pytree, pytree, static
 from spa_jax.types import Evaluation, Example, Keys, Predict, Problem, Result, Scalar, Solver, Space, Variables
 
 Search = Literal["joint", "alternating", "random", "grid"]
+StepSchedule = Literal["constant", "linear"]
 
 
 class SpaResult(NamedTuple):
@@ -130,6 +131,7 @@ def spa(
     num_steps: int = 10,
     step_size: Scalar | None = None,
     attribute_step_size: Scalar | None = None,
+    step_schedule: StepSchedule = "constant",
     norm: str = "linf",
     noise: Callable[[Any], Space] | None = None,
     search: Search = "joint",
@@ -154,8 +156,11 @@ def spa(
         attributes: names of edits in the order of application; or a mapping or sequence of `{"name": "rotation",
             "low": -20, "high": 20}`; or a mapping of names to `spa_jax.attribute` spaces, of a learned manipulator too.
         num_steps: gradient steps, k forward and backward passes.
-        step_size: of the noise, in radii. Default: 2.5 / num_steps.
+        step_size: of the noise, in radii. Default: 2.5 / num_steps; of the linear schedule's first step, twice that
+            and at least 0.5 (our choice, the strongest of those tried with 17 steps).
         attribute_step_size: of the attributes, in half ranges. Default: as `step_size`.
+        step_schedule: "constant", or "linear": steps shrink towards 0, so that the noise comes to rest on the
+            attribute value it was made for. For the projected gradient, in any search.
         norm: of direct noise, "linf", "l2" or "l1".
         noise: how the space of noise is made from its radius, for noise that is generated:
             `functools.partial(spa_jax.generated_noise, model, variables)`. Default: direct noise of that norm.
@@ -177,13 +182,16 @@ def spa(
     require_count("candidates", candidates)
     require_count("start_candidates", start_candidates)
     require_choice("search", search, ("joint", "alternating", "random", "grid"))
+    require_choice("step_schedule", step_schedule, ("constant", "linear"))
     require_choice("keep", keep, ("best", "last"))
     members = _attribute_spaces(attributes)
     noise = functools.partial(noise_space, norm) if noise is None else noise
     space = per_example(spaces.chain(**members, noise=noise(radius)))
-    noise_step = default_step(num_steps) if step_size is None else step_size
-    attribute_step = noise_step if attribute_step_size is None else attribute_step_size
-    climb = _spa_solver(solver, search, tuple(members), noise_step, attribute_step)
+    shrinks = step_schedule == "linear"
+    first = min(1.0, max(0.5, 2 * default_step(num_steps))) if shrinks else default_step(num_steps)
+    noise_step = first if step_size is None else step_size
+    step_sizes = dict.fromkeys(members, noise_step if attribute_step_size is None else attribute_step_size)
+    climb = _spa_solver(solver, search, step_sizes | {"noise": noise_step}, num_steps if shrinks else None)
     counts = (num_steps, search, candidates, start_candidates)
     return Spa(space, as_pytree(loss_from_spec(loss)), climb, *counts, keep, unroll)
 
@@ -215,21 +223,22 @@ def _named_attribute(name: str | None, entry: Any) -> tuple[str, Space]:
 
 
 @functools.lru_cache
+def _rule(search: str, names: tuple[str, ...], shrink_over: int | None) -> optax.GradientTransformation:
+    """What a search moves, and how the length of its steps shrinks; cached, for equal rules share a compilation."""
+    who = {"joint": optax.identity, "alternating": lambda: take_turns(names, ("noise",))}
+    who_moves = who.get(search, lambda: _hold_still(names))()
+    schedule = optax.constant_schedule(1.0) if shrink_over is None else optax.linear_schedule(1.0, 0.0, shrink_over)
+    return optax.chain(who_moves, optax.scale_by_schedule(schedule), steepest)
+
+
 def _hold_still(names: tuple[str, ...]) -> optax.GradientTransformation:
     def labels(variables: Mapping[str, Any]) -> dict[str, str]:
         return {name: "still" if name in names else "move" for name in variables}
 
-    return optax.partition({"still": optax.set_to_zero(), "move": steepest}, labels)
+    return optax.partition({"still": optax.set_to_zero(), "move": optax.identity()}, labels)
 
 
-@functools.lru_cache
-def _alternate(names: tuple[str, ...]) -> optax.GradientTransformation:
-    return optax.chain(take_turns(names, ("noise",)), steepest)
-
-
-def _spa_solver(
-    solver: Any, search: str, attributes: tuple[str, ...], noise_step: Scalar, attribute_step: Scalar
-) -> Solver:
+def _spa_solver(solver: Any, search: str, step_sizes: Mapping[str, Scalar], shrink_over: int | None) -> Solver:
     if not isinstance(solver, str):
         return solver
     whole: dict[str, Callable[[], Solver]] = {"apgd": apgd_solver, "random_search": random_solver}
@@ -238,9 +247,5 @@ def _spa_solver(
         if search != "joint":
             raise ValueError(f"search={search!r} with solver={solver!r}: it moves all variables jointly")
         return whole[solver]()
-    step_sizes = {name: attribute_step for name in attributes} | {"noise": noise_step}
-    if search == "joint":
-        return projected_gradient(step_sizes)
-    return projected_gradient(
-        step_sizes, _alternate(attributes) if search == "alternating" else _hold_still(attributes)
-    )
+    attributes = tuple(name for name in step_sizes if name != "noise")
+    return projected_gradient(step_sizes, _rule(search, attributes, shrink_over))

@@ -62,6 +62,25 @@ def test_every_search_of_spa_reaches_the_joint_optimum(search, solver, share):
     assert_consistent(result.edited, linear(W), TWO, margin)
 
 
+@pytest.mark.parametrize("search", ["joint", "alternating", "grid"])
+def test_steps_of_the_linear_schedule_shrink_and_reach_the_joint_optimum(search):
+    options = {"search": search, "loss": "margin", "candidates": 5, "unroll": 1, "step_schedule": "linear"}
+    result = spa(0.2, LIGHT, 20, **options)(KEY, linear(W), INNER, TWO)
+    gain = np.asarray(result.value, np.float64) - margins(W, INNER, TWO)
+    np.testing.assert_allclose(gain, NOISE_GAIN + LIGHT_GAIN, atol=1e-4)
+    # Steps of 1, 2/3 and 1/3 of the first: where nothing is in the way, they add up to twice the first.
+    way = spa(0.2, LIGHT, 3, 0.1, keep="last", **options | {"search": "joint"})
+    still = spa(0.2, LIGHT, 3, 0.0, keep="last", **options | {"search": "joint"})
+    moved, start = (attack(KEY, linear(W), INNER, TWO).variables["noise"] for attack in (way, still))
+    free = np.abs(start) < 0.2 - 0.2 * 0.2
+    np.testing.assert_allclose(np.abs(moved - start)[free], 0.2 * 0.2, atol=1e-6)
+
+
+def test_an_unknown_step_schedule_is_refused():
+    with pytest.raises((ValueError, TypeError), match="step_schedule"):
+        spa(0.05, ROTATION, step_schedule="cosine")
+
+
 def bright(result):
     return np.asarray(result.variables["brightness"])[:, None, None, None]
 
