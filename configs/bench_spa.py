@@ -13,29 +13,31 @@ from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
-ROTATION = {"low": -20.0, "high": 20.0}
+ATTRIBUTES = {
+    "rotation": {"low": -15.0, "high": 15.0},
+    "translation_x": {"low": -0.05, "high": 0.05},
+    "translation_y": {"low": -0.05, "high": 0.05},
+    "scale": {"low": 0.9, "high": 1.1},
+}
 MINI_STEPS = 4
 STEPS = 20
 STARTS = 9
+ONE_DRAW = {"search": "random", "candidates": 1}
+STRONG = {"solver": "apgd", "start_candidates": STARTS}
 WEIGHTS = {"clean_weight": 0.1, "attribute_weight": 0.1, "joint_weight": 0.8}
-GENERATOR = {"name": "noise_generator", "width": 16}
-NETWORKS = {
-    "generator": {
-        "model": GENERATOR,
-        "optimizer": {"name": "adam"},
-        "schedule": {"name": "one_cycle", "peak": 2e-3},
-    }
-}
+GENERATOR_TRAINING = {"optimizer": {"name": "adam"}, "schedule": {"name": "one_cycle", "peak": 2e-3}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {
-        "radius": 0.1,
+        "radius": 0.05,
         "data": {"name": "digits", "data_dir": placeholder(str)},
         "model": {"name": "small_cnn", "width": 32},
+        "generator": {"name": "noise_generator", "width": 16},
         "batch_size": 64,
         "epochs": 40.0,
-        "attacker_epochs": 20.0,
+        "attacker_epochs": 10.0,
         "evaluate_every": 10,
         "warmup": 0.0,
+        "compared": ("standard", "pgd", "spa_direct", "spa_generated"),
     },
     "mnist_rot": {
         "radius": 0.1,
@@ -43,16 +45,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "name": "rotated_mnist",
             "data_dir": placeholder(str),
             "angle_range": (-40.0, 40.0),
-            "train_size": 6000,
-            "test_size": 1000,
+            "train_size": 4000,
+            "test_size": 400,
             "validation_size": 500,
         },
         "model": {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1},
+        "generator": {"name": "noise_generator", "width": 8},
         "batch_size": 64,
-        "epochs": 8.0,
+        "epochs": 12.0,
         "attacker_epochs": 2.0,
-        "evaluate_every": 4,
+        "evaluate_every": 12,
         "warmup": 0.3,
+        "compared": ("pgd", "spa_direct"),
     },
 }
 
@@ -70,7 +74,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "recipe": recipes["spa_generated"],
         "optimizer": {"name": "adamw", "weight_decay": 1e-4},
         "schedule": {"name": "one_cycle", "peak": 3e-3},
-        "networks": NETWORKS,
+        "networks": _networks(settings),
         "training": {
             "batch_size": settings["batch_size"],
             "num_epochs": args["epochs"] or settings["epochs"],
@@ -92,16 +96,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
         },
         "parts": {"attacker": {"model": "attacker_of_{victim}"}},
         "baselines": (
-            *(_baseline(name, recipe) for name, recipe in recipes.items() if name != "spa_generated"),
-            *(_attacker(name, radius, args["attacker_epochs"] or settings["attacker_epochs"]) for name in recipes),
+            *(_baseline(name, recipe, settings) for name, recipe in recipes.items() if name != "spa_generated"),
+            *(_attacker(name, settings, args["attacker_epochs"]) for name in recipes),
         ),
     }
-    section = {"experiment": experiment, "seeds": args["seeds"], "panels": _panels(radius)}
+    section = {"experiment": experiment, "seeds": args["seeds"], "panels": _panels(radius, settings["compared"])}
     return ConfigDict({"name": "bench_spa", "seed": 0, "data": settings["data"], "matrix": section})
 
 
 def _direct(radius: float) -> dict[str, Any]:
-    return {"name": "spa", "radius": radius, "attributes": {"rotation": ROTATION}}
+    return {"name": "spa", "radius": radius, "attributes": ATTRIBUTES}
 
 
 def _generated(radius: float, part: str) -> dict[str, Any]:
@@ -111,18 +115,15 @@ def _generated(radius: float, part: str) -> dict[str, Any]:
 def _recipes(radius: float) -> dict[str, Any]:
     """How each model is trained."""
     last = {"num_steps": 5, "keep": "last"}
-    rotation = {"name": "attribute", "edit": "rotation", "keep": "last"} | ROTATION
+    attributes = _direct(0.0) | last
     drawn = {"name": "noise", "radius": radius, "noise": {"part": "generator", "num_steps": MINI_STEPS}}
     generator = {"radius": radius, "num_steps": MINI_STEPS}
     return {
         "standard": {"name": "standard"},
         "pgd": {"name": "adversarial", "attack": {"name": "pgd", "radius": radius} | last},
-        "rotation_random": {"name": "adversarial", "attack": rotation | {"method": "random", "num_steps": 1}},
-        "rotation_worst": {"name": "adversarial", "attack": rotation | {"num_steps": 5}},
-        "pgd_rotated": {
-            "name": "adversarial",
-            "attack": _direct(radius) | last | {"search": "random", "candidates": 1},
-        },
+        "attributes_random": {"name": "adversarial", "attack": attributes | ONE_DRAW | {"num_steps": 1}},
+        "attributes_worst": {"name": "adversarial", "attack": attributes | {"start_candidates": 4}},
+        "pgd_augmented": {"name": "adversarial", "attack": _direct(radius) | last | ONE_DRAW},
         "generator_only": {
             "name": "spa_generated",
             "attack": drawn | {"num_steps": 1, "keep": "last"},
@@ -131,94 +132,100 @@ def _recipes(radius: float) -> dict[str, Any]:
         "spa_direct": {"name": "spa_direct", "attack": _direct(radius) | last | {"start_candidates": 4}, **WEIGHTS},
         "spa_generated": {
             "name": "spa_generated",
-            "attack": _generated(radius, "generator") | {"num_steps": 2, "keep": "last", "start_candidates": 4},
+            "attack": _generated(radius, "generator") | {"num_steps": 2, "keep": "last", "start_candidates": 2},
             "generator": generator,
             **WEIGHTS,
         },
     }
 
 
-def _baseline(name: str, recipe: dict[str, Any]) -> dict[str, Any]:
-    baseline = {"name": name, "recipe": recipe, "networks": NETWORKS if recipe["name"] == "spa_generated" else None}
+def _networks(settings: dict[str, Any]) -> dict[str, Any]:
+    return {"generator": {"model": settings["generator"], **GENERATOR_TRAINING}}
+
+
+def _baseline(name: str, recipe: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    networks = _networks(settings) if recipe["name"] == "spa_generated" else None
+    baseline = {"name": name, "recipe": recipe, "networks": networks}
     return baseline | ({"evaluation": {"select_by": "clean"}} if name == "standard" else {})
 
 
-def _attacker(victim: str, radius: float, epochs: float) -> dict[str, Any]:
+def _attacker(victim: str, settings: dict[str, Any], epochs: float) -> dict[str, Any]:
     """A noise generator trained against one model, as it is frozen, for the attacks on that model."""
     return {
         "name": f"attacker_of_{victim}",
-        "model": GENERATOR,
+        "model": settings["generator"],
         "recipe": {
             "name": "noise_generator",
             "victim": {"part": "victim"},
-            "attributes": {"rotation": ROTATION},
-            "radius": radius,
+            "attributes": ATTRIBUTES,
+            "radius": settings["radius"],
             "num_steps": MINI_STEPS,
         },
         "networks": None,
         "parts": {"victim": {"model": victim}},
-        "optimizer": {"name": "adam"},
-        "schedule": {"name": "one_cycle", "peak": 2e-3},
-        "training": {"num_epochs": epochs, "attack_warmup": 0.0, "evaluate_every": 5},
+        **GENERATOR_TRAINING,
+        "training": {"num_epochs": epochs or settings["attacker_epochs"], "attack_warmup": 0.0, "evaluate_every": 5},
     }
 
 
 def _attacks(radius: float) -> dict[str, Any]:
     pgd = {"name": "pgd", "radius": radius, "num_steps": STEPS, "restarts": 2}
-    rotation = {"name": "attribute", "edit": "rotation"} | ROTATION
+    alone = _direct(0.0) | {"num_steps": 1}
     return {
         "FGSM": {"name": "fgsm", "radius": radius},
         "PGD": pgd,
         "APGD": {"name": "apgd_ce", "radius": radius, "num_steps": 50},
         "CW": pgd | {"loss": "margin"},
-        "rotation, random": rotation | {"method": "random", "num_steps": 10},
-        "rotation, grid": rotation | {"method": "grid", "num_steps": 41},
+        "attributes, random": alone | {"search": "random", "candidates": 81},
+        "attributes, grid": alone | {"search": "grid", "candidates": 3},
         "generator, 10 z": {
             "name": "noise",
             "radius": radius,
             "noise": {"part": "attacker", "num_steps": MINI_STEPS},
             "num_steps": 10,
         },
-        "SPA direct": _direct(radius) | {"num_steps": STEPS, "restarts": 3, "start_candidates": STARTS},
-        "SPA generated": _generated(radius, "attacker") | {"num_steps": 10, "restarts": 2, "start_candidates": STARTS},
+        "SPA direct": _direct(radius) | STRONG | {"num_steps": STEPS, "restarts": 2},
+        "SPA direct, CW": _direct(radius) | STRONG | {"num_steps": STEPS, "restarts": 2, "loss": "margin"},
+        "SPA generated": _generated(radius, "attacker") | STRONG | {"num_steps": 10},
     }
 
 
-def _panels(radius: float) -> dict[str, Any]:
+def _panels(radius: float, models: tuple[str, ...]) -> dict[str, Any]:
     """The joint attacks against their ablations, each at the cost of 20 (or 10) forward and backward passes.
 
-    A forward pass alone counts as a third of such a pass.
+    A forward pass alone counts as a third of such a pass. All that take gradients take them with steps that shrink.
     """
-    rotation = {"name": "attribute", "edit": "rotation", "num_steps": STEPS} | ROTATION
-    direct = _direct(radius) | {"num_steps": STEPS}
-    generated = _generated(radius, "attacker") | {"num_steps": STEPS // 2}
-    z_alone = {"name": "noise", "radius": radius, "noise": {"part": "attacker", "num_steps": MINI_STEPS}}
-    models = ("standard", "pgd", "spa_direct", "spa_generated")
     return {
-        "direct": {
-            "models": models,
-            "attacks": {
-                "joint": direct | {"start_candidates": STARTS, "num_steps": STEPS - STARTS // 3},
-                "joint, one start": direct,
-                "alternating": direct | {"search": "alternating"},
-                "rotation only": rotation,
-                "noise only": {"name": "pgd", "radius": radius, "num_steps": STEPS},
-                "random rotations, then noise": direct
-                | {"search": "random", "candidates": STARTS, "num_steps": STEPS - STARTS // 3},
-                "random, both": direct | {"solver": "random_search", "num_steps": 3 * STEPS},
-            },
-        },
+        "direct": {"models": models, "attacks": _ablations(_direct(radius), STEPS, _noise_alone(radius))},
         "generated": {
             "models": models,
-            "attacks": {
-                "joint": generated | {"start_candidates": STARTS, "num_steps": STEPS // 2 - STARTS // 3},
-                "joint, one start": generated,
-                "alternating": generated | {"search": "alternating"},
-                "rotation only": rotation,
-                "z only": z_alone | {"method": "gradient", "num_steps": STEPS // 2},
-                "random rotations, then z": generated
-                | {"search": "random", "candidates": STARTS, "num_steps": STEPS // 2 - STARTS // 3},
-                "random, both": generated | {"solver": "random_search", "num_steps": 3 * STEPS // 2},
-            },
+            "attacks": _ablations(_generated(radius, "attacker"), STEPS // 2, _z_alone(radius)),
         },
+    }
+
+
+def _noise_alone(radius: float) -> dict[str, Any]:
+    return {"noise only": {"name": "pgd", "radius": radius, "num_steps": STEPS}}
+
+
+def _z_alone(radius: float) -> dict[str, Any]:
+    noise = {"part": "attacker", "num_steps": MINI_STEPS}
+    z = {"name": "noise", "radius": radius, "noise": noise, "method": "gradient", "num_steps": STEPS // 2}
+    return {"z only": z}
+
+
+def _ablations(joint: dict[str, Any], steps: int, noise_alone: dict[str, Any]) -> dict[str, Any]:
+    shrinking = joint | {"step_schedule": "linear", "num_steps": steps}
+    after_draws = {"num_steps": steps - STARTS // 3}
+    after_grid = {"num_steps": steps - 2 ** len(ATTRIBUTES) // 3}
+    return {
+        "joint, APGD": joint | {"solver": "apgd", "start_candidates": STARTS} | after_draws,
+        "joint": shrinking | {"start_candidates": STARTS} | after_draws,
+        "joint, one start": shrinking,
+        "alternating": shrinking | {"search": "alternating"},
+        "attributes only": _direct(0.0) | {"step_schedule": "linear", "start_candidates": STARTS, "num_steps": STEPS},
+        **noise_alone,
+        "random attributes, then noise": shrinking | {"search": "random", "candidates": STARTS} | after_draws,
+        "grid of attributes, then noise": shrinking | {"search": "grid", "candidates": 2} | after_grid,
+        "random, both": joint | {"solver": "random_search", "num_steps": 3 * steps},
     }

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from spa_jax.benchmarks.matrix import check_matrix
 from spa_jax.benchmarks.run import SCHEMA, benchmark
 from spa_jax.configuration import check_keys
 from spa_jax.errors import ConfigError
@@ -97,9 +98,20 @@ def test_a_config_must_ask_for_something(tmp_path):
         benchmark({"name": "test", "seed": 0}, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["bench_attacks", "bench_strength"])
-def test_the_configs_of_the_repository_are_well_formed(name):
+def get_config(name, arg=None):
     specification = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    check_keys(module.get_config(), SCHEMA)
+    return module.get_config(arg)
+
+
+@pytest.mark.parametrize("name", ["bench_attacks", "bench_generator", "bench_spa", "bench_strength"])
+def test_the_configs_of_the_repository_are_well_formed(name):
+    check_keys(get_config(name), SCHEMA)
+
+
+@pytest.mark.parametrize("arg", ["data=digits", "data=mnist_rot,epochs=2,attacker_epochs=1,seeds=0|5,images=100"])
+def test_the_matrix_of_the_repository_passes_its_check(arg):
+    asked = get_config("bench_spa", arg).to_dict()
+    check_matrix(asked["matrix"], asked["data"])
+    assert asked["matrix"]["seeds"] == ((0, 5) if "5" in arg else (0, 1, 2))
