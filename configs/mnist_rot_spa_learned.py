@@ -4,6 +4,8 @@
 
 DIR holds `mnist` as tensorflow-datasets prepares it. Trains, one after the other, two judges, the manipulator, a
 standard classifier, and generator and classifier together; the attack sets any angle from -40 to 40 degrees.
+`mnist_rot_spa_learned.py:trained=RUN` takes the manipulator from RUN, a finished run of `mnist_manipulator.py`;
+with `measured=slant|stroke_width` in both, the attack sets angle, slant and stroke width at once.
 """
 
 from typing import Any
@@ -13,19 +15,35 @@ from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
-BOX = {"low": (-40.0,), "high": (40.0,)}
+BOXES = {"rotation": (-40.0, 40.0), "slant": (-15.0, 25.0), "stroke_width": (1.8, 3.5)}
+UNITS = {"rotation": (0.0, 30.0), "slant": (5.8, 14.6), "stroke_width": (2.6, 0.7)}
 GENERATOR = {
     "model": {"name": "noise_generator", "width": 16},
     "optimizer": {"name": "adam"},
     "schedule": {"name": "one_cycle", "peak": 2e-3},
 }
 JUDGE = {"name": "small_cnn", "width": 16, "convs_per_stage": 1}
+_PLAIN = {"networks": None, "training": {"attack_warmup": 0.0}}
+_STANDARD = {"name": "standard", **_PLAIN, "recipe": {"name": "standard"}, "evaluation": {"select_by": "clean"}}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` may set these, as in `mnist_rot_spa_learned.py:epochs=1,images=5000`."""
-    args = parse_arguments(arg, epochs=2.0, manipulator_epochs=6.0, radius=0.2, images=60000, test_images=10000)
-    attributes = {"angle": {"part": "manipulator", **BOX}}
+    args = parse_arguments(
+        arg,
+        epochs=2.0,
+        manipulator_epochs=6.0,
+        radius=0.2,
+        images=60000,
+        test_images=10000,
+        measured=("",),
+        trained="",
+    )
+    measured = tuple(name for name in args["measured"] if name)
+    names = ("rotation", *measured)
+    low, high = zip(*(BOXES[name] for name in names), strict=True)
+    box = {"low": low, "high": high}
+    attributes = {"handwriting": {"part": "manipulator", **box}}
     joint = {"name": "spa", "radius": args["radius"], "attributes": attributes}
     generated = joint | {"noise": {"part": "generator", "num_steps": 4}}
     config = {
@@ -37,6 +55,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "angle_range": (-40.0, 40.0),
             "train_size": args["images"],
             "test_size": args["test_images"],
+            "measured": () if args["trained"] else measured,
         },
         "model": {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1},
         "recipe": {
@@ -46,10 +65,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         },
         "networks": {"generator": GENERATOR},
         "parts": {
-            "manipulator": {"model": "manipulator"},
+            "manipulator": {"model": "manipulator", "workdir": args["trained"] or None},
             "generator": {"model": "spa", "network": "generator"},
-            "regressor": {"model": "regressor"},
-            "classifier": {"model": "standard"},
         },
         "optimizer": {"name": "adam"},
         "schedule": {"name": "one_cycle", "peak": 3e-3},
@@ -63,7 +80,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         },
         "evaluation": {
             "batch_size": 500,
-            "attacks": _attacks(joint, generated),
+            "attacks": _attacks(joint, generated, box),
             "selection_attack": joint | {"num_steps": 5},
             "select_by": "robust",
             "survivors_only": False,
@@ -71,37 +88,36 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "radii": (0.0, 0.05, 0.1, 0.2, 0.3),
             "radius_attack": "joint, direct noise",
             "attribute_points": 0,
-            "manipulation": {
-                **BOX,
-                "regressor": {"part": "regressor"},
-                "classifier": {"part": "classifier"},
-            },
+            "manipulation": None,
         },
+        "baselines": (_STANDARD,),
     }
-    config["baselines"] = _trained_before(config, args["manipulator_epochs"])
+    if not args["trained"]:
+        config["parts"] |= {"regressor": {"model": "regressor"}, "classifier": {"model": "standard"}}
+        config["evaluation"]["manipulation"] = box | {name: {"part": name} for name in ("regressor", "classifier")}
+        config["baselines"] += _manipulator_and_judge(names, args["manipulator_epochs"])
     return ConfigDict(config)
 
 
-def _attacks(joint: dict[str, Any], generated: dict[str, Any]) -> dict[str, Any]:
+def _attacks(joint: dict[str, Any], generated: dict[str, Any], box: dict[str, Any]) -> dict[str, Any]:
     return {
         "PGD-20": {"name": "pgd", "radius": joint["radius"], "num_steps": 20, "restarts": 2},
-        "angle, learned": {"name": "attribute", "edit": {"part": "manipulator"}, **BOX, "num_steps": 20},
+        "handwriting": {"name": "attribute", "edit": {"part": "manipulator"}, **box, "num_steps": 20},
         "joint, direct noise": joint | {"num_steps": 20, "restarts": 2},
         "joint, generated noise": generated | {"num_steps": 10, "restarts": 2},
     }
 
 
-def _trained_before(config: dict[str, Any], manipulator_epochs: float) -> tuple[dict[str, Any], ...]:
-    """A standard classifier and a regressor, which are judges too, and the manipulator."""
-    plain = {"networks": None, "training": {"attack_warmup": 0.0}}
+def _manipulator_and_judge(names: tuple[str, ...], manipulator_epochs: float) -> tuple[dict[str, Any], ...]:
+    """The manipulator and a regressor; the standard classifier is its other judge."""
+    centre, scale = zip(*(UNITS[name] for name in names), strict=True)
     return (
-        {"name": "standard", **plain, "recipe": {"name": "standard"}, "evaluation": {"select_by": "clean"}},
         {
             "name": "regressor",
-            **plain,
-            "model": JUDGE | {"num_classes": 1},
+            **_PLAIN,
+            "model": JUDGE | {"num_classes": len(names)},
             "data": {"angle_range": (-80.0, 80.0)},
-            "recipe": {"name": "regressor", "centre": (0.0,), "scale": (30.0,)},
+            "recipe": {"name": "regressor", "centre": centre, "scale": scale},
         },
         {
             "name": "manipulator",

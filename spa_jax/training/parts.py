@@ -116,6 +116,10 @@ class _StandIn:
     def only(self, *names: str) -> "_StandIn":
         return self
 
+    def read(self, image: Any, prepared: Any = None) -> float:
+        """As a manipulator, it reads the image's own value: the box of an attack may leave 0 out."""
+        return 0.0
+
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         return self._noise(*arguments, **options) if len(arguments) == 1 else arguments[0]
 

@@ -132,3 +132,16 @@ def test_models_are_trained_after_those_they_need_and_not_after_namesakes_of_oth
     models["last"] = needing(tmp_path / "first")
     with pytest.raises(ConfigError, match="first, last need each other"):
         training_order(models, tmp_path)
+
+
+def test_the_box_of_a_learned_edit_may_leave_zero_out():
+    """Whatever the edit reads is the value that leaves an image alone; only training tells what that is."""
+    learned = {"part": "manipulator", "low": (-40.0, 1.8), "high": (40.0, 3.5)}
+    attack = SPA | {"attributes": {"handwriting": learned}}
+    config = joint_config(parts={"manipulator": {"model": "manipulator", "workdir": "elsewhere"}})
+    config["evaluation"] = config["evaluation"] | {"attacks": {"joint": attack}}
+    config = check_config(config)
+    make_experiment(config, load_data(config), data_mesh())
+    config["evaluation"]["attacks"]["joint"]["attributes"] = {"handwriting": learned | {"high": (40.0, 1.0)}}
+    with pytest.raises(ValueError, match=r"low=.* must not be larger than high"):
+        check_config(config)
