@@ -19,7 +19,6 @@ ATTRIBUTES = {
     "translation_y": {"low": -0.05, "high": 0.05},
     "scale": {"low": 0.9, "high": 1.1},
 }
-MINI_STEPS = 4
 STEPS = 20
 STARTS = 9
 ONE_DRAW = {"search": "random", "candidates": 1}
@@ -32,6 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "data": {"name": "digits", "data_dir": placeholder(str)},
         "model": {"name": "small_cnn", "width": 32},
         "generator": {"name": "noise_generator", "width": 16},
+        "painting": {"num_steps": 4, "step_share": 0.25},
         "batch_size": 64,
         "epochs": 40.0,
         "attacker_epochs": 10.0,
@@ -51,9 +51,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
         "model": {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1},
         "generator": {"name": "noise_generator", "width": 8},
+        "painting": {"num_steps": 2, "step_share": 0.5},
         "batch_size": 64,
         "epochs": 12.0,
-        "attacker_epochs": 2.0,
+        "attacker_epochs": 1.0,
         "evaluate_every": 12,
         "warmup": 0.3,
         "compared": ("pgd", "spa_direct"),
@@ -66,7 +67,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     args = parse_arguments(arg, data="digits", seeds=(0, 1, 2), epochs=0.0, attacker_epochs=0.0, images=0)
     settings = SETTINGS[args["data"]]
     radius = settings["radius"]
-    recipes = _recipes(radius)
+    recipes = _recipes(settings)
     experiment = {
         "name": "spa_generated",
         "seed": 0,
@@ -85,7 +86,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         },
         "evaluation": {
             "batch_size": 200,
-            "attacks": _attacks(radius),
+            "attacks": _attacks(settings),
             "selection_attack": _direct(radius) | {"num_steps": 10},
             "select_by": "robust",
             "survivors_only": False,
@@ -100,7 +101,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             *(_attacker(name, settings, args["attacker_epochs"]) for name in recipes),
         ),
     }
-    section = {"experiment": experiment, "seeds": args["seeds"], "panels": _panels(radius, settings["compared"])}
+    section = {"experiment": experiment, "seeds": args["seeds"], "panels": _panels(settings)}
     return ConfigDict({"name": "bench_spa", "seed": 0, "data": settings["data"], "matrix": section})
 
 
@@ -108,16 +109,21 @@ def _direct(radius: float) -> dict[str, Any]:
     return {"name": "spa", "radius": radius, "attributes": ATTRIBUTES}
 
 
-def _generated(radius: float, part: str) -> dict[str, Any]:
-    return _direct(radius) | {"noise": {"part": part, "num_steps": MINI_STEPS}}
+def _painted(settings: dict[str, Any], part: str) -> dict[str, Any]:
+    return {"noise": {"part": part, **settings["painting"]}}
 
 
-def _recipes(radius: float) -> dict[str, Any]:
+def _generated(settings: dict[str, Any], part: str) -> dict[str, Any]:
+    return _direct(settings["radius"]) | _painted(settings, part)
+
+
+def _recipes(settings: dict[str, Any]) -> dict[str, Any]:
     """How each model is trained."""
+    radius = settings["radius"]
     last = {"num_steps": 5, "keep": "last"}
     attributes = _direct(0.0) | last
-    drawn = {"name": "noise", "radius": radius, "noise": {"part": "generator", "num_steps": MINI_STEPS}}
-    generator = {"radius": radius, "num_steps": MINI_STEPS}
+    drawn = {"name": "noise", "radius": radius, **_painted(settings, "generator")}
+    generator = {"radius": radius, **settings["painting"]}
     return {
         "standard": {"name": "standard"},
         "pgd": {"name": "adversarial", "attack": {"name": "pgd", "radius": radius} | last},
@@ -132,7 +138,7 @@ def _recipes(radius: float) -> dict[str, Any]:
         "spa_direct": {"name": "spa_direct", "attack": _direct(radius) | last | {"start_candidates": 4}, **WEIGHTS},
         "spa_generated": {
             "name": "spa_generated",
-            "attack": _generated(radius, "generator") | {"num_steps": 2, "keep": "last", "start_candidates": 2},
+            "attack": _generated(settings, "generator") | {"num_steps": 2, "keep": "last", "start_candidates": 2},
             "generator": generator,
             **WEIGHTS,
         },
@@ -159,7 +165,7 @@ def _attacker(victim: str, settings: dict[str, Any], epochs: float) -> dict[str,
             "victim": {"part": "victim"},
             "attributes": ATTRIBUTES,
             "radius": settings["radius"],
-            "num_steps": MINI_STEPS,
+            **settings["painting"],
         },
         "networks": None,
         "parts": {"victim": {"model": victim}},
@@ -168,7 +174,8 @@ def _attacker(victim: str, settings: dict[str, Any], epochs: float) -> dict[str,
     }
 
 
-def _attacks(radius: float) -> dict[str, Any]:
+def _attacks(settings: dict[str, Any]) -> dict[str, Any]:
+    radius = settings["radius"]
     pgd = {"name": "pgd", "radius": radius, "num_steps": STEPS, "restarts": 2}
     alone = _direct(0.0) | {"num_steps": 1}
     return {
@@ -181,37 +188,27 @@ def _attacks(radius: float) -> dict[str, Any]:
         "generator, 10 z": {
             "name": "noise",
             "radius": radius,
-            "noise": {"part": "attacker", "num_steps": MINI_STEPS},
+            **_painted(settings, "attacker"),
             "num_steps": 10,
         },
         "SPA direct": _direct(radius) | STRONG | {"num_steps": STEPS, "restarts": 2},
         "SPA direct, CW": _direct(radius) | STRONG | {"num_steps": STEPS, "restarts": 2, "loss": "margin"},
-        "SPA generated": _generated(radius, "attacker") | STRONG | {"num_steps": 10},
+        "SPA generated": _generated(settings, "attacker") | STRONG | {"num_steps": 10},
     }
 
 
-def _panels(radius: float, models: tuple[str, ...]) -> dict[str, Any]:
+def _panels(settings: dict[str, Any]) -> dict[str, Any]:
     """The joint attacks against their ablations, each at the cost of 20 (or 10) forward and backward passes.
 
     A forward pass alone counts as a third of such a pass. All that take gradients take them with steps that shrink.
     """
-    return {
-        "direct": {"models": models, "attacks": _ablations(_direct(radius), STEPS, _noise_alone(radius))},
-        "generated": {
-            "models": models,
-            "attacks": _ablations(_generated(radius, "attacker"), STEPS // 2, _z_alone(radius)),
-        },
-    }
-
-
-def _noise_alone(radius: float) -> dict[str, Any]:
-    return {"noise only": {"name": "pgd", "radius": radius, "num_steps": STEPS}}
-
-
-def _z_alone(radius: float) -> dict[str, Any]:
-    noise = {"part": "attacker", "num_steps": MINI_STEPS}
-    z = {"name": "noise", "radius": radius, "noise": noise, "method": "gradient", "num_steps": STEPS // 2}
-    return {"z only": z}
+    radius, models = settings["radius"], settings["compared"]
+    noise = {"name": "pgd", "radius": radius, "num_steps": STEPS}
+    z = {"name": "noise", "method": "gradient", "radius": radius, "num_steps": STEPS // 2}
+    z |= _painted(settings, "attacker")
+    direct = _ablations(_direct(radius), STEPS, {"noise only": noise})
+    generated = _ablations(_generated(settings, "attacker"), STEPS // 2, {"z only": z})
+    return {"direct": {"models": models, "attacks": direct}, "generated": {"models": models, "attacks": generated}}
 
 
 def _ablations(joint: dict[str, Any], steps: int, noise_alone: dict[str, Any]) -> dict[str, Any]:

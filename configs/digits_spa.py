@@ -28,7 +28,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "seed": 0,
         "data": {"name": "digits", "data_dir": placeholder(str)},
         "model": {"name": "small_cnn", "width": 32},
-        "recipe": {"name": "spa_direct", "attack": joint | {"num_steps": 5, "keep": "last"}},
+        "recipe": {
+            "name": "spa_direct",
+            "attack": joint | {"num_steps": 5, "keep": "last", "start_candidates": 4},
+            "clean_weight": 0.1,
+            "attribute_weight": 0.1,
+            "joint_weight": 0.8,
+        },
         "optimizer": {"name": "adamw", "weight_decay": 1e-4},
         "schedule": {"name": "one_cycle", "peak": 3e-3},
         "training": {
@@ -51,7 +57,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                     "method": "grid",
                     "num_steps": 41,
                 },
-                "joint": joint | {"num_steps": 20, "restarts": 3},
+                "joint": joint | {"num_steps": 20, "restarts": 3, "solver": "apgd", "start_candidates": 9},
             },
             "selection_attack": joint | {"num_steps": 10},
             "select_by": "robust",

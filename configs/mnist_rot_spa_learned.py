@@ -18,10 +18,11 @@ from spa_jax.configuration import parse_arguments
 BOXES = {"rotation": (-40.0, 40.0), "slant": (-15.0, 25.0), "stroke_width": (1.8, 3.5)}
 UNITS = {"rotation": (0.0, 30.0), "slant": (5.8, 14.6), "stroke_width": (2.6, 0.7)}
 GENERATOR = {
-    "model": {"name": "noise_generator", "width": 16},
+    "model": {"name": "noise_generator", "width": 8},
     "optimizer": {"name": "adam"},
     "schedule": {"name": "one_cycle", "peak": 2e-3},
 }
+PAINTING = {"num_steps": 2, "step_share": 0.5}
 JUDGE = {"name": "small_cnn", "width": 16, "convs_per_stage": 1}
 _PLAIN = {"networks": None, "training": {"attack_warmup": 0.0}}
 _STANDARD = {"name": "standard", **_PLAIN, "recipe": {"name": "standard"}, "evaluation": {"select_by": "clean"}}
@@ -45,7 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     box = {"low": low, "high": high}
     attributes = {"handwriting": {"part": "manipulator", **box}}
     joint = {"name": "spa", "radius": args["radius"], "attributes": attributes}
-    generated = joint | {"noise": {"part": "generator", "num_steps": 4}}
+    generated = joint | {"noise": {"part": "generator", **PAINTING}}
     config = {
         "name": "spa",
         "seed": 0,
@@ -61,7 +62,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "recipe": {
             "name": "spa_generated",
             "attack": generated | {"num_steps": 2, "keep": "last"},
-            "generator": {"radius": args["radius"], "num_steps": 4},
+            "generator": {"radius": args["radius"], **PAINTING},
         },
         "networks": {"generator": GENERATOR},
         "parts": {
