@@ -208,7 +208,13 @@ def _panels(settings: dict[str, Any]) -> dict[str, Any]:
     z |= _painted(settings, "attacker")
     direct = _ablations(_direct(radius), STEPS, {"noise only": noise})
     generated = _ablations(_generated(settings, "attacker"), STEPS // 2, {"z only": z})
-    return {"direct": {"models": models, "attacks": direct}, "generated": {"models": models, "attacks": generated}}
+    grid = direct["grid of attributes, then noise"]
+    moving = {"joint from the grid": grid | {"search": "joint", "start_search": "grid"}, "grid, then noise": grid}
+    return {
+        "direct": {"models": models, "attacks": direct},
+        "generated": {"models": models, "attacks": generated},
+        "from_the_grid": {"models": ("pgd", "pgd_augmented", "spa_direct", "spa_generated"), "attacks": moving},
+    }
 
 
 def _ablations(joint: dict[str, Any], steps: int, noise_alone: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 python launch/train.py --config configs/digits_spa.py --workdir runs/digits_spa
 
-Two to four minutes on two cores, evaluation included. Seen with seed 0, on all 397 test images: accuracy under the joint
+Two to four minutes on two cores with the evaluation. Seen with seed 0, on all 397 test images: accuracy under the joint
 attack 1.5 % standard, 8.6 % PGD-trained, 61.7 % SPA-trained [56.8, 66.4]; clean 99.7 % each. Networks of other seeds,
 or of the same on another machine, differ by a few points.
 

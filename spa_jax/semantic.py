@@ -28,6 +28,7 @@ from spa_jax.trees import as_pytree, pytree, static
 from spa_jax.types import Evaluation, Example, Keys, Predict, Problem, Result, Scalar, Solver, Space, Variables
 
 Search = Literal["joint", "alternating", "random", "grid"]
+StartSearch = Literal["none", "random", "grid"]
 StepSchedule = Literal["constant", "linear"]
 
 
@@ -135,6 +136,7 @@ def spa(
     norm: str = "linf",
     noise: Callable[[Any], Space] | None = None,
     search: Search = "joint",
+    start_search: StartSearch = "none",
     candidates: int = 9,
     start_candidates: int = 1,
     loss: Any = "cross_entropy",
@@ -166,7 +168,9 @@ def spa(
             `functools.partial(spa_jax.generated_noise, model, variables)`. Default: direct noise of that norm.
         search: "joint"; "alternating" moves attributes and noise in turns; "random" and "grid" first pick attribute
             values by forward passes alone, then climb the noise there.
-        candidates: random draws, or grid points an attribute, for those two.
+        start_search: "random" or "grid": joint and alternating steps start at attribute values that are picked so, by
+            forward passes alone, and move on from there.
+        candidates: random draws, or grid points an attribute, for those of either kind.
         start_candidates: random points, of attributes and noise, out of which the gradient steps start at the
             strongest, at one forward pass each: the loss over an angle has several maxima. 1 is a plain random start.
         loss: as for `pgd`.
@@ -182,6 +186,7 @@ def spa(
     require_count("candidates", candidates)
     require_count("start_candidates", start_candidates)
     require_choice("search", search, ("joint", "alternating", "random", "grid"))
+    require_choice("start_search", start_search, ("none", "random", "grid"))
     require_choice("step_schedule", step_schedule, ("constant", "linear"))
     require_choice("keep", keep, ("best", "last"))
     members = _attribute_spaces(attributes)
@@ -192,7 +197,8 @@ def spa(
     noise_step = first if step_size is None else step_size
     step_sizes = dict.fromkeys(members, noise_step if attribute_step_size is None else attribute_step_size)
     climb = _spa_solver(solver, search, step_sizes | {"noise": noise_step}, num_steps if shrinks else None)
-    counts = (num_steps, search, candidates, start_candidates)
+    picks_first = start_search if search in ("joint", "alternating") and start_search != "none" else search
+    counts = (num_steps, picks_first, candidates, start_candidates)
     return Spa(space, as_pytree(loss_from_spec(loss)), climb, *counts, keep, unroll)
 
 

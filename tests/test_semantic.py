@@ -76,6 +76,27 @@ def test_steps_of_the_linear_schedule_shrink_and_reach_the_joint_optimum(search)
     np.testing.assert_allclose(np.abs(moved - start)[free], 0.2 * 0.2, atol=1e-6)
 
 
+@pytest.mark.parametrize("solver", ["projected_gradient", "apgd"])
+def test_joint_steps_move_on_from_the_attribute_values_of_a_search(solver):
+    """Out of 2 points a grid picks an end of the range; with no step to take, the attack stays there."""
+    options = {"loss": "margin", "candidates": 2, "unroll": 1, "solver": solver}
+    picked = spa(0.2, LIGHT, 1, 0.0, search="grid", **options | {"solver": "projected_gradient"})
+    moved = spa(0.2, LIGHT, 1, 0.0, start_search="grid", **options)
+    ends = [attack(KEY, linear(W), INNER, TWO).edited.variables["brightness"] for attack in (picked, moved)]
+    np.testing.assert_array_equal(*ends)
+    np.testing.assert_allclose(np.abs(ends[0]), 0.1, atol=1e-7)
+    result = spa(0.2, LIGHT, 20, start_search="grid", **options)(KEY, linear(W), INNER, TWO)
+    gain = np.asarray(result.value, np.float64) - margins(W, INNER, TWO)
+    np.testing.assert_allclose(gain, NOISE_GAIN + LIGHT_GAIN, atol=1e-4)
+    curve = spa(0.05, ROTATION, 5, start_search="grid", candidates=3, unroll=1)(KEY, MLP, X, Y)
+    assert np.any(np.abs(np.asarray(curve.variables["rotation"])) % 20 != 0)
+
+
+def test_an_unknown_start_search_is_refused():
+    with pytest.raises((ValueError, TypeError), match="start_search"):
+        spa(0.05, ROTATION, start_search="best")
+
+
 def test_an_unknown_step_schedule_is_refused():
     with pytest.raises((ValueError, TypeError), match="step_schedule"):
         spa(0.05, ROTATION, step_schedule="cosine")
