@@ -5,11 +5,20 @@
 `mnist_manipulator.py:measured=slant|stroke_width` has all three. DIR holds `mnist` as tensorflow-datasets prepares it.
 The report judges it by a regressor and a classifier that know nothing of it, trained on real rotated digits.
 
-Ten minutes for the manipulator on two cores that did other work too, and seven for the judges. Seen with seed 0 on all
-10,000 test images, set anywhere from -40 to 40 degrees: the regressor reads the angle back with a mean error of 5.74
-degrees (5.89 on real images), the classifier keeps 95.4 % [95.0, 95.8] of the classes (98.2 % on real images). Near -40
-and 40 the regressor reads 11 degrees too little; one like it did so with truly rotated images. With the default weights
-of then (attribute 10, cycle 20, 8 epochs) the error was 7.8 degrees; these were chosen after that, on the same images.
+Ten minutes for the manipulator on two cores that did other work too, and seven for the judges.
+
+The angle alone, seed 0, all 10,000 test images, set anywhere from -40 to 40 degrees: the regressor reads it back with a
+mean error of 5.74 degrees (5.89 on real images), the classifier keeps 95.4 % [95.0, 95.8] of the classes (98.2 % on
+real images). That regressor was trained within 50 degrees and read 11 too little near -40 and 40; it is trained within
+80 now, with which this was not repeated. With the default weights of then (attribute 10, cycle 20, 8 epochs) the error
+was 7.8 degrees; these were chosen after that, on the same images.
+
+All three (`measured=slant|stroke_width,judge_epochs=4`), seed 0, the same images, each attribute set alone: rotation
+4.9 degrees off (8.6 on real images, which lie within 50), 36.9 and 37.9 read for 40; slant 3.8 degrees (5.1), stroke
+width 0.25 pixels (0.09). Setting the rotation at random moves the readings of slant by 3.2 degrees and of stroke width
+by 0.31 pixels; setting the slant moves rotation by 5.5 degrees and stroke width by 0.26 pixels; setting the stroke
+width moves them by 3.6 and 1.9 degrees. Classes kept: 94.6 %, 95.0 %, 96.7 %, with all three set 93.3 % [92.8, 93.8]
+(97.8 % on real images).
 """
 
 from typing import Any

@@ -6,6 +6,9 @@ DIR holds `mnist` as tensorflow-datasets prepares it. Trains, one after the othe
 standard classifier, and generator and classifier together; the attack sets any angle from -40 to 40 degrees.
 `mnist_rot_spa_learned.py:trained=RUN` takes the manipulator from RUN, a finished run of `mnist_manipulator.py`;
 with `measured=slant|stroke_width` in both, the attack sets angle, slant and stroke width at once.
+
+Seen so (`measured=slant|stroke_width,images=8000,test_images=300,epochs=3`, seed 0, radius 0.2): worst case of PGD, the
+edit alone and both joint attacks 9.0 % [6.3, 12.8] (0 % standard), clean 92.7 % (92.3 %). Not run with all images.
 """
 
 from typing import Any
