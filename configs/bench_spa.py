@@ -215,7 +215,8 @@ def _attacks(settings: dict[str, Any]) -> dict[str, Any]:
 def _panels(settings: dict[str, Any]) -> dict[str, Any]:
     """The joint attacks against their ablations, each at the cost of 20 (or 10) forward and backward passes.
 
-    A forward pass alone counts as a third of such a pass. All that take gradients take them with steps that shrink.
+    A forward pass alone counts as a third of such a pass. Steps shrink, but for APGD, which has its own rule, and for
+    the attacks by noise or z alone.
     """
     radius, models = settings["radius"], settings["compared"]
     noise = {"name": "pgd", "radius": radius, "num_steps": STEPS}

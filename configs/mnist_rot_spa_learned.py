@@ -82,18 +82,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "attack_warmup": 0.3,
             "evaluate_every": 1,
         },
-        "evaluation": {
-            "batch_size": 500,
-            "attacks": _attacks(joint, generated, box),
-            "selection_attack": joint | {"num_steps": 5},
-            "select_by": "robust",
-            "survivors_only": False,
-            "num_examples": placeholder(int),
-            "radii": (0.0, 0.05, 0.1, 0.2, 0.3),
-            "radius_attack": "joint, direct noise",
-            "attribute_points": 0,
-            "manipulation": None,
-        },
+        "evaluation": _evaluation(joint, generated, box),
         "baselines": (_STANDARD,),
     }
     if not args["trained"]:
@@ -101,6 +90,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config["evaluation"]["manipulation"] = box | {name: {"part": name} for name in ("regressor", "classifier")}
         config["baselines"] += _manipulator_and_judge(names, args["manipulator_epochs"])
     return ConfigDict(config)
+
+
+def _evaluation(joint: dict[str, Any], generated: dict[str, Any], box: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "batch_size": 500,
+        "attacks": _attacks(joint, generated, box),
+        "selection_attack": joint | {"num_steps": 5},
+        "select_by": "robust",
+        "survivors_only": False,
+        "num_examples": placeholder(int),
+        "radii": (0.0, 0.05, 0.1, 0.2, 0.3),
+        "radius_attack": "joint, direct noise",
+        "attribute_points": 0,
+        "manipulation": None,
+    }
 
 
 def _attacks(joint: dict[str, Any], generated: dict[str, Any], box: dict[str, Any]) -> dict[str, Any]:

@@ -231,10 +231,14 @@ def _named_attribute(name: str | None, entry: Any) -> tuple[str, Space]:
 @functools.lru_cache
 def _rule(search: str, names: tuple[str, ...], shrink_over: int | None) -> optax.GradientTransformation:
     """What a search moves, and how the length of its steps shrinks; cached, for equal rules share a compilation."""
-    who = {"joint": optax.identity, "alternating": lambda: take_turns(names, ("noise",))}
-    who_moves = who.get(search, lambda: _hold_still(names))()
-    schedule = optax.constant_schedule(1.0) if shrink_over is None else optax.linear_schedule(1.0, 0.0, shrink_over)
-    return optax.chain(who_moves, optax.scale_by_schedule(schedule), steepest)
+    rules = []
+    if search == "alternating":
+        rules.append(take_turns(names, ("noise",)))
+    elif search != "joint":
+        rules.append(_hold_still(names))
+    if shrink_over is not None:
+        rules.append(optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, shrink_over)))
+    return optax.chain(*rules, steepest)
 
 
 def _hold_still(names: tuple[str, ...]) -> optax.GradientTransformation:

@@ -3,10 +3,13 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
 from spa_jax.models.layers import batch_norm, conv
+from spa_jax.parallel import data_mesh
+from spa_jax.training.engines import make_engine
 
 
 class TinyNet(nn.Module):
@@ -34,6 +37,22 @@ def batch():
         "mask": np.arange(16) != 5,
         "index": np.arange(16, dtype=np.int32),
     }
+
+
+def run_steps(learner, recipe, state, batch, engine="jit", devices=1, steps=2):
+    """The state after some steps on one batch, and the metrics of each, on the host."""
+    engine = make_engine(engine, data_mesh(jax.devices()[:devices]), learner, recipe)
+    state, key = engine.place_state(state), engine.place_state(jax.random.key(1))
+    seen = []
+    for _ in range(steps):
+        state, metrics = engine.step(state, engine.place_batch(batch), key)
+        seen.append(jax.device_get(metrics))
+    return jax.device_get(state), seen
+
+
+def assert_trees_close(left, right, rtol=1e-4, atol=1e-5):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 def tiny_config(**changes):

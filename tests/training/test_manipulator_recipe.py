@@ -1,5 +1,7 @@
 """Training of the manipulator: its terms against float64, one device and eight, and what it learns of a known edit."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,11 @@ import optax
 import pytest
 
 from spa_jax.models import create_model
-from spa_jax.parallel import data_mesh
-from spa_jax.training.engines import make_engine
 from spa_jax.training.learner import Learner
 from spa_jax.training.networks import Network
 from spa_jax.training.recipes import manipulator
 from spa_jax.training.recipes.manipulator import manipulator_errors
+from tests.training.conftest import assert_trees_close, run_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -37,14 +38,8 @@ def batch(batch):
 
 
 def _train(learner, options, batch, engine, devices, steps):
-    engine = make_engine(engine, data_mesh(jax.devices()[:devices]), learner, lambda twin: manipulator(twin, **options))
-    state = engine.place_state(learner.init(jax.random.key(0), SHAPE))
-    key = engine.place_state(jax.random.key(1))
-    seen = []
-    for _ in range(steps):
-        state, metrics = engine.step(state, engine.place_batch(batch), key)
-        seen.append(jax.device_get(metrics))
-    return jax.device_get(state), seen
+    recipe = functools.partial(manipulator, **options)
+    return run_steps(learner, recipe, learner.init(jax.random.key(0), SHAPE), batch, engine, devices, steps)
 
 
 @pytest.mark.parametrize("options", [{}, KNOWN, KNOWN | {"patch_weight": 1.0}])
@@ -53,8 +48,7 @@ def test_one_device_and_eight_and_either_engine_reach_the_same_state(options, ba
     reference, metrics = _train(learner, options, batch, "jit", 1, 2)
     for engine in ("jit", "pmap"):
         state, other = _train(learner, options, batch, engine, 8, 2)
-        for a, b in zip(jax.tree.leaves((state, other)), jax.tree.leaves((reference, metrics)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        assert_trees_close((state, other), (reference, metrics))
 
 
 def test_steps_lower_the_loss_and_leave_the_datas_facts_alone(batch):

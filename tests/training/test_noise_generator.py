@@ -10,9 +10,7 @@ import pytest
 
 from spa_jax.losses import cross_entropy, diversity
 from spa_jax.models import NoiseGenerator, SmallCNN, init_variables
-from spa_jax.parallel import data_mesh
 from spa_jax.predict import classifier
-from spa_jax.training.engines import make_engine
 from spa_jax.training.learner import Learner
 from spa_jax.training.recipes import noise_generator
 from spa_jax.training.recipes.noise_generator import (
@@ -21,6 +19,7 @@ from spa_jax.training.recipes.noise_generator import (
     generator_success,
     latent_pairs,
 )
+from tests.training.conftest import assert_trees_close, run_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -46,16 +45,8 @@ def _start(learner):
 def _train(batch, engine="jit", devices=1, steps=2, **options):
     recipe = functools.partial(noise_generator, victim=VICTIM, radius=0.1, num_steps=2, **options)
     learner = _learner()
-    engine = make_engine(engine, data_mesh(jax.devices()[:devices]), learner, recipe)
-    state, key = engine.place_state(_start(learner)), engine.place_state(jax.random.key(1))
-    for _ in range(steps):
-        state, metrics = engine.step(state, engine.place_batch(batch), key)
-    return jax.device_get(state), jax.device_get(metrics)
-
-
-def _assert_close(left, right):
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    state, seen = run_steps(learner, recipe, _start(learner), batch, engine, devices, steps)
+    return state, seen[-1]
 
 
 @pytest.mark.parametrize("attributes", [None, {"rotation": {"low": -20.0, "high": 20.0}}])
@@ -65,14 +56,14 @@ def test_one_device_and_eight_and_either_engine_reach_the_same_state(batch, attr
     assert all(np.isfinite(value) for value in metrics.values())
     for engine in ("jit", "pmap"):
         state, other = _train(batch, engine, 8, attributes=attributes)
-        _assert_close(state, reference)
-        _assert_close(other, metrics)
+        assert_trees_close(state, reference)
+        assert_trees_close(other, metrics)
 
 
 def test_the_generator_learns_and_the_victim_does_not(batch):
     before = jax.device_get(_start(_learner()))
     after, _ = _train(batch)
-    _assert_close(after.frozen, before.frozen)
+    assert_trees_close(after.frozen, before.frozen)
     changed = [np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)]
     assert sum(changed) > len(changed) / 2
     statistics = zip(*map(jax.tree.leaves, (before.batch_stats, after.batch_stats)), strict=True)

@@ -13,6 +13,7 @@ from spa_jax.parallel import data_mesh
 from spa_jax.training.engines import make_engine
 from spa_jax.training.learner import Learner, interleave, separate
 from spa_jax.training.recipes import adversarial, spa_direct, standard, trades
+from tests.training.conftest import assert_trees_close, run_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -32,17 +33,11 @@ def _learner(model, **changes):
 
 
 def _train(learner, recipe, batch, engine, devices, steps=3):
-    engine = make_engine(engine, data_mesh(jax.devices()[:devices]), learner, recipe)
-    state = engine.place_state(learner.init(jax.random.key(0), (6, 6, 3)))
-    key = engine.place_state(jax.random.key(1))
-    for _ in range(steps):
-        state, metrics = engine.step(state, engine.place_batch(batch), key)
-    return jax.device_get(state), jax.device_get(metrics)
+    state, seen = run_steps(learner, recipe, learner.init(jax.random.key(0), (6, 6, 3)), batch, engine, devices, steps)
+    return state, seen[-1]
 
 
-def _assert_close(left, right):
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+_assert_close = functools.partial(assert_trees_close, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", RECIPES)

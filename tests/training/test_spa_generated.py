@@ -9,13 +9,12 @@ import optax
 import pytest
 
 from spa_jax.models import NoiseGenerator
-from spa_jax.parallel import data_mesh
-from spa_jax.training.engines import make_engine
 from spa_jax.training.learner import Learner
 from spa_jax.training.networks import Network
 from spa_jax.training.parts import build_of
 from spa_jax.training.recipes import spa_direct, spa_generated
 from spa_jax.training.samples import SampleLoss
+from tests.training.conftest import assert_trees_close, run_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -39,17 +38,8 @@ def _learner(model, **changes):
 
 
 def _train(learner, recipe, batch, engine="jit", devices=1, steps=2):
-    engine = make_engine(engine, data_mesh(jax.devices()[:devices]), learner, recipe)
-    state = engine.place_state(learner.init(jax.random.key(0), SHAPE))
-    key = engine.place_state(jax.random.key(1))
-    for _ in range(steps):
-        state, metrics = engine.step(state, engine.place_batch(batch), key)
-    return jax.device_get(state), jax.device_get(metrics)
-
-
-def _assert_close(left, right):
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    state, seen = run_steps(learner, recipe, learner.init(jax.random.key(0), SHAPE), batch, engine, devices, steps)
+    return state, seen[-1]
 
 
 def test_one_device_and_eight_and_either_engine_reach_the_same_state(tiny_net, batch):
@@ -59,8 +49,8 @@ def test_one_device_and_eight_and_either_engine_reach_the_same_state(tiny_net, b
     assert all(np.isfinite(value) for value in metrics.values())
     for engine in ("jit", "pmap"):
         state, other = _train(learner, recipe, batch, engine, 8)
-        _assert_close(state, reference)
-        _assert_close(other, metrics)
+        assert_trees_close(state, reference)
+        assert_trees_close(other, metrics)
 
 
 def test_both_networks_learn(tiny_net, batch):
@@ -108,7 +98,7 @@ def test_separate_statistics_are_those_of_their_own_images(tiny_net, batch):
     start = learner.init(jax.random.key(0), SHAPE)
     images = jnp.asarray(batch["image"], jnp.float32) / 255
     _, expected = learner.logits(start.params, start, images)
-    _assert_close(state.clean_batch_stats, jax.device_get(expected))
+    assert_trees_close(state.clean_batch_stats, jax.device_get(expected))
     differing = zip(jax.tree.leaves(state.clean_batch_stats), jax.tree.leaves(state.batch_stats), strict=True)
     assert any(np.any(clean != attacked) for clean, attacked in differing)
     assert state.variables()["batch_stats"] is state.batch_stats
