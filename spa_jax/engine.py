@@ -60,7 +60,9 @@ def make_problem(attack: Any, predict: Predict, x: Any, y: Any, keys: Keys) -> P
     def seen_by_spaces(keys: Any, images: Any) -> Any:
         return predict(keys, images)
 
-    examples = attack.space.prepare(Example(x, y, keys, seen_by_spaces))
+    # A learned generator knows how to lead away from a label, not to one. Where no space reads it, XLA drops this pass.
+    labels = jnp.argmax(predict(keys, x), axis=-1) if attack.is_targeted else y
+    examples = attack.space.prepare(Example(x, labels, keys, seen_by_spaces))
 
     def value(v: Any, keys: Keys) -> Evaluation:
         logits = predict(keys, attack.space.apply(v, examples))

@@ -203,7 +203,8 @@ def generated_noise(
 
     `make_attack(generated_noise(...), solver=random_search(), num_steps=10)` is L2L-DA's own attack, 10 random z; with
     a gradient solver z is optimised, alone or chained behind attributes. The generator reads the label and the victim's
-    gradient at its running image, so the space works inside attacks only.
+    gradient at its running image, so the space works inside attacks only. It leads away from that label; inside of a
+    targeted attack, from the class the victim sees, and the search picks the z that come nearest to the target.
 
     Guarantees: |x' - image|_inf <= radius and x' in [0, 1], whatever the network computes in; examples do not depend on
     each other. New weights, radii and step shares reuse a compiled attack.

@@ -162,14 +162,15 @@ def spa(
             and at least 0.5 (our choice, the strongest of those tried with 17 steps).
         attribute_step_size: of the attributes, in half ranges. Default: as `step_size`.
         step_schedule: "constant", or "linear": steps shrink towards 0, so that the noise comes to rest on the
-            attribute value it was made for. For the projected gradient, in any search.
+            attribute value it was made for. In any search by the projected gradient; other solvers
+            have their own lengths, and refuse this, `step_size` and `attribute_step_size`.
         norm: of direct noise, "linf", "l2" or "l1".
         noise: how the space of noise is made from its radius, for noise that is generated:
             `functools.partial(spa_jax.generated_noise, model, variables)`. Default: direct noise of that norm.
         search: "joint"; "alternating" moves attributes and noise in turns; "random" and "grid" first pick attribute
             values by forward passes alone, then climb the noise there.
         start_search: "random" or "grid": joint and alternating steps start at attribute values that are picked so, by
-            forward passes alone, and move on from there.
+            forward passes alone, and move on from there (the other two searches refuse it).
         candidates: random draws, or grid points an attribute, for those of either kind.
         start_candidates: random points, of attributes and noise, out of which the gradient steps start at the
             strongest, at one forward pass each: the loss over an angle has several maxima. 1 is a plain random start.
@@ -193,13 +194,31 @@ def spa(
     noise = functools.partial(noise_space, norm) if noise is None else noise
     space = per_example(spaces.chain(**members, noise=noise(radius)))
     shrinks = step_schedule == "linear"
+    _require_read(search, start_search, solver, step_schedule, step_size, attribute_step_size)
     first = min(1.0, max(0.5, 2 * default_step(num_steps))) if shrinks else default_step(num_steps)
     noise_step = first if step_size is None else step_size
     step_sizes = dict.fromkeys(members, noise_step if attribute_step_size is None else attribute_step_size)
     climb = _spa_solver(solver, search, step_sizes | {"noise": noise_step}, num_steps if shrinks else None)
-    picks_first = start_search if search in ("joint", "alternating") and start_search != "none" else search
+    picks_first = search if start_search == "none" else start_search
     counts = (num_steps, picks_first, candidates, start_candidates)
     return Spa(space, as_pytree(loss_from_spec(loss)), climb, *counts, keep, unroll)
+
+
+def _require_read(
+    search: str, start_search: str, solver: Any, step_schedule: str, step_size: Any, attribute_step_size: Any
+) -> None:
+    """No option is given that this attack would not read."""
+    if start_search != "none" and search not in ("joint", "alternating"):
+        raise ValueError(
+            f"start_search={start_search!r} with search={search!r}: it picks its attributes itself"
+        )
+    if solver == "projected_gradient":
+        return
+    given = {"step_size": step_size, "attribute_step_size": attribute_step_size}
+    unread = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    unread += [f"{step_schedule=}"] if step_schedule != "constant" else []
+    if unread:
+        raise ValueError(f"{', '.join(unread)} with {solver=}: only 'projected_gradient' takes these steps")
 
 
 def _attribute_spaces(attributes: Any) -> dict[str, Space]:

@@ -45,7 +45,8 @@ class Example:
 
     Attributes:
         image: [h, w, c] in [0, 1]. Inside a chain, the image as the spaces before have left it.
-        label: the class the attack was called with, or None outside of an attack.
+        label: the class the attack was called with, and of a targeted attack, which is called with another, the class
+            that the victim sees in the unchanged image; None outside of an attack.
         key: this example's key, given to a stochastic victim, or None.
         predict: the victim, or None outside of an attack.
         prepared: what the space has computed of the image once for all steps, or None; see `Space.prepare`.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from spa_jax import Example, attribute, chain, cross_entropy, make_attack, projected_gradient, shrunk, with_fields
+from spa_jax import Example, attribute, chain, cross_entropy, make_attack, projected_gradient, shrunk, targeted, with_fields
 from spa_jax.generated_noise import add_noise, generated_noise, painter, recursive_noise, victim_look
 from spa_jax.models import NoiseGenerator, init_variables
 from spa_jax.solvers import random_search
@@ -294,3 +294,14 @@ def test_random_latents_attack_and_so_do_optimised_ones():
     clean = cross_entropy(VICTIM(None, X), Y)
     assert bool((drawn.value >= clean).all()) and bool((climbed.value >= clean).all())
     assert drawn.value.sum() > clean.sum() + 0.1
+
+
+def test_a_targeted_attack_lets_the_generator_lead_away_from_what_the_victim_sees():
+    space = toy_noise(0.3, num_steps=2)
+    seen = jnp.argmax(VICTIM(None, X), axis=-1)
+    targets = (seen + 1) % 3
+    found = targeted(at_random(space, 1, keep="last"))(jax.random.key(0), VICTIM, X, targets)
+    np.testing.assert_allclose(found.x, applied(space, found.variables, y=seen), atol=1e-6)
+    assert np.abs(found.x - applied(space, found.variables, y=targets)).max() > 0.01
+    np.testing.assert_allclose(found.value, -cross_entropy(VICTIM(None, found.x), targets), atol=1e-6)
+    np.testing.assert_array_equal(found.success, jnp.argmax(VICTIM(None, found.x), axis=-1) == targets)

@@ -48,7 +48,8 @@ ROTATION = [{"name": "rotation", "low": -20, "high": 20}]
     ],
 )
 def test_every_search_of_spa_reaches_the_joint_optimum(search, solver, share):
-    attack = spa(0.2, LIGHT, 20, 0.25, search=search, solver=solver, loss="margin", candidates=5, unroll=1)
+    step_size = 0.25 if solver == "projected_gradient" else None
+    attack = spa(0.2, LIGHT, 20, step_size, search=search, solver=solver, loss="margin", candidates=5, unroll=1)
     result = attack(KEY, linear(W), INNER, TWO)
     clean = margins(W, INNER, TWO)
     gain = np.asarray(result.value, np.float64) - clean
@@ -79,13 +80,13 @@ def test_steps_of_the_linear_schedule_shrink_and_reach_the_joint_optimum(search)
 @pytest.mark.parametrize("solver", ["projected_gradient", "apgd"])
 def test_joint_steps_move_on_from_the_attribute_values_of_a_search(solver):
     """Out of 2 points a grid picks an end of the range; with no step to take, the attack stays there."""
-    options = {"loss": "margin", "candidates": 2, "unroll": 1, "solver": solver}
-    picked = spa(0.2, LIGHT, 1, 0.0, search="grid", **options | {"solver": "projected_gradient"})
+    options = {"loss": "margin", "candidates": 2, "unroll": 1}
+    picked = spa(0.2, LIGHT, 1, 0.0, search="grid", **options)
     moved = spa(0.2, LIGHT, 1, 0.0, start_search="grid", **options)
     ends = [attack(KEY, linear(W), INNER, TWO).edited.variables["brightness"] for attack in (picked, moved)]
     np.testing.assert_array_equal(*ends)
     np.testing.assert_allclose(np.abs(ends[0]), 0.1, atol=1e-7)
-    result = spa(0.2, LIGHT, 20, start_search="grid", **options)(KEY, linear(W), INNER, TWO)
+    result = spa(0.2, LIGHT, 20, start_search="grid", solver=solver, **options)(KEY, linear(W), INNER, TWO)
     gain = np.asarray(result.value, np.float64) - margins(W, INNER, TWO)
     np.testing.assert_allclose(gain, NOISE_GAIN + LIGHT_GAIN, atol=1e-4)
     curve = spa(0.05, ROTATION, 5, start_search="grid", candidates=3, unroll=1)(KEY, MLP, X, Y)
@@ -95,6 +96,18 @@ def test_joint_steps_move_on_from_the_attribute_values_of_a_search(solver):
 def test_an_unknown_start_search_is_refused():
     with pytest.raises((ValueError, TypeError), match="start_search"):
         spa(0.05, ROTATION, start_search="best")
+
+
+@pytest.mark.parametrize("search", ["random", "grid"])
+def test_a_start_search_for_a_search_that_picks_its_own_attributes_is_refused(search):
+    with pytest.raises(ValueError, match=f"start_search='grid' with search='{search}'"):
+        spa(0.05, ROTATION, search=search, start_search="grid")
+
+
+@pytest.mark.parametrize("option", [{"step_schedule": "linear"}, {"step_size": 0.1}, {"attribute_step_size": 0.1}])
+def test_steps_that_the_solver_would_not_take_are_refused(option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}=.*solver='apgd'"):
+        spa(0.05, ROTATION, solver="apgd", **option)
 
 
 def test_an_unknown_step_schedule_is_refused():

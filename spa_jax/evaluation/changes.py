@@ -15,7 +15,7 @@ from spa_jax.types import Example, Images, Values, Variables
 
 AttributeArray: TypeAlias = Float[Array | np.ndarray, " b"] | Float[Array | np.ndarray, "b m"]
 
-_LONE_ATTRIBUTE = "value"
+_LONE_ATTRIBUTE = "attribute"
 
 
 def attack_distances(attack: Any, result: Any, x: Images) -> dict[str, Values]:

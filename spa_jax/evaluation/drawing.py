@@ -76,8 +76,11 @@ def shortened(name: str) -> str:
 
 
 def with_unit(attribute: str) -> str:
-    """An attribute as an axis names it: "rotation in degrees"."""
-    return f"{attribute} in {EDITS[attribute].unit}" if attribute in EDITS else f"value of {attribute}"
+    """An attribute as an axis names it: "rotation in degrees", "value of light", or "smile" for `face[smile]`."""
+    if attribute in EDITS:
+        return f"{attribute} in {EDITS[attribute].unit}"
+    _, _, entry = attribute.removesuffix("]").partition("[")
+    return entry if entry and not entry.isdecimal() else f"value of {attribute}"
 
 
 def make_panels(count: int, label_width: float) -> tuple[Any, list[Any]]:

@@ -68,7 +68,7 @@ def test_what_an_attack_moves_is_known_or_nothing():
     for attack, names, noise in (
         (pgd(0.1, 1), [], True),
         (attribute_attack("brightness"), ["brightness"], False),
-        (attribute_attack(lambda image, value: image + value, -1.0, 1.0), ["value"], False),
+        (attribute_attack(lambda image, value: image + value, -1.0, 1.0), ["attribute"], False),
         (make_attack(both), ["light"], True),
         (make_attack(latent(lambda z, example: example.image, 2, 1.0)), [], True),
         (worst_of(JOINT, pgd(0.1, 1)), [], False),

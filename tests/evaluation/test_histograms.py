@@ -7,6 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from spa_jax.evaluation import AttackRecord, AttributeValues, ModelReport, histograms, histograms_png
+from spa_jax.evaluation.drawing import with_unit
 
 
 def report(attributes):
@@ -42,6 +43,19 @@ def test_models_are_gathered_by_attack_and_attribute():
         ("joint", "rotation"): ["a", "b"],
         ("joint", "hue"): ["a"],
     }
+
+
+@pytest.mark.parametrize(
+    ("attribute", "label"),
+    [
+        ("rotation", "rotation in degrees"),
+        ("light", "value of light"),
+        ("face[smile]", "smile"),
+        ("face[0]", "value of face[0]"),
+    ],
+)
+def test_an_axis_names_its_attribute(attribute, label):
+    assert with_unit(attribute) == label
 
 
 def test_bins_hold_every_value():
