@@ -209,9 +209,7 @@ def _require_read(
 ) -> None:
     """No option is given that this attack would not read."""
     if start_search != "none" and search not in ("joint", "alternating"):
-        raise ValueError(
-            f"start_search={start_search!r} with search={search!r}: it picks its attributes itself"
-        )
+        raise ValueError(f"start_search={start_search!r} with search={search!r}: it picks its attributes itself")
     if solver == "projected_gradient":
         return
     given = {"step_size": step_size, "attribute_step_size": attribute_step_size}

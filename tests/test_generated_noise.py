@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from spa_jax import Example, attribute, chain, cross_entropy, make_attack, projected_gradient, shrunk, targeted, with_fields
+from spa_jax import (
+    Example,
+    attribute,
+    chain,
+    cross_entropy,
+    make_attack,
+    projected_gradient,
+    shrunk,
+    targeted,
+    with_fields,
+)
 from spa_jax.generated_noise import add_noise, generated_noise, painter, recursive_noise, victim_look
 from spa_jax.models import NoiseGenerator, init_variables
 from spa_jax.solvers import random_search
