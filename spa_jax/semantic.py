@@ -31,6 +31,8 @@ Search = Literal["joint", "alternating", "random", "grid"]
 StartSearch = Literal["none", "random", "grid"]
 StepSchedule = Literal["constant", "linear"]
 
+_AFTER_A_SEARCH = 0.1
+
 
 class SpaResult(NamedTuple):
     """A `Result`, and with it the attribute-only optimum.
@@ -160,7 +162,8 @@ def spa(
         num_steps: gradient steps, k forward and backward passes.
         step_size: of the noise, in radii. Default: 2.5 / num_steps; of the linear schedule's first step, twice that
             and at least 0.5 (our choice, the strongest of those tried with 17 steps).
-        attribute_step_size: of the attributes, in half ranges. Default: as `step_size`.
+        attribute_step_size: of the attributes, in half ranges. Default: as `step_size`; a tenth of it after a
+            `start_search`, whose values long steps would leave again (our choice, the strongest of those tried).
         step_schedule: "constant", or "linear": steps shrink towards 0, so that the noise comes to rest on the
             attribute value it was made for. In any search by the projected gradient; other solvers
             have their own lengths, and refuse this, `step_size` and `attribute_step_size`.
@@ -197,7 +200,9 @@ def spa(
     _require_read(search, start_search, solver, step_schedule, step_size, attribute_step_size)
     first = min(1.0, max(0.5, 2 * default_step(num_steps))) if shrinks else default_step(num_steps)
     noise_step = first if step_size is None else step_size
-    step_sizes = dict.fromkeys(members, noise_step if attribute_step_size is None else attribute_step_size)
+    default_attribute_step = noise_step if start_search == "none" else _AFTER_A_SEARCH * noise_step
+    attribute_step = default_attribute_step if attribute_step_size is None else attribute_step_size
+    step_sizes = dict.fromkeys(members, attribute_step)
     climb = _spa_solver(solver, search, step_sizes | {"noise": noise_step}, num_steps if shrinks else None)
     picks_first = search if start_search == "none" else start_search
     counts = (num_steps, picks_first, candidates, start_candidates)

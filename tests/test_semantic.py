@@ -93,6 +93,16 @@ def test_joint_steps_move_on_from_the_attribute_values_of_a_search(solver):
     assert np.any(np.abs(np.asarray(curve.variables["rotation"])) % 20 != 0)
 
 
+def test_attribute_steps_after_a_start_search_are_a_tenth_of_the_noises():
+    attack = spa(0.05, ROTATION, 1, 0.25, start_search="grid", candidates=3, keep="last", unroll=1)
+    turned = np.asarray(attack(KEY, MLP, X, Y).variables["rotation"], np.float64)
+    moved = np.min(np.abs(turned[:, None] - [-20, 0, 20]), axis=1)
+    inside = np.abs(turned) < 20
+    assert np.any(inside)
+    np.testing.assert_allclose(moved[inside], 0.1 * 0.25 * 20, rtol=1e-4)
+    assert np.all(moved[~inside] == 0)
+
+
 def test_an_unknown_start_search_is_refused():
     with pytest.raises((ValueError, TypeError), match="start_search"):
         spa(0.05, ROTATION, start_search="best")
