@@ -49,6 +49,7 @@ def test_train_then_evaluate_then_attack(tmp_path):
     ("arguments", "message"),
     [
         (("--config.recipe.attack.num_stepz=3",), "num_stepz"),
+        (("--config.model.qqq=3",), "error: --config.model.qqq: the config has no key 'qqq'"),
         (("--config.training.batch_size=many",), "batch_size"),
         (("--config.evaluation.attacks.PGD.radius=-1",), "radius=-1.0 must be"),
     ],
