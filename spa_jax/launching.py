@@ -71,8 +71,8 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
         message = str(error.args[0]) if error.args else repr(error)
         name = message.strip("'\"")
-        if name.isidentifier():  # ml_collections names a key that resembles none of the config's, and nothing else
-            given = [flag for flag in (argument.partition("=")[0] for argument in arguments) if name in flag.split(".")]
+        given = [flag for flag in (argument.partition("=")[0] for argument in arguments) if name in flag.split(".")]
+        if given:  # of a key that resembles none of the config's, ml_collections gives the name and nothing else
             message = f"{' '.join(given)}: the config has no key {name!r}"
     print(f"error: {message}\nFor help: {arguments[0]} --help", file=sys.stderr)
     sys.exit(_EXIT_ERROR)

@@ -165,8 +165,8 @@ def spa(
         attribute_step_size: of the attributes, in half ranges. Default: as `step_size`; a tenth of it after a
             `start_search`, whose values long steps would leave again (our choice, the strongest of those tried).
         step_schedule: "constant", or "linear": steps shrink towards 0, so that the noise comes to rest on the
-            attribute value it was made for. In any search by the projected gradient; other solvers
-            have their own lengths, and refuse this, `step_size` and `attribute_step_size`.
+            attribute value it was made for. In any search by the projected gradient; other solvers have lengths of
+            their own and refuse this, `step_size` and `attribute_step_size`.
         norm: of direct noise, "linf", "l2" or "l1".
         noise: how the space of noise is made from its radius, for noise that is generated:
             `functools.partial(spa_jax.generated_noise, model, variables)`. Default: direct noise of that norm.
@@ -197,13 +197,13 @@ def spa(
     noise = functools.partial(noise_space, norm) if noise is None else noise
     space = per_example(spaces.chain(**members, noise=noise(radius)))
     shrinks = step_schedule == "linear"
-    _require_read(search, start_search, solver, step_schedule, step_size, attribute_step_size)
     first = min(1.0, max(0.5, 2 * default_step(num_steps))) if shrinks else default_step(num_steps)
     noise_step = first if step_size is None else step_size
     default_attribute_step = noise_step if start_search == "none" else _AFTER_A_SEARCH * noise_step
     attribute_step = default_attribute_step if attribute_step_size is None else attribute_step_size
     step_sizes = dict.fromkeys(members, attribute_step)
     climb = _spa_solver(solver, search, step_sizes | {"noise": noise_step}, num_steps if shrinks else None)
+    _require_read(search, start_search, solver, step_schedule, step_size, attribute_step_size)
     picks_first = search if start_search == "none" else start_search
     counts = (num_steps, picks_first, candidates, start_candidates)
     return Spa(space, as_pytree(loss_from_spec(loss)), climb, *counts, keep, unroll)
