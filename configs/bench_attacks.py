@@ -1,15 +1,13 @@
-"""Attacks against their floor and against other libraries, and their memory, on an MNIST CNN and a CIFAR ResNet-20.
+"""Attacks and a training step against their floor and against PyTorch, on an MNIST CNN and a CIFAR ResNet-20.
 
 python launch/benchmark.py --config configs/bench_attacks.py --workdir runs/bench_attacks
 
-Without the libraries of the `bench` extra: `--config configs/bench_attacks.py:peers=false`.
+Each network in two forms: "stock", plain flax.linen as a user writes it, attacked through a closure; and "zoo", of
+`spa_jax.models` through `classifier`; on one and on two host devices. Everything is timed in a process of its own, in
+turns. The tables in --workdir are written anew after every row. Limit a run by `attacks`, `networks`, `forms`,
+`devices`, `repeats`: `--config configs/bench_attacks.py:networks=cnn,attacks=pgd_10|cw_50,repeats=2`.
 
-Ten minutes on two cores with 3 repeats. Seen in one run, examples a second under PGD-10 at batch 128 (small CNN /
-ResNet-20): this library 600 / 76 on two host devices, 606 / 80 in chunks of 32, 336 / 33 on one device; torchattacks
-248 / 43, foolbox on PyTorch 287 / 45, foolbox on JAX 270 / 33, ART 252 / 38, a channels-last PyTorch loop 401 / 55,
-torch.compile 165 / 67. Multiples of the floor: PGD 0.98 / 0.95, rotation and noise together 1.19 / 0.97. The machine
-drifts by a third from hour to hour, so only ratios of one run count: round by round torch.compile took 1.07 times as
-long as PGD on ResNet-20, and 1.03 in a second run of 6 rounds, in which PGD in chunks took 0.88 of PGD.
+Without PyTorch (the `bench` extra): `--config configs/bench_attacks.py:peers=`.
 """
 
 from ml_collections import ConfigDict
@@ -18,49 +16,68 @@ from spa_jax.configuration import parse_arguments
 
 RADIUS = 8 / 255
 NETWORKS = {
-    "small_cnn": {"model": {"name": "small_cnn", "convs_per_stage": 1}, "input_shape": (28, 28, 1)},
-    "resnet20": {"model": {"name": "resnet20"}, "input_shape": (32, 32, 3)},
+    "cnn": {
+        "model": {"name": "small_cnn", "convs_per_stage": 1},
+        "stock": "cnn",
+        "input_shape": (28, 28, 1),
+    },
+    "resnet20": {"model": {"name": "resnet20"}, "stock": "resnet20", "input_shape": (32, 32, 3)},
 }
-COMMON = {"radius": RADIUS, "num_steps": 10}
+PGD = {"name": "pgd", "radius": RADIUS, "num_steps": 10}
 ATTACKS = {
-    "pgd": {"name": "pgd", **COMMON},
-    "pgd_last": {"name": "pgd", "keep": "last", **COMMON},
-    "pgd_chunks": {"name": "pgd", "chunk_size": 32, **COMMON},
-    "pgd_last_chunks": {"name": "pgd", "keep": "last", "chunk_size": 32, **COMMON},
-    "apgd_ce": {"name": "apgd_ce", **COMMON},
-    "spa_rotation": {"name": "spa", "attributes": ("rotation",), **COMMON},
+    "pgd_10": PGD,
+    "pgd_50": PGD | {"num_steps": 50},
+    "apgd_100": {"name": "apgd_ce", "radius": RADIUS, "num_steps": 100},
+    "cw_50": {"name": "cw", "num_steps": 50, "search_steps": 1},
+    "spa_10": {"name": "spa", "attributes": ("rotation",), "radius": RADIUS, "num_steps": 10, "start": "none"},
+    "spa_10_from_grid": {"name": "spa", "attributes": ("rotation",), "radius": RADIUS, "num_steps": 10},
+    "pgd_10_last": PGD | {"keep": "last"},
+    "pgd_10_chunks": PGD | {"chunk_size": 32},
 }
-PEERS = (
-    "torchattacks_pgd",
-    "foolbox_torch_pgd",
-    "foolbox_jax_pgd",
-    "art_pgd",
-    "torch_loop_pgd",
-    "torch_compile_pgd",
-)
+PEERS = ("torchattacks_pgd", "torch_loop_pgd", "torch_compile_pgd")
+MORE_PEERS = ("foolbox_torch_pgd", "foolbox_jax_pgd", "art_pgd")
+TRAINING_PEERS = ("torch_loop_training",)
+DEFAULT = ("pgd_10", "pgd_50", "apgd_100", "cw_50", "spa_10", "spa_10_from_grid")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The benchmark; `arg` may set these, as in `bench_attacks.py:batch=32,repeats=3,devices=1,networks=small_cnn`."""
-    args = parse_arguments(arg, batch=128, repeats=5, devices=(2, 1), networks=tuple(NETWORKS), peers=True, memory=True)
+    """The benchmark; `arg` may set these, as in `bench_attacks.py:attacks=pgd_10|cw_50,networks=resnet20,forms=stock`.
+
+    `attacks` are names above; `peers` and `training` may be none, `peers=`; `memory` adds the table of memory.
+    """
+    args = parse_arguments(
+        arg,
+        batch=128,
+        repeats=3,
+        devices=(1, 2),
+        networks=tuple(NETWORKS),
+        forms=("zoo", "stock"),
+        attacks=DEFAULT,
+        peers=PEERS,
+        training=("resnet20",),
+        memory=False,
+    )
+    networks = {name: NETWORKS[name] for name in args["networks"]}
+    peers = tuple(filter(None, args["peers"]))
+    trained = [name for name in args["training"] if name in networks]
     speed = {
-        "networks": {name: NETWORKS[name] for name in args["networks"]},
+        "networks": networks,
+        "forms": args["forms"],
         "num_classes": 10,
         "batch_size": args["batch"],
         "repeats": args["repeats"],
         "devices": args["devices"],
-        "attacks": ATTACKS,
-        "reference": "pgd",
-        "peers": PEERS if args["peers"] else (),
-        "peer_attack": {"radius": RADIUS, "step_size": 0.25, "num_steps": 10},
+        "attacks": {name: ATTACKS[name] for name in args["attacks"]},
+        "peers": peers,
+        "peer_attack": "pgd_10" if "pgd_10" in args["attacks"] else None,
+        "training": {"attack": PGD, "networks": trained, "peers": TRAINING_PEERS if peers else ()},
     }
     memory = {
-        "networks": speed["networks"],
+        "networks": networks,
         "num_classes": 10,
         "batch_size": args["batch"],
-        "attacks": {name: ATTACKS[name] for name in ("pgd", "apgd_ce", "spa_rotation")},
+        "attacks": {name: ATTACKS[name] for name in ("pgd_10", "apgd_100", "spa_10")},
         "num_steps": (10, 100),
     }
-    return ConfigDict(
-        {"name": "bench_attacks", "seed": 0, "speed": speed, "memory": memory if args["memory"] else None}
-    )
+    config = {"name": "bench_attacks", "seed": 0, "speed": speed, "memory": memory if args["memory"] else None}
+    return ConfigDict(config)

@@ -39,9 +39,9 @@ ATTRIBUTES = {
 }
 STEPS = 20
 STARTS = 9
-ONE_DRAW = {"search": "random", "candidates": 1}
-STRONG = {"solver": "apgd", "start_candidates": STARTS}
-WEIGHTS = {"clean_weight": 0.1, "attribute_weight": 0.1, "joint_weight": 0.8}
+ONE_DRAW = {"search": "noise", "start": "random", "start_points": 1}
+STRONG = {"solver": "apgd", "start": "draws", "start_points": STARTS}
+SPA_SAMPLES = {"name": "spa", "clean_weight": 0.1, "edited_weight": 0.1, "attacked_weight": 0.8}
 GENERATOR_TRAINING = {"optimizer": {"name": "adam"}, "schedule": {"name": "one_cycle", "peak": 2e-3}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {
@@ -124,7 +124,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _direct(radius: float) -> dict[str, Any]:
-    return {"name": "spa", "radius": radius, "attributes": ATTRIBUTES}
+    """Joint steps of the projected gradient from one random start."""
+    plain = {"solver": "projected_gradient", "start": "none"}
+    return {"name": "spa", "radius": radius, "attributes": ATTRIBUTES, **plain}
+
+
+def _from_draws(points: int) -> dict[str, Any]:
+    return {"start": "draws", "start_points": points}
 
 
 def _painted(settings: dict[str, Any], part: str) -> dict[str, Any]:
@@ -146,19 +152,24 @@ def _recipes(settings: dict[str, Any]) -> dict[str, Any]:
         "standard": {"name": "standard"},
         "pgd": {"name": "adversarial", "attack": {"name": "pgd", "radius": radius} | last},
         "attributes_random": {"name": "adversarial", "attack": attributes | ONE_DRAW | {"num_steps": 1}},
-        "attributes_worst": {"name": "adversarial", "attack": attributes | {"start_candidates": 4}},
+        "attributes_worst": {"name": "adversarial", "attack": attributes | _from_draws(4)},
         "pgd_augmented": {"name": "adversarial", "attack": _direct(radius) | last | ONE_DRAW},
         "generator_only": {
-            "name": "spa_generated",
+            "name": "adversarial",
             "attack": drawn | {"num_steps": 1, "keep": "last"},
+            "outer": {"name": "cross_entropy", "clean_weight": 1 / 3, "attacked_weight": 2 / 3},
             "generator": generator,
         },
-        "spa_direct": {"name": "spa_direct", "attack": _direct(radius) | last | {"start_candidates": 4}, **WEIGHTS},
+        "spa_direct": {
+            "name": "adversarial",
+            "attack": _direct(radius) | last | _from_draws(4),
+            "outer": SPA_SAMPLES,
+        },
         "spa_generated": {
-            "name": "spa_generated",
-            "attack": _generated(settings, "generator") | {"num_steps": 2, "keep": "last", "start_candidates": 2},
+            "name": "adversarial",
+            "attack": _generated(settings, "generator") | {"num_steps": 2, "keep": "last"} | _from_draws(2),
+            "outer": SPA_SAMPLES,
             "generator": generator,
-            **WEIGHTS,
         },
     }
 
@@ -168,7 +179,7 @@ def _networks(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _baseline(name: str, recipe: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    networks = _networks(settings) if recipe["name"] == "spa_generated" else None
+    networks = _networks(settings) if "generator" in recipe else None
     baseline = {"name": name, "recipe": recipe, "networks": networks}
     return baseline | ({"evaluation": {"select_by": "clean"}} if name == "standard" else {})
 
@@ -201,8 +212,8 @@ def _attacks(settings: dict[str, Any]) -> dict[str, Any]:
         "PGD": pgd,
         "APGD": {"name": "apgd_ce", "radius": radius, "num_steps": 50},
         "CW": pgd | {"loss": "margin"},
-        "attributes, random": alone | {"search": "random", "candidates": 81},
-        "attributes, grid": alone | {"search": "grid", "candidates": 3},
+        "attributes, random": alone | {"search": "noise", "start": "random", "start_points": 81},
+        "attributes, grid": alone | _noise_on_grid(3),
         "generator, 10 z": {
             "name": "noise",
             "radius": radius,
@@ -228,7 +239,7 @@ def _panels(settings: dict[str, Any]) -> dict[str, Any]:
     direct = _ablations(_direct(radius), STEPS, {"noise only": noise})
     generated = _ablations(_generated(settings, "attacker"), STEPS // 2, {"z only": z})
     grid = direct["grid of attributes, then noise"]
-    moving = {"joint from the grid": grid | {"search": "joint", "start_search": "grid"}, "grid, then noise": grid}
+    moving = {"joint from the grid": grid | {"search": "joint"}, "grid, then noise": grid}
     return {
         "direct": {"models": models, "attacks": direct},
         "generated": {"models": models, "attacks": generated},
@@ -236,18 +247,22 @@ def _panels(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _noise_on_grid(points: int) -> dict[str, Any]:
+    return {"search": "noise", "start": "grid", "start_points": points}
+
+
 def _ablations(joint: dict[str, Any], steps: int, noise_alone: dict[str, Any]) -> dict[str, Any]:
     shrinking = joint | {"step_schedule": "linear", "num_steps": steps}
     after_draws = {"num_steps": steps - STARTS // 3}
     after_grid = {"num_steps": steps - 2 ** len(ATTRIBUTES) // 3}
     return {
-        "joint, APGD": joint | {"solver": "apgd", "start_candidates": STARTS} | after_draws,
-        "joint": shrinking | {"start_candidates": STARTS} | after_draws,
+        "joint, APGD": joint | STRONG | after_draws,
+        "joint": shrinking | _from_draws(STARTS) | after_draws,
         "joint, one start": shrinking,
         "alternating": shrinking | {"search": "alternating"},
-        "attributes only": _direct(0.0) | {"step_schedule": "linear", "start_candidates": STARTS, "num_steps": STEPS},
+        "attributes only": _direct(0.0) | {"step_schedule": "linear", "num_steps": STEPS} | _from_draws(STARTS),
         **noise_alone,
-        "random attributes, then noise": shrinking | {"search": "random", "candidates": STARTS} | after_draws,
-        "grid of attributes, then noise": shrinking | {"search": "grid", "candidates": 2} | after_grid,
+        "random attributes, then noise": shrinking | ONE_DRAW | {"start_points": STARTS} | after_draws,
+        "grid of attributes, then noise": shrinking | _noise_on_grid(2) | after_grid,
         "random, both": joint | {"solver": "random_search", "num_steps": 3 * steps},
     }

@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "seeds": args["seeds"],
         "attacks": {
             "pgd_50": {
-                "attack": {"name": "pgd", "num_steps": 50, "step_size": 0.05},
+                "attack": {"name": "pgd", "num_steps": 50, "rel_step_size": 0.05},
                 "peers": ("foolbox_jax_pgd", "foolbox_torch_pgd", "torchattacks_pgd", "art_pgd"),
             },
             "apgd_ce_50": {

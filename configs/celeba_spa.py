@@ -17,6 +17,7 @@ from ml_collections.config_dict import placeholder
 from spa_jax.configuration import parse_arguments
 
 RADIUS = 4 / 255
+TRAINED = {"solver": "projected_gradient", "start": "none", "num_steps": 3, "keep": "last"}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -33,8 +34,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "data": _data(args),
         "model": {"name": "preact_resnet18", "width": args["width"], "dtype": args["dtype"]},
         "recipe": {
-            "name": "spa_generated",
-            "attack": generated | {"num_steps": 3, "keep": "last"},
+            "name": "adversarial",
+            "outer": "spa",
+            "attack": generated | TRAINED,
             "generator": {"radius": RADIUS, "num_steps": 4},
         },
         "networks": {

@@ -19,7 +19,7 @@ RADIUS = 8 / 255
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` may set `epochs` and `dtype`, as in `cifar10_pgd.py:epochs=2,dtype=bfloat16`."""
     args = parse_arguments(arg, epochs=30.0, dtype="float32")
-    pgd = {"name": "pgd", "radius": RADIUS, "step_size": 0.25}
+    pgd = {"name": "pgd", "radius": RADIUS, "step_size": 2 / 255}
     return ConfigDict(
         {
             "name": "pgd",

@@ -16,12 +16,13 @@ from ml_collections.config_dict import placeholder
 from spa_jax.configuration import parse_arguments
 
 RADIUS = 8 / 255
+TRAINED = {"solver": "projected_gradient", "start": "none", "num_steps": 10, "keep": "last"}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` may set `epochs` and `dtype`, as in `cifar10_spa.py:epochs=2,dtype=bfloat16`."""
     args = parse_arguments(arg, epochs=30.0, dtype="float32")
-    pgd = {"name": "pgd", "radius": RADIUS, "step_size": 0.25}
+    pgd = {"name": "pgd", "radius": RADIUS, "step_size": 2 / 255}
     ranges = {
         "brightness": {"low": -0.2, "high": 0.2},
         "contrast": {"low": 0.7, "high": 1.3},
@@ -38,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "normalization": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)},
             "augmentation": {"crop_padding": 4, "flip": True},
             "model": {"name": "preact_resnet18", "dtype": args["dtype"]},
-            "recipe": {"name": "spa_direct", "attack": joint | {"num_steps": 10, "keep": "last"}},
+            "recipe": {"name": "adversarial", "outer": "spa", "attack": joint | TRAINED},
             "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4},
             "schedule": {"name": "one_cycle", "peak": 0.2},
             "training": {

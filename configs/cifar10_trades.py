@@ -20,7 +20,7 @@ RADIUS = 8 / 255
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` may set `epochs` and `dtype`, as in `cifar10_trades.py:epochs=2,dtype=bfloat16`."""
     args = parse_arguments(arg, epochs=76.0, dtype="float32")
-    pgd = {"name": "pgd", "radius": RADIUS, "step_size": 0.25}
+    pgd = {"name": "pgd", "radius": RADIUS, "step_size": 2 / 255}
     return ConfigDict(
         {
             "name": "trades",
@@ -29,7 +29,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "normalization": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)},
             "augmentation": {"crop_padding": 4, "flip": True},
             "model": {"name": "wide_resnet28_10", "dtype": args["dtype"]},
-            "recipe": {"name": "trades", "beta": 6.0, "attack": pgd | {"num_steps": 10, "keep": "last"}},
+            "recipe": {
+                "name": "adversarial",
+                "outer": {"name": "trades", "beta": 6.0},
+                "attack": pgd | {"num_steps": 10, "keep": "last"},
+            },
             "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4},
             "schedule": {"name": "piecewise", "peak": 0.1},
             "training": {

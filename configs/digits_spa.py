@@ -17,6 +17,7 @@ from spa_jax.configuration import parse_arguments
 
 RADIUS = 0.1
 ROTATION = {"rotation": {"low": -20.0, "high": 20.0}}
+TRAINED = {"solver": "projected_gradient", "start": "none", "num_steps": 5, "keep": "last"}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -30,11 +31,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "data": {"name": "digits", "data_dir": placeholder(str)},
         "model": {"name": "small_cnn", "width": 32},
         "recipe": {
-            "name": "spa_direct",
-            "attack": joint | {"num_steps": 5, "keep": "last", "start_candidates": 4},
-            "clean_weight": 0.1,
-            "attribute_weight": 0.1,
-            "joint_weight": 0.8,
+            "name": "adversarial",
+            "outer": {"name": "spa", "clean_weight": 0.1, "edited_weight": 0.1, "attacked_weight": 0.8},
+            "attack": joint | TRAINED | {"start": "draws", "start_points": 4},
         },
         "optimizer": {"name": "adamw", "weight_decay": 1e-4},
         "schedule": {"name": "one_cycle", "peak": 3e-3},
@@ -58,7 +57,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                     "method": "grid",
                     "num_steps": 41,
                 },
-                "joint": joint | {"num_steps": 20, "restarts": 3, "solver": "apgd", "start_candidates": 9},
+                "joint": joint | {"num_steps": 20, "restarts": 3},
             },
             "selection_attack": joint | {"num_steps": 10},
             "select_by": "robust",

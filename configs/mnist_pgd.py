@@ -40,7 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "batch_size": 500,
                 "attacks": {
                     "FGSM": {"name": "fgsm", "radius": args["radius"]},
-                    "PGD-40": pgd | {"num_steps": 40, "step_size": 0.1, "restarts": 5},
+                    "PGD-40": pgd | {"num_steps": 40, "rel_step_size": 0.1, "restarts": 5},
                     "APGD-CE": {"name": "apgd_ce", "radius": args["radius"], "num_steps": 50},
                     "APGD-DLR": {"name": "apgd_dlr", "radius": args["radius"], "num_steps": 50},
                 },

@@ -15,6 +15,8 @@ from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
+TRAINED = {"solver": "projected_gradient", "start": "none", "num_steps": 5, "keep": "last"}
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` may set `epochs` and `radius`, as in `mnist_rot_spa.py:epochs=2,radius=0.1`."""
@@ -28,7 +30,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "seed": 0,
             "data": {"name": "rotated_mnist", "data_dir": placeholder(str), "validation_size": 2000},
             "model": {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1},
-            "recipe": {"name": "spa_direct", "attack": joint | {"num_steps": 5, "keep": "last"}},
+            "recipe": {"name": "adversarial", "outer": "spa", "attack": joint | TRAINED},
             "optimizer": {"name": "adam"},
             "schedule": {"name": "one_cycle", "peak": 3e-3},
             "training": {

@@ -26,6 +26,7 @@ GENERATOR = {
     "schedule": {"name": "one_cycle", "peak": 2e-3},
 }
 PAINTING = {"num_steps": 2, "step_share": 0.5}
+TRAINED = {"solver": "projected_gradient", "start": "none", "num_steps": 2, "keep": "last"}
 _PLAIN = {"networks": None, "training": {"attack_warmup": 0.0}}
 _STANDARD = {"name": "standard", **_PLAIN, "recipe": {"name": "standard"}, "evaluation": {"select_by": "clean"}}
 
@@ -48,8 +49,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         },
         "model": {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1},
         "recipe": {
-            "name": "spa_generated",
-            "attack": generated | {"num_steps": 2, "keep": "last"},
+            "name": "adversarial",
+            "outer": "spa",
+            "attack": generated | TRAINED,
             "generator": {"radius": args["radius"], **PAINTING},
         },
         "networks": {"generator": GENERATOR},

@@ -19,6 +19,7 @@ from ml_collections.config_dict import placeholder
 from spa_jax.configuration import parse_arguments
 
 RADIUS = 4 / 255
+TRAINED = {"solver": "projected_gradient", "start": "none", "num_steps": 5, "keep": "last"}
 RANGES = {
     "brightness": {"low": -0.2, "high": 0.2},
     "contrast": {"low": 0.7, "high": 1.3},
@@ -38,13 +39,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     data = {"name": args["data"], "data_dir": placeholder(str), "image_size": 64}
     if args["made"]:
         data = {"name": "synthetic", "like": "tiny_imagenet", "train_size": 512, "test_size": 128}
-    trained = joint | {"num_steps": 5, "keep": "last"}
-    recipe = {"name": "spa_direct", "attack": trained}
+    trained = joint | TRAINED
+    recipe = {"name": "adversarial", "outer": "spa", "attack": trained}
     networks = None
     if args["generated"]:
         noise = {"part": "generator", "num_steps": 4}
         generator = {"radius": RADIUS, "num_steps": 4}
-        recipe = {"name": "spa_generated", "attack": trained | {"noise": noise, "num_steps": 3}, "generator": generator}
+        recipe |= {"attack": trained | {"noise": noise, "num_steps": 3}, "generator": generator}
         model = {"name": "noise_generator", "width": args["width"], "deep": True, "dtype": args["dtype"]}
         optimizer = {"name": "adam", "clip_norm": 1.0}
         networks = {

@@ -8,13 +8,13 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from spa_jax import launching
-from spa_jax.catalogue import attack_from_config
+from spa_jax.attacks.catalogue import attack_from_config
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.export import export_attack
 from spa_jax.parallel import data_mesh
-from spa_jax.training.experiment import check_config, load_data, variants
-from spa_jax.training.reporting import load_parts, load_victim
+from spa_jax.runs import launching
+from spa_jax.runs.experiment import check_config, load_data, variants
+from spa_jax.runs.reporting import load_parts, load_victim
 
 flags.adopt_module_key_flags(launching)
 CONFIG = launching.define_flags()

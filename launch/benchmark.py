@@ -7,8 +7,8 @@ Prints tables and writes benchmark.md and benchmark.json to --workdir. Use a mac
 
 from absl import flags
 
-from spa_jax import launching
 from spa_jax.benchmarks.run import benchmark
+from spa_jax.runs import launching
 
 flags.adopt_module_key_flags(launching)
 CONFIG = launching.define_flags()

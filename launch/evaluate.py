@@ -8,10 +8,10 @@ from pathlib import Path
 
 from absl import flags
 
-from spa_jax import launching
 from spa_jax.parallel import data_mesh
-from spa_jax.training.experiment import check_config, data_loader
-from spa_jax.training.reporting import report_models
+from spa_jax.runs import launching
+from spa_jax.runs.experiment import check_config, data_loader
+from spa_jax.runs.reporting import report_models
 
 flags.adopt_module_key_flags(launching)
 CONFIG = launching.define_flags()

@@ -10,8 +10,8 @@ python launch/train.py --config configs/mnist_pgd.py --workdir runs/mnist --data
 
 from absl import flags
 
-from spa_jax import launching
-from spa_jax.training.loop import train_and_evaluate
+from spa_jax.runs import launching
+from spa_jax.runs.loop import train_and_evaluate
 
 flags.adopt_module_key_flags(launching)
 CONFIG = launching.define_flags()

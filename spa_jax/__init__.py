@@ -1,86 +1,77 @@
-"""Semantic-preserving adversarial attacks and training in JAX: the pure attack functions, importable one by one."""
+"""Semantic-preserving adversarial attacks and training in JAX: the pure attack functions, importable one by one.
 
-from spa_jax.attacks import apgd_ce, apgd_dlr, attribute_attack, cw, fgsm, make_attack, mi_fgsm, noise_attack, pgd
-from spa_jax.attributes import EDITS, Edit, get_edit
-from spa_jax.catalogue import ATTACKS, attack_from_config
-from spa_jax.combinators import in_chunks, restarts, shrunk, targeted, with_fields, worst_of
-from spa_jax.generated_noise import generated_noise
-from spa_jax.inputs import check_logits
-from spa_jax.losses import (
-    capped_cross_entropy,
-    cross_entropy,
-    dlr,
-    kl_divergence,
-    margin,
-    smoothed_cross_entropy,
-    targeted_cross_entropy,
-    targeted_dlr,
-    targeted_margin,
+The presets and what most programs need stand here; `spaces`, `losses`, `goals`, `solvers` and `victims` hold the rest.
+"""
+
+from spa_jax import goals, losses, solvers, spaces, victims
+from spa_jax.attacks import (
+    ATTACKS,
+    AttackState,
+    apgd_ce,
+    apgd_dlr,
+    attack_from_config,
+    attribute_attack,
+    cw,
+    fgsm,
+    in_chunks,
+    make_attack,
+    mi_fgsm,
+    noise_attack,
+    pgd,
+    restarts,
+    spa,
+    stage,
+    worst_of,
 )
+from spa_jax.edits import EDITS, Edit, get_edit
 from spa_jax.manipulators import Manipulator, manipulator
-from spa_jax.predict import classifier, eot, normalize, purify, straight_through, victim
-from spa_jax.semantic import SpaResult, spa
-from spa_jax.solvers import apgd, grid, projected_gradient, random_search, solve, steepest, take_turns
-from spa_jax.spaces import attribute, chain, l1, l2, latent, linf, per_example, universal
+from spa_jax.parallel import on_all_devices
+from spa_jax.spaces import attribute, chain, generated_noise, per_example, universal
 from spa_jax.types import Example, Result
+from spa_jax.validation import check_logits
+from spa_jax.victims import classifier, eot, normalize, purify, randomized, straight_through
 
 __all__ = [
     "ATTACKS",
     "EDITS",
+    "AttackState",
     "Edit",
     "Example",
     "Manipulator",
     "Result",
-    "SpaResult",
-    "apgd",
     "apgd_ce",
     "apgd_dlr",
     "attack_from_config",
     "attribute",
     "attribute_attack",
-    "capped_cross_entropy",
     "chain",
     "check_logits",
     "classifier",
-    "cross_entropy",
     "cw",
-    "dlr",
     "eot",
     "fgsm",
     "generated_noise",
     "get_edit",
-    "grid",
+    "goals",
     "in_chunks",
-    "kl_divergence",
-    "l1",
-    "l2",
-    "latent",
-    "linf",
+    "losses",
     "make_attack",
     "manipulator",
-    "margin",
     "mi_fgsm",
     "noise_attack",
     "normalize",
+    "on_all_devices",
     "per_example",
     "pgd",
-    "projected_gradient",
     "purify",
-    "random_search",
+    "randomized",
     "restarts",
-    "shrunk",
-    "smoothed_cross_entropy",
-    "solve",
+    "solvers",
     "spa",
-    "steepest",
+    "spaces",
+    "stage",
     "straight_through",
-    "take_turns",
-    "targeted",
-    "targeted_cross_entropy",
-    "targeted_dlr",
-    "targeted_margin",
     "universal",
-    "victim",
-    "with_fields",
+    "victims",
     "worst_of",
 ]

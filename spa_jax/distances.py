@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from spa_jax.inputs import require_number
+from spa_jax.numerics import at_least_float32
 from spa_jax.types import Scalar, Values
+from spa_jax.validation import require_number
 
 AnyImages: TypeAlias = Float[Array | np.ndarray, "_ _ _ _"]
 """Images [b, h, w, c], of JAX or NumPy."""
@@ -111,7 +112,7 @@ def _difference(x: Any, y: Any) -> Any:
 def _checked(x: Any, y: Any) -> tuple[Any, Any]:
     if x.shape != y.shape:
         raise ValueError(f"x.shape={x.shape!r} and y.shape={y.shape!r} must be the same")
-    dtype = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
+    dtype = at_least_float32(np.promote_types(x.dtype, y.dtype))
     return jnp.asarray(x, dtype), jnp.asarray(y, dtype)
 
 

@@ -1,7 +1,7 @@
-"""Objectives `(logits [b, k], labels [b]) -> values [b]` that an attacker maximises; training losses are their means.
+"""Objectives `(logits [b, k], examples) -> values [b]` that an attacker maximises; training losses are their means.
 
-A loss is a function or a pytree dataclass whose numbers are leaves. `targeted_form` gives the version that is maximised
-when the victim answers a chosen target.
+A loss is a function or a pytree dataclass whose numbers are leaves. It reads `examples.target` where there is one: then
+it is larger the nearer the victim is to answering the target, and else the farther it is from answering the label.
 """
 
 import math
@@ -13,84 +13,63 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from spa_jax.inputs import require_number
-from spa_jax.trees import pytree, static
-from spa_jax.types import Labels, Logits, Loss, Scalar, Values
+from spa_jax.trees import as_pytree, pytree
+from spa_jax.types import Example, Labels, Logits, Loss, Scalar, Values
+from spa_jax.validation import require_choice, require_number
 
 _TINY = 1e-12
 
 
-def cross_entropy(logits: Logits, labels: Labels) -> Values:
-    """-log p_y. Vanishes in float32 for very confident victims; `margin` and `dlr` do not."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+def cross_entropy(logits: Logits, examples: Example) -> Values:
+    """-log p_y; with a target, log p_t. Vanishes in float32 for very confident victims; `margin` and `dlr` do not."""
+    return _towards(examples, lambda labels: optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
-def margin(logits: Logits, labels: Labels) -> Values:
-    """The largest wrong logit minus the true one; positive where the victim errs (Carlini & Wagner 2017, f6)."""
-    return _best_other(logits, labels) - _own(logits, labels)
+def margin(logits: Logits, examples: Example) -> Values:
+    """The largest wrong logit minus the true one (Carlini & Wagner 2017, f6); with a target, its logit minus others'.
+
+    Positive exactly where the victim errs, or answers the target.
+    """
+    return _towards(examples, lambda labels: _best_other(logits, labels) - _own(logits, labels))
 
 
-def dlr(logits: Logits, labels: Labels) -> Values:
+def dlr(logits: Logits, examples: Example) -> Values:
     """Difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_1st - z_3rd) (Croce & Hein 2020, eq. 6).
 
-    Invariant to shifts and positive scalings of the logits.
+    With a target t it is -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2) (eq. 7), which needs the label y too. Invariant
+    to shifts and positive scalings of the logits.
 
     Raises:
-        ValueError: fewer than 3 classes.
+        ValueError: fewer than 3 classes, or 4 with a target.
     """
-    _require_classes(logits, 3, "dlr")
-    top = jax.lax.top_k(logits, 3)[0]
-    return margin(logits, labels) / (top[:, 0] - top[:, 2] + _TINY)
-
-
-def targeted_cross_entropy(logits: Logits, targets: Labels) -> Values:
-    """log p_t: largest where the victim is sure of the target."""
-    return -cross_entropy(logits, targets)
-
-
-def targeted_margin(logits: Logits, targets: Labels) -> Values:
-    """The target's logit minus the largest other one; positive exactly where the victim answers the target."""
-    return -margin(logits, targets)
-
-
-def targeted_dlr(logits: Logits, targets: Labels, labels: Labels | None = None) -> Values:
-    """-(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2) (Croce & Hein 2020, eq. 7).
-
-    Args:
-        logits: [b, k], k >= 4.
-        targets: the classes t to reach.
-        labels: the true classes y. Default: the best class that is not the target, the one to beat.
-
-    Raises:
-        ValueError: fewer than 4 classes.
-    """
-    _require_classes(logits, 4, "targeted_dlr")
+    if examples.target is None:
+        _require_classes(logits, 3, "dlr")
+        top = jax.lax.top_k(logits, 3)[0]
+        return margin(logits, examples) / (top[:, 0] - top[:, 2] + _TINY)
+    _require_classes(logits, 4, "targeted dlr")
     top = jax.lax.top_k(logits, 4)[0]
-    rival = _best_other(logits, targets) if labels is None else _own(logits, labels)
-    return (_own(logits, targets) - rival) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
+    gain = _own(logits, examples.target) - _own(logits, examples.label)
+    return gain / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
 
 
 @pytree
 class CappedCrossEntropy:
-    """Cross entropy cut off at a cap; see `capped_cross_entropy`."""
+    """Cross entropy clipped at a cap; see `capped_cross_entropy`."""
 
     cap: Any
-    is_targeted: bool = static(default=False)
 
-    def __call__(self, logits: Logits, labels: Labels) -> Values:
-        value = targeted_cross_entropy(logits, labels) if self.is_targeted else cross_entropy(logits, labels)
-        return jnp.minimum(value, -self.cap if self.is_targeted else self.cap)
-
-    def targeted(self) -> "CappedCrossEntropy":
-        return CappedCrossEntropy(self.cap, is_targeted=True)
+    def __call__(self, logits: Logits, examples: Example) -> Values:
+        return jnp.minimum(cross_entropy(logits, examples), self.cap if examples.target is None else -self.cap)
 
 
 def capped_cross_entropy(cap: Scalar = 9.0) -> CappedCrossEntropy:
-    """min(-log p_y, cap): images that are already lost stop pulling at a universal perturbation (Shafahi et al. 2020).
+    """min(-log p_y, cap): clipped, so misclassified examples contribute no gradient to a shared perturbation.
+
+    After Shafahi et al. 2020.
 
     Args:
-        cap: in nats; public code uses 9 to 12, the default is our choice. The targeted form is min(log p_t, -cap) for
-            a small cap: it rests once p_t reaches exp(-cap).
+        cap: in nats; public code uses 9 to 12, the default is our choice. With a target it is min(log p_t, -cap) for a
+            small cap: it stops once p_t reaches exp(-cap).
 
     Raises:
         ValueError: `cap` is negative.
@@ -103,15 +82,11 @@ class SmoothedCrossEntropy:
     """Cross entropy against smoothed labels; see `smoothed_cross_entropy`."""
 
     smoothing: Any
-    is_targeted: bool = static(default=False)
 
-    def __call__(self, logits: Logits, labels: Labels) -> Values:
+    def __call__(self, logits: Logits, examples: Example) -> Values:
         log_p = jax.nn.log_softmax(logits)
-        value = -(1 - self.smoothing) * _own(log_p, labels) - self.smoothing * jnp.mean(log_p, axis=-1)
-        return -value if self.is_targeted else value
-
-    def targeted(self) -> "SmoothedCrossEntropy":
-        return SmoothedCrossEntropy(self.smoothing, is_targeted=True)
+        uniform = jnp.mean(log_p, axis=-1)
+        return _towards(examples, lambda y: -(1 - self.smoothing) * _own(log_p, y) - self.smoothing * uniform)
 
 
 def smoothed_cross_entropy(smoothing: Scalar = 0.1) -> SmoothedCrossEntropy:
@@ -123,26 +98,36 @@ def smoothed_cross_entropy(smoothing: Scalar = 0.1) -> SmoothedCrossEntropy:
     return SmoothedCrossEntropy(require_number("smoothing", smoothing, "in [0, 1]", lambda s: 0 <= s <= 1))
 
 
-@pytree
-class KLDivergence:
-    """Divergence from reference predictions; see `kl_divergence`."""
+def kl_divergence(logits: Logits, examples: Example) -> Values:
+    """KL(p_reference || p): how far the victim's answer moves from `examples.reference` (Zhang et al. 2019, eq. 5).
 
-    reference: Any
+    The reference holds clean logits [b, k], constants to the attack. Neither labels nor targets are read.
 
-    def __call__(self, logits: Logits, labels: Labels) -> Values:
-        log_p = jax.nn.log_softmax(self.reference)
-        return jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(logits)), axis=-1)
-
-
-def kl_divergence(reference: Logits) -> KLDivergence:
-    """KL(p_reference || p): how far the victim's answer moves from its answer on the clean image (TRADES).
-
-    The labels are not read. It has no targeted form.
-
-    Args:
-        reference: clean logits [b, k], constants to the attack (Zhang et al. 2019, eq. 5).
+    Raises:
+        ValueError: the examples have no reference.
     """
-    return KLDivergence(reference)
+    if examples.reference is None:
+        raise ValueError("examples.reference=None: kl_divergence compares with clean logits; pass reference=logits")
+    log_p = jax.nn.log_softmax(examples.reference)
+    return jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(logits)), axis=-1)
+
+
+@pytree
+class OnLabels:
+    """A loss of logits and labels; see `on_labels`."""
+
+    function: Any
+
+    def __call__(self, logits: Logits, examples: Example) -> Values:
+        return _towards(examples, lambda labels: self.function(logits, labels))
+
+
+def on_labels(function: Callable[[Any, Any], Any]) -> OnLabels:
+    """A loss from a function `(logits [b, k], labels [b]) -> values [b]` of one's own, such as one of optax.
+
+    It is maximised; with targets, its negative at the targets is.
+    """
+    return OnLabels(as_pytree(function))
 
 
 # --- training losses of generators ----------------------------------------------------------------------------------
@@ -158,8 +143,8 @@ def diversity(
     """min(mean|o1 - o2| / (mean|z1 - z2| + 1e-8), cap): how much of a difference in z a generator's outputs show.
 
     The ratio is that of DSGAN (Yang et al. 2019, the cap being its bound) and L2L-DA; a generator maximises it. Pairs
-    beyond the cap stop pulling, so that the other losses keep their say. A weight w on noise in radii is L2L-DA's
-    lambda times the radius: its 0.02 at 0.3 on MNIST is 0.006 here, its 0.5 at 8/255 on CIFAR-10 is 0.016.
+    beyond the cap contribute no gradient, which leaves the other losses their weight. A weight w on noise in radii is
+    L2L-DA's lambda times the radius: its 0.02 at 0.3 on MNIST is 0.006 here, its 0.5 at 8/255 on CIFAR-10 is 0.016.
 
     Args:
         first, second: what two latents have made of the same image; noise in radii makes the value, 0 to 2 / mean|z1 -
@@ -169,6 +154,11 @@ def diversity(
     """
     apart = jnp.mean(jnp.abs(first - second), axis=(-3, -2, -1))
     return jnp.minimum(apart / (jnp.mean(jnp.abs(z_first - z_second), axis=-1) + 1e-8), cap)
+
+
+def _towards(examples: Example, value: Callable[[Labels], Values]) -> Values:
+    """The value at the label, or with a target its negative at the target."""
+    return value(examples.label) if examples.target is None else -value(examples.target)
 
 
 def _own(logits: Logits, labels: Labels) -> Values:
@@ -191,27 +181,25 @@ LOSSES: Mapping[str, Callable[..., Any]] = {
     "dlr": lambda: dlr,
     "capped_cross_entropy": capped_cross_entropy,
     "smoothed_cross_entropy": smoothed_cross_entropy,
+    "kl_divergence": lambda: kl_divergence,
 }
 """Constructors of the losses that an attack config may name."""
 
-_TARGETED: Mapping[Any, Loss] = {
-    cross_entropy: targeted_cross_entropy,
-    margin: targeted_margin,
-    dlr: targeted_dlr,
-}
 
-
-def targeted_form(loss: Loss) -> Loss:
-    """The loss an attacker maximises to make the victim answer a target instead of merely erring.
+def loss_from_spec(loss: Any) -> Loss:
+    """A loss from its name, from `{"name": ..., options}`, or as it is.
 
     Raises:
-        ValueError: the loss has no targeted form.
+        ValueError: an unknown name or option, or something that cannot be called.
     """
-    function = loss.func if isinstance(loss, jax.tree_util.Partial) else loss
-    if hasattr(function, "targeted"):
-        return function.targeted()
-    for untargeted, targeted in _TARGETED.items():
-        if function is untargeted:
-            return targeted
-    known = ", ".join([*(known.__name__ for known in _TARGETED), "capped_cross_entropy", "smoothed_cross_entropy"])
-    raise ValueError(f"loss={loss!r} has no targeted form; those with one: {known}. Or pass `loss` to targeted()")
+    if callable(loss):
+        return as_pytree(loss)
+    options = {"name": loss} if isinstance(loss, str) else dict(loss) if isinstance(loss, Mapping) else {}
+    name = options.pop("name", None)
+    if name is None:
+        raise ValueError(f"loss={loss!r} must be callable or one of {', '.join(LOSSES)}")
+    require_choice("loss", name, tuple(LOSSES))
+    try:
+        return as_pytree(LOSSES[name](**options))
+    except TypeError as error:
+        raise ValueError(f"loss={loss!r}: {error}") from error

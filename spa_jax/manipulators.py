@@ -1,6 +1,7 @@
 """Learned edits: an image's attributes read from, and set in, the latent subspace of an autoencoder (MSP)."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,10 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from spa_jax.errors import suggest
-from spa_jax.inputs import is_traced, require_choice
 from spa_jax.numerics import clip_to_unit
 from spa_jax.trees import pytree, static
 from spa_jax.types import Image
+from spa_jax.validation import is_traced, require_choice
+from spa_jax.victims.rewriting import quick
 
 Residual = Literal["none", "faded", "full"]
 
@@ -144,7 +146,7 @@ class Manipulator:
         return self.variables["params"]["subspace"]
 
     def _apply(self, x: Any, method: str) -> Any:
-        return self.model.apply(self.variables, x, method=method)
+        return quick(functools.partial(self.model.apply, method=method))(self.variables, x)
 
 
 def _zero_where(mask: Any, x: Any) -> Any:

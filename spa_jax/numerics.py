@@ -1,7 +1,10 @@
 """Small numerical functions whose gradients matter, each with its gradient documented and tested."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -20,6 +23,11 @@ def clip_to_signed_unit(x: Float[Array, "..."]) -> Float[Array, "..."]:
     Noise that rests at its bound still learns from the step that may leave it.
     """
     return jnp.where(x < -1, -1, jnp.where(x > 1, 1, x))
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """float32, or the floating type itself where it is wider; `jnp.promote_types` would refuse in strict programs."""
+    return jax.dtypes.canonicalize_dtype(np.promote_types(dtype, np.float32))
 
 
 def unit_per_channel(g: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:

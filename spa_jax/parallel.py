@@ -4,13 +4,18 @@ A batch is split over the one mesh axis "data", everything else is replicated. W
 its own slice of the batch, in the order of the process indices.
 """
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from spa_jax.types import Attack, Result
+from spa_jax.validation import checked_examples, checked_keys
 
 _THREADS_PER_DEVICE = 8
 _DEVICE_COUNT_FLAG = "xla_force_host_platform_device_count"
@@ -96,6 +101,45 @@ def _whole(leaf: Any) -> np.ndarray:
 
         leaf = process_allgather(leaf, tiled=True)
     return np.asarray(leaf)
+
+
+def on_all_devices(attack: Attack, mesh: Mesh | None = None) -> Callable[..., Result]:
+    """The attack, called alike, with its batch split over all devices of this process.
+
+    A batch that the devices cannot share evenly is padded with copies of weight 0, which the result leaves out. The
+    result is that of one device, up to rounding. On a CPU, `use_host_cores()` first makes each core a device.
+
+    Args:
+        attack: any attack of this library.
+        mesh: of `data_mesh`. Default: all devices.
+
+    Returns:
+        `(key, victim, images, labels, target=None, *, weight=None, reference=None) -> Result`.
+    """
+    mesh = data_mesh() if mesh is None else mesh
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+
+    def attacked(key: Any, victim: Any, images: Any, labels: Any, target: Any = None, **extra: Any) -> Result:
+        seen = checked_examples(images, labels, target, **extra)
+        count = len(seen.image)
+        keys = checked_keys(key, count, attack.shared)
+        rows = np.arange(count + -count % mesh.size)
+        is_padding = rows >= count
+
+        def spread(leaf: Any) -> jax.Array:
+            return jax.device_put(leaf[np.where(is_padding, 0, rows)] if np.any(is_padding) else leaf, sharding)
+
+        weight = jnp.ones(count, seen.image.dtype) if seen.weight is None else seen.weight
+        seen = jax.tree.map(spread, seen.replace(weight=weight))
+        weight = seen.weight * (1 - is_padding.astype(weight.dtype))
+        keys = keys if attack.shared else spread(keys)
+        found = attack(keys, victim, seen.image, seen.label, seen.target, weight=weight, reference=seen.reference)
+        if attack.shared:
+            kept = jax.tree.map(lambda leaf: leaf[:count], dataclasses.replace(found, variables=None))
+            return dataclasses.replace(kept, variables=found.variables)
+        return jax.tree.map(lambda leaf: leaf[:count], found)
+
+    return attacked
 
 
 def use_host_cores(n: int | None = None, *, collectives: bool = True) -> None:

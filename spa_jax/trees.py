@@ -1,6 +1,7 @@
-"""Pytree tools: dataclasses whose numbers are leaves, callables that cross `jit`, selection by mask."""
+"""Pytree tools: dataclasses whose numbers are leaves, selection by mask, loops that also run inside `shard_map`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, dataclass_transform
 
@@ -32,3 +33,75 @@ def as_pytree(function: Callable[..., Any]) -> Any:
     """A callable that may cross a `jit` boundary: pytrees stay as they are, plain functions become static."""
     is_leaf = jax.tree_util.all_leaves([function])
     return jax.tree_util.Partial(function) if is_leaf else function
+
+
+def beside(images: Any, tree: Any) -> Any:
+    """The tree whole on every device that the images are split over; as it is where they lie on one."""
+    place = images.sharding
+    if len(place.device_set) == 1 or not isinstance(place, jax.sharding.NamedSharding):
+        return tree
+    return jax.device_put(tree, jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec()))
+
+
+# --- loops ----------------------------------------------------------------------------------------------------------
+
+
+def repeat(step: Callable[[Any], Any], carry: Any, times: int) -> Any:
+    """`step` applied `times` times by one `lax.scan`."""
+    carry = varying_as(step, carry)
+    return jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=times)[0]
+
+
+def branch(index: Any, steps: list[Callable[[Any], Any]], state: Any) -> Any:
+    """`steps[index](state)` by `lax.switch`."""
+
+    def alike(*states: Any) -> Any:
+        return functools.reduce(lambda a, b: jax.tree.map(_vary_like, a, b), states)
+
+    state = varying_as(lambda state: alike(*(step(state) for step in steps)), state)
+    return jax.lax.switch(index, [lambda s, step=step: alike(step(s), state) for step in steps], state)
+
+
+def is_in_shard_map() -> bool:
+    """Whether the trace under way is that of `shard_map`, where arrays vary over the mesh or do not."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def varying_as(step: Callable[[Any], Any], state: Any) -> Any:
+    """The state with the type that `step` gives back, inside of `shard_map`.
+
+    A constant in a loop's state does not vary over the mesh, what a step makes of it does, and `scan` refuses to put
+    one in the place of the other; elsewhere the state is returned as it is.
+    """
+    if not is_in_shard_map():
+        return state
+    for _ in range(len(jax.tree.leaves(state)) + 1):
+        after = jax.eval_shape(step, state)
+        wider = jax.tree.map(_vary_like, state, after)
+        if jax.tree.map(_varying_axes, wider) == jax.tree.map(_varying_axes, state):
+            return state
+        state = wider
+    return state
+
+
+def _vary_like(leaf: Any, like: Any) -> Any:
+    missing = _varying_axes(like) - _varying_axes(leaf)
+    return jax.lax.pcast(leaf, tuple(sorted(missing)), to="varying") if missing else leaf
+
+
+def _varying_axes(leaf: Any) -> frozenset[str]:
+    kind = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    axes = getattr(kind, "manual_axis_type", None)  # jax 0.10; other versions name the set `vma`
+    return frozenset(axes.varying if axes else getattr(kind, "vma", None) or ())
+
+
+def vary_over(axis_name: str | None, tree: Any) -> Any:
+    """The tree with every leaf varying over a mapped axis, so that its gradient is this device's own share."""
+    if axis_name is None:
+        return tree
+
+    def cast(leaf: Any) -> Any:
+        missing = axis_name not in _varying_axes(leaf) and is_in_shard_map()
+        return jax.lax.pcast(leaf, axis_name, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree)

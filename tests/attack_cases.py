@@ -5,29 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import (
-    apgd_ce,
-    cross_entropy,
-    fgsm,
-    pgd,
-    spa,
-    with_fields,
-)
-from tests.victims import images, labels, mlp, weights
+from spa_jax import Example, apgd_ce, fgsm, pgd, spa
+from spa_jax.losses import cross_entropy
+from tests.analytic_victims import images, labels, mlp, weights
 
 KEY = jax.random.key(0)
 BATCH = 8
 X, Y = images(batch=BATCH), jnp.arange(BATCH) % 3
-MLP = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), mlp())
+MLP = mlp()
 W = weights()
 INNER, TWO = images(low=0.35, high=0.65, batch=BATCH), labels(BATCH)
 
-PGD = pgd(0.1, 5, unroll=1)
-APGD = apgd_ce(0.1, 12, unroll=1)
-SPA = spa(0.05, [{"name": "rotation", "low": -20, "high": 20}, "contrast"], 5, unroll=1)
+PGD = pgd(0.1, 5)
+APGD = apgd_ce(0.1, 12)
+SPA = spa(0.05, [{"name": "rotation", "low": -20, "high": 20}, "contrast"], 5)
 ATTACKS = {"pgd": PGD, "apgd": APGD, "spa": SPA}
 PGD_AND_SLOW_SPA = ["pgd", pytest.param("spa", marks=pytest.mark.slow)]
-FGSM = with_fields(fgsm(0.1), unroll=1)
+FGSM = fgsm(0.1)
 
 
 def strength(result):
@@ -40,11 +34,23 @@ def assert_never_weaker(result, other, tolerance=1e-5):
         assert (success, value + tolerance) >= (other_success, other_value)
 
 
-def assert_consistent(result, victim, y, loss=cross_entropy):
+def judged(images, victim=MLP, y=Y, target=None, loss=cross_entropy):
+    """The strength of images: value and success as an attack would report them."""
+    logits = victim(images)
+    hit = np.argmax(logits, axis=-1) != y if target is None else np.argmax(logits, axis=-1) == target
+    return Strength(loss(logits, Example(images, y, target)), hit)
+
+
+class Strength:
+    def __init__(self, value, success):
+        self.value, self.success = value, success
+
+
+def assert_consistent(result, victim, y, loss=cross_entropy, target=None):
     """Value and success are those of the returned images."""
-    logits = victim(None, result.x)
-    np.testing.assert_allclose(result.value, loss(logits, y), rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(result.success, np.argmax(logits, axis=-1) != y)
+    expected = judged(result.x, victim, y, target, loss)
+    np.testing.assert_allclose(result.value, expected.value, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(result.success, expected.success)
     assert np.min(result.x) >= 0 and np.max(result.x) <= 1
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import spa_jax
-from spa_jax.checkpoints import Checkpoints
 from spa_jax.errors import CheckpointError, ConfigError, DataNotFoundError
-from spa_jax.training.loop import train_and_evaluate
+from spa_jax.runs.checkpoints import Checkpoints
+from spa_jax.runs.loop import train_and_evaluate
 from tests.training.conftest import tiny_config
 
 
@@ -111,36 +111,35 @@ def test_a_corrupt_checkpoint_is_named(tmp_path):
         checkpoints.restore(state)
 
 
-def _first_pixels(keys, images):
+def _first_pixels(images):
     return images.reshape(len(images), -1)[:, :10]
 
 
 IMAGES = jnp.full((2, 6, 6, 1), 0.5)
 LABELS = jnp.zeros(2, jnp.int32)
 BAD_CALLS = {
-    "images beyond one": ({"x": IMAGES * 4}, r"x.max\(\)=2: pixels must lie in \[0, 1\]"),
-    "uint8 images": ({"x": jnp.zeros((2, 6, 6, 1), jnp.uint8)}, "x.dtype=uint8 must be floating.*/ 255.0"),
-    "wrong rank": ({"x": IMAGES[0]}, r"x.shape=\(6, 6, 1\) must have rank 4"),
-    "NaN": ({"x": IMAGES.at[0, 0, 0, 0].set(jnp.nan)}, "x must not hold NaN"),
-    "empty batch": ({"x": IMAGES[:0], "y": LABELS[:0]}, "must not be empty"),
-    "label out of range": ({"y": LABELS + 10}, r"y.max\(\)=10: labels must lie in \[0, 9\]"),
-    "labels of another length": ({"y": LABELS[:1]}, r"y.shape=\(1,\) must be \(2,\)"),
-    "float labels": ({"y": jnp.zeros(2)}, "y.dtype=float32 must be an integer dtype"),
+    "images beyond one": ({"images": IMAGES * 4}, r"images.max\(\)=2: pixels must lie in \[0, 1\]"),
+    "uint8 images": ({"images": jnp.zeros((2, 6, 6, 1), jnp.uint8)}, "images.dtype=uint8 must be floating.*/ 255.0"),
+    "wrong rank": ({"images": IMAGES[0]}, r"images.shape=\(6, 6, 1\) must have rank 4"),
+    "NaN": ({"images": IMAGES.at[0, 0, 0, 0].set(jnp.nan)}, "images must not hold NaN"),
+    "empty batch": ({"images": IMAGES[:0], "labels": LABELS[:0]}, "must not be empty"),
+    "label out of range": ({"labels": LABELS + 10}, r"labels.max\(\)=10: classes must lie in \[0, 9\]"),
+    "label beyond 32 bits": ({"labels": np.array([0, 2**32])}, r"labels.max\(\)=4294967296: classes"),
+    "labels of another length": ({"labels": LABELS[:1]}, r"labels.shape=\(1,\) must be \(2,\)"),
+    "float labels": ({"labels": jnp.zeros(2)}, "labels.dtype=float32 must be an integer dtype"),
+    "target out of range": ({"target": LABELS + 10}, r"target.max\(\)=10: classes must lie in \[0, 9\]"),
+    "weights of another length": ({"weight": jnp.ones(3)}, r"weight.shape=\(3,\) must be \(2,\)"),
     "no key": ({"key": 0}, r"key=0 must be a key: make one with jax.random.key"),
-    "no victim": ({"predict": None}, "predict=None must be a function"),
-    "no logits": ({"predict": lambda keys, x: x}, r"has shape \(2, 6, 6, 1\), must be logits"),
+    "no logits": ({"victim": lambda x: x}, r"has shape \(2, 6, 6, 1\), must be logits"),
+    "two outputs": ({"victim": lambda x: (x, x)}, r"the victim returns tuple, must be logits"),
+    "a victim of keys": ({"victim": lambda keys, x: _first_pixels(x)}, r"randomized\(victim\)"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_CALLS)
 def test_a_bad_call_of_an_attack_is_refused(case):
     arguments, message = BAD_CALLS[case]
-    good = {
-        "key": jax.random.key(0),
-        "predict": _first_pixels,
-        "x": IMAGES,
-        "y": LABELS,
-    }
+    good = {"key": jax.random.key(0), "victim": _first_pixels, "images": IMAGES, "labels": LABELS}
     with pytest.raises(ValueError, match=f"(?s){message}"):
         spa_jax.fgsm(0.1)(**(good | arguments))
 

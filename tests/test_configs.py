@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from spa_jax.parallel import data_mesh
-from spa_jax.training.experiment import check_config, load_data, make_experiment
-from spa_jax.training.loop import train_and_evaluate
+from spa_jax.runs.experiment import check_config, load_data, make_experiment
+from spa_jax.runs.loop import train_and_evaluate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 EXPERIMENTS = [path for path in CONFIGS if not path.stem.startswith("bench")]

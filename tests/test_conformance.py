@@ -11,25 +11,16 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from spa_jax import (
-    apgd,
-    attribute,
-    chain,
-    grid,
-    l1,
-    l2,
-    latent,
-    linf,
-    make_attack,
-    margin,
-    projected_gradient,
-    random_search,
-)
-from spa_jax.attributes import rotate
-from tests.victims import ascent, images, labels, linear, margins, strongest, weights
+from spa_jax import attribute, chain, make_attack
+from spa_jax.edits import rotate
+from spa_jax.losses import margin
+from spa_jax.solvers import apgd, grid, projected_gradient, random_search
+from spa_jax.spaces import l1, l2, latent, linf
+from tests.analytic_victims import ascent, images, labels, linear, margins, strongest, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+KEY = jax.random.key(2)
 W = weights()
 X, INNER = images(), images(low=0.35, high=0.65)
 Y = labels()
@@ -65,7 +56,7 @@ def latent_case(radius=1.5):
     return Case(space, linear(W), INNER, Y, margins(W, INNER, Y) + radius * gain)
 
 
-def likeness(target, keys, x):
+def likeness(target, x):
     """Two classes whose margin for label 0 is minus the squared distance to a target image."""
     distance = jnp.sum((x - target) ** 2, axis=(1, 2, 3))
     return jnp.stack([distance / 2, -distance / 2], axis=-1)
@@ -142,9 +133,9 @@ TABLE = [
 @pytest.mark.parametrize(("name", "solver", "share"), TABLE, ids=lambda value: getattr(value, "__name__", None))
 def test_solver_reaches_the_known_optimum(name, solver, share):
     case = CASES[name]
-    attack = make_attack(case.space, margin, *solver, random_start=False, unroll=1)
-    result = attack(jax.random.key(0), case.victim, case.x, case.y)
-    logits = np.asarray(case.victim(None, case.x), np.float64)
+    attack = make_attack(case.space, margin, *solver, random_start=False)
+    result = attack(KEY, case.victim, case.x, case.y)
+    logits = np.asarray(case.victim(case.x), np.float64)
     clean = logits[np.arange(len(case.y)), 1 - case.y] - logits[np.arange(len(case.y)), case.y]
     reached = (np.asarray(result.value, np.float64) - clean) / (case.optimum - clean)
     assert np.all(reached >= share), f"{reached} of the gain; {result.variables}"
@@ -154,7 +145,7 @@ def test_solver_reaches_the_known_optimum(name, solver, share):
 
 def test_a_grid_leaves_noise_where_it_starts():
     case = CASES["brightness_then_linf"]
-    attack = make_attack(case.space, margin, grid(3), 3, random_start=False, unroll=1)
-    result = attack(jax.random.key(0), case.victim, case.x, case.y)
+    attack = make_attack(case.space, margin, grid(3), 3, random_start=False)
+    result = attack(KEY, case.victim, case.x, case.y)
     np.testing.assert_array_equal(result.variables["noise"], 0)
     np.testing.assert_allclose(result.value, margins(W, case.x, case.y) + 0.1 * light_gain(), rtol=1e-4, atol=1e-5)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import Example, attribute, chain, linf, make_attack, spa
+from spa_jax import Example, attribute, chain, make_attack, spa
 from spa_jax.manipulators import attributes_of, manipulator, set_attributes
 from spa_jax.models import create_model, init_variables
-from tests.victims import images, labels, linear, margins, weights
+from spa_jax.spaces import linf
+from tests.analytic_victims import images, labels, linear, margins, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -180,7 +181,7 @@ def test_weights_are_leaves_so_new_ones_reuse_the_program():
 
 def test_the_box_of_an_image_is_widened_to_its_own_value():
     space, x = attribute(linear_edit(), (50.0, 9.0, 9.0), (60.0, 10.0, 10.0)), images(9, 1)[0]
-    example = space.prepare(Example(x))
+    example = Example(x, prepared=space.prepare(Example(x)))
     own = space.identity(example)
     np.testing.assert_allclose(own, linear_edit().read(x), rtol=1e-6)
     np.testing.assert_array_equal(space.project(own, example), own)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax.numerics import clip_to_signed_unit, clip_to_unit, unit_per_channel
+from spa_jax.numerics import at_least_float32, clip_to_signed_unit, clip_to_unit, unit_per_channel
 
 POINTS = jnp.array([-0.5, -1e-7, 0.0, 1e-7, 0.5, 1 - 1e-7, 1.0, 1 + 2e-7, 3.0])
 
@@ -53,5 +53,12 @@ def test_unit_per_channel_leaves_zeros_with_a_finite_gradient():
 
 def test_the_gradient_of_unit_per_channel_is_that_of_the_quotient():
     g, w = (jax.random.normal(jax.random.key(i), (3, 4, 2)) for i in (0, 1))
-    plain = jax.grad(lambda g: jnp.sum(w * g / jnp.sqrt(jnp.sum(g**2, (0, 1)))))(g)
+    plain = jax.grad(lambda g: jnp.sum(w * g / jnp.sqrt(jnp.sum(g**2, (0, 1), keepdims=True))))(g)
     np.testing.assert_allclose(jax.grad(lambda g: jnp.sum(w * unit_per_channel(g)))(g), plain, rtol=1e-4, atol=1e-6)
+
+
+def test_no_type_is_narrower_than_float32():
+    widened = [at_least_float32(jnp.dtype(kind)) for kind in (jnp.bfloat16, jnp.float16, jnp.float32)]
+    assert widened == [jnp.float32] * 3
+    with jax.enable_x64(True):
+        assert at_least_float32(jnp.dtype(jnp.float64)) == jnp.float64

@@ -6,13 +6,17 @@ import socket
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from spa_jax import attribute, chain, make_attack, on_all_devices, pgd, restarts, spa, universal
 from spa_jax.parallel import check_divisible, data_mesh, replicate, shard_batch, to_host, use_host_cores
+from spa_jax.spaces import linf
+from tests.analytic_victims import images, mlp
 
 
 def test_mesh_spans_all_devices_in_order():
@@ -61,6 +65,53 @@ def test_empty_and_scalar_batches_are_errors():
         shard_batch(np.float32(1), data_mesh())
 
 
+# --- attacks on all devices -----------------------------------------------------------------------------------------
+
+KEY, VICTIM = jax.random.key(0), mlp()
+UNIVERSAL = make_attack(chain(light=attribute("brightness"), noise=linf(0.1)), num_steps=3, lift=universal)
+ATTACKS = {
+    "restarts": restarts(pgd(0.1, 3), 2),
+    "spa": spa(0.05, ["contrast"], 3),
+    "universal": UNIVERSAL,
+    "reference": pgd(0.1, 3, loss="kl_divergence"),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.usefixtures("quick_compilation")
+def test_all_devices_find_what_one_finds_also_for_a_batch_they_cannot_share(name):
+    x, y = images(batch=11), jnp.arange(11) % 3
+    target = (y + 1) % 3 if name == "restarts" else None
+    reference = {"reference": VICTIM(x)} if name == "reference" else {}
+    alone = ATTACKS[name](KEY, VICTIM, x, y, target, **reference)
+    spread = on_all_devices(ATTACKS[name])(KEY, VICTIM, x, y, target, **reference)
+    chex.assert_trees_all_equal_shapes(alone, spread)
+    chex.assert_trees_all_close(alone, spread, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_divisible_batch_stays_on_its_devices_and_plain_functions_and_numpy_arrays_will_do():
+    x, y, attack = images(batch=16), np.arange(16) % 3, pgd(0.1, 3)
+    keys = jax.random.split(KEY, 16)
+    spread = on_all_devices(attack, data_mesh(jax.devices()[:4]))(keys, lambda x: VICTIM(x), np.asarray(x), y)
+    assert len(spread.x.sharding.device_set) == 4
+    chex.assert_trees_all_close(spread, attack(keys, VICTIM, x, y), rtol=1e-4, atol=1e-5)
+
+
+def test_what_an_attack_refuses_all_devices_refuse():
+    attack, x, y = on_all_devices(pgd(0.1, 3)), images(batch=11), jnp.arange(11) % 3
+    for arguments, message in (
+        ((KEY, VICTIM, x * 2, y), r"images\.max\(\)=2"),
+        ((KEY, VICTIM, x, y[:5]), r"labels\.shape="),
+        ((jax.random.split(KEY, 5), VICTIM, x, y), r"key\.shape=\(5,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attack(*arguments)
+
+
+# --- host cores -----------------------------------------------------------------------------------------------------
+
+
 def test_cores_become_devices_before_the_first_computation():
     assert run_python("import jax; from spa_jax.parallel import *; use_host_cores(3); print(len(jax.devices()))") == "3"
 
@@ -106,7 +157,7 @@ assert doubled.tolist() == list(range(0, 16, 2)), doubled
 assert sums.tolist() == [56.0] * 3, sums
 assert bits == jax.random.bits(jax.random.key(1)), bits
 
-def linear(keys, x):
+def linear(x):
     score = x.reshape(x.shape[0], -1) @ jax.numpy.linspace(-1, 1.2, 16)
     return jax.numpy.stack([0 * score, score], -1)
 

@@ -1,5 +1,6 @@
-"""One compiled program serves all numbers; its memory does not grow with steps; the core needs jax and optax alone."""
+"""One compiled program serves all numbers, weights and fresh functions; its size does not grow with steps."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -14,66 +15,73 @@ from spa_jax import (
     apgd_ce,
     attribute,
     attribute_attack,
+    classifier,
     cw,
-    linf,
     make_attack,
+    normalize,
     pgd,
-    projected_gradient,
     restarts,
     spa,
-    victim,
-    with_fields,
     worst_of,
 )
-from spa_jax.engine import _run
-from spa_jax.inputs import checked_keys
-from tests.victims import images, labels, linear, linear_logits, weights
+from spa_jax.attacks.base import _compiled, _whole
+from spa_jax.losses import capped_cross_entropy
+from spa_jax.solvers import projected_gradient
+from spa_jax.spaces import linf
+from spa_jax.validation import checked_examples, checked_keys
+from spa_jax.victims import as_victim
+from tests.analytic_victims import images, labels, linear, linear_logits, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-X, Y, W = images(), labels(), weights()
+KEY, X, Y, W = jax.random.key(0), images(), labels(), weights()
+PGD = pgd(0.1, 2)
 
 
-def light(low, high, steps):
-    return with_fields(attribute_attack("brightness", low, high, num_steps=2, step_size=steps), unroll=1)
+def light(low, high, size):
+    return attribute_attack("brightness", low, high, num_steps=2, rel_step_size=size)
 
 
-def joint(radius, low, high, step_size):
-    return spa(radius, [{"name": "brightness", "low": low, "high": high}], 2, step_size, unroll=1)
+def joint(radius, low, high, size, num_steps=2):
+    edits = [{"name": "brightness", "low": low, "high": high}]
+    return spa(radius, edits, num_steps, solver="projected_gradient", rel_step_size=size, start_points=2)
 
 
 BUILDERS = {
     "pgd": (
-        lambda: pgd(0.1, 2, unroll=1),
-        lambda: pgd(0.3, 2, step_size=0.2, unroll=1),
-        lambda: pgd(np.float64(0.3), 2, unroll=1),
-        lambda: pgd(1, 2, step_size=1, unroll=1),
+        lambda: pgd(0.1, 2),
+        lambda: pgd(0.3, 2, step_size=0.2),
+        lambda: pgd(np.float64(0.3), 2),
+        lambda: pgd(1, 2, rel_step_size=1),
     ),
-    "apgd": (lambda: apgd_ce(0.1, 6, unroll=1), lambda: apgd_ce(0.5, 6, unroll=1)),
-    "attribute": (lambda: light(-0.1, 0.2, 0.5), lambda: light(-1, 1, 0.3)),
-    "spa": (lambda: joint(0.1, -0.1, 0.1, 0.5), lambda: joint(0.3, -0.3, 0.2, 0.1)),
+    "apgd": (lambda: apgd_ce(0.1, 6), lambda: apgd_ce(0.5, 6)),
+    "attribute": (lambda: light(-0.1, 0.2, 0.5), lambda: light(-1, 1, 0.7)),
+    "spa": (lambda: joint(0.1, -0.1, 0.1, 0.5), lambda: joint(0.3, -0.3, 0.2, 0.6)),
     "cw": (lambda: cw(num_steps=3, search_steps=2), lambda: cw(0.5, 3, 2, 0.1, 0.02, 1)),
+    "loss": (lambda: pgd(0.1, 2, loss=capped_cross_entropy(1.0)), lambda: pgd(0.1, 2, loss=capped_cross_entropy(2.0))),
     "combined": (
-        lambda: restarts(worst_of(pgd(0.1, 2, unroll=1), light(-0.1, 0.1, 0.5)), 2),
-        lambda: restarts(worst_of(pgd(0.2, 2, unroll=1), light(-0.3, 0.2, 0.1)), 2),
+        lambda: restarts(worst_of(PGD, light(-0.1, 0.1, 0.5)), 2),
+        lambda: restarts(worst_of(pgd(0.2, 2), light(-0.3, 0.2, 0.6)), 2),
     ),
 }
 
 
+def programs():
+    """How many compiled programs the engine holds."""
+    return _compiled._cache_size() + _whole._cache_size()
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_new_numbers_and_new_keys_do_not_recompile(name):
-    traces = []
-
-    def counted(keys, x):
-        traces.append(x.shape)
-        return linear_logits(W, keys, x)
-
     first, *others = BUILDERS[name]
-    first()(jax.random.key(0), counted, X, Y)
-    once = len(traces)
-    results = [build()(jax.random.key(seed), counted, X * 0.9, 1 - Y) for seed, build in enumerate(others)]
-    assert len(traces) == once > 0
+    first()(KEY, linear(W), X, Y)
+    once = programs()
+    results = [build()(jax.random.key(seed), linear(W), X * 0.9, 1 - Y) for seed, build in enumerate(others)]
+    assert programs() == once
     assert all(np.all(np.isfinite(result.value)) for result in results)
+
+
+# --- victims --------------------------------------------------------------------------------------------------------
 
 
 def test_new_weights_do_not_recompile():
@@ -81,59 +89,167 @@ def test_new_weights_do_not_recompile():
 
     def counted(w, x):
         traces.append(x.shape)
-        return linear_logits(w, None, x)
+        return linear_logits(w, x)
 
-    attack = pgd(0.1, 2, unroll=1)
     for seed in range(3):
-        attack(jax.random.key(0), victim(counted, weights(seed), mean=seed / 10), X, Y)
+        PGD(KEY, normalize(Partial(counted, weights(seed)), mean=seed / 10, std=1.0), X, Y)
         if seed == 0:
-            once = len(traces)
-    assert len(traces) == once
+            once, traced = programs(), len(traces)
+    assert programs() == once and len(traces) == traced > 0
+
+
+class Model:
+    """Weights that are trained in place, seen by a bound method and by a closure."""
+
+    def __init__(self):
+        self.w = W
+
+    def predict(self, x):
+        return linear_logits(self.w, x)
+
+
+MODEL = Model()
+
+
+@pytest.mark.parametrize("function", [MODEL.predict, lambda x: MODEL.predict(x)], ids=["method", "closure"])
+def test_changed_weights_are_seen_by_the_same_function_and_do_not_recompile(function):
+    MODEL.w = W
+    before = PGD(KEY, function, X, Y)
+    once = programs()
+    MODEL.w = -W
+    after = PGD(KEY, function, X, Y)
+    assert programs() == once
+    for result, w in ((before, W), (after, -W)):
+        expected = PGD(KEY, linear(w), X, Y)
+        np.testing.assert_allclose(result.value, expected.value, rtol=1e-5)
+    assert np.any(np.asarray(before.value) != np.asarray(after.value))
+
+
+def test_two_hundred_fresh_functions_take_one_compilation_and_leave_nothing_behind():
+    def fresh(w):
+        return lambda x: linear_logits(w, x)
+
+    PGD(KEY, fresh(W), X, Y)
+    once, objects = programs(), None
+    for i in range(200):
+        state = PGD.init(KEY, fresh(W * (1 + i / 1000)), X, Y)
+        if i == 20:
+            gc.collect()
+            objects = len(gc.get_objects())
+    gc.collect()
+    assert programs() <= once + 1, "`init` is one program more"
+    assert len(gc.get_objects()) < objects + 2000
+    assert state.step == 0
+    last = PGD(KEY, fresh(-W), X, Y)
+    np.testing.assert_allclose(last.value, PGD(KEY, linear(-W), X, Y).value, rtol=1e-5)
+
+
+def test_another_function_over_the_same_arrays_is_another_program():
+    one, other = (lambda x: linear_logits(W, x)), (lambda x: -linear_logits(W, x))
+    values = [PGD(KEY, function, X, Y).value for function in (one, other)]
+    np.testing.assert_allclose(values[1], PGD(KEY, linear(-W), X, Y).value, rtol=1e-5)
+    assert np.any(np.asarray(values[0]) != np.asarray(values[1]))
+
+
+def test_a_flax_model_takes_its_weights_as_arguments_or_closes_over_them():
+    nn = pytest.importorskip("flax.linen")
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dense(3)(x.reshape(len(x), -1))
+
+    model = Net()
+    variables = [model.init(jax.random.key(seed), X) for seed in range(2)]
+    arguments = [PGD(KEY, classifier(model, v), X, Y).value for v in variables]
+    once = programs()
+    closures = [PGD(KEY, lambda x, v=v: model.apply(v, x), X, Y).value for v in variables]
+    assert np.any(np.asarray(closures[0]) != np.asarray(closures[1]))
+    np.testing.assert_allclose(arguments, closures, rtol=1e-5)
+    first = programs() - once
+    PGD(KEY, lambda x: model.apply(variables[1], x), X, Y)
+    PGD(KEY, classifier(Net(), variables[1]), X, Y)
+    assert programs() == once + first
+
+
+# --- many numbers in one call ---------------------------------------------------------------------------------------
 
 
 def test_five_radii_in_one_call_equal_five_calls():
-    traces = []
-
-    def counted(keys, x):
-        traces.append(x.shape)
-        return linear_logits(W, keys, x)
-
     def attack(radius):
-        return pgd(radius, 4, unroll=1)(jax.random.key(0), counted, X, Y)
+        return pgd(radius, 4)(KEY, linear(W), X, Y)
 
     radii = jnp.array([0.0, 0.05, 0.1, 0.2, 0.4])
     together = jax.vmap(attack)(radii)
-    count = len(traces)
+    once = None
     for i, radius in enumerate(radii):
         alone = attack(float(radius))
         np.testing.assert_allclose(together.x[i], alone.x, atol=1e-6)
         np.testing.assert_allclose(together.value[i], alone.value, rtol=1e-5)
-    assert len(traces) <= 2 * count
+        once = programs() if once is None else once
+    assert programs() == once
     assert np.all(np.diff(together.value, axis=0) > 0)
 
 
 def test_five_ranges_in_one_call_equal_five_calls():
     def attack(high):
         space = attribute("brightness", -0.1, high)
-        return make_attack(space, num_steps=3, unroll=1)(jax.random.key(0), linear(W), X, Y).value
+        return make_attack(space, num_steps=3)(KEY, linear(W), X, Y).value
 
     highs = jnp.array([0.0, 0.1, 0.2, 0.3, 0.4])
     together = jax.jit(jax.vmap(attack))(highs)
     np.testing.assert_allclose(together, jnp.stack([attack(float(high)) for high in highs]), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "build",
-    [lambda n: pgd(0.1, n, unroll=1), lambda n: apgd_ce(0.1, n, unroll=1), lambda n: joint(0.1, -0.1, 0.1, 0.1)],
-    ids=["pgd", "apgd", "spa"],
-)
-def test_memory_does_not_grow_with_the_number_of_steps(build):
+# --- no unrolling ---------------------------------------------------------------------------------------------------
+
+GROWING = {
+    "pgd": lambda n: pgd(0.1, n),
+    "apgd": lambda n: apgd_ce(0.1, n),
+    "spa": lambda n: joint(0.1, -0.1, 0.1, 1.0, n),
+    "cw": lambda n: cw(num_steps=n, search_steps=2),
+}
+
+
+def lowered(attack, victim, x, y):
+    predict = as_victim(victim, x, inline=False)
+    return _whole.lower(attack, predict, checked_keys(KEY, len(x)), checked_examples(x, y))
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_programs_do_not_grow_with_the_number_of_steps(name):
+    lengths = [len(lowered(GROWING[name](n), linear(W), X, Y).as_text()) for n in (10, 100)]
+    assert abs(lengths[1] - lengths[0]) < 2000
+
+
+def test_the_host_compiles_a_step_once_and_repeats_it():
+    predict = Partial(linear_logits, W)
+    for num_steps in (3, 30):
+        before = _compiled._cache_size()
+        pgd(0.123, num_steps, rel_step_size=0.5)(KEY, predict, X, Y)
+        assert _compiled._cache_size() - before <= 4, "start, judge, a step, finish"
+    assert _whole._cache_size() == WHOLE_BEFORE
+
+
+WHOLE_BEFORE = _whole._cache_size()
+
+
+def test_a_step_is_one_program_for_all_stages():
+    attack = joint(0.2, -0.2, 0.1, 0.5)
+    state = attack.step(attack.init(KEY, linear(W), X, Y), linear(W), X, Y)
+    once = programs()
+    for _ in range(1, attack.num_steps):
+        state = attack.step(state, linear(W), X, Y)
+    assert programs() == once and state.step == attack.num_steps
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "spa"])
+def test_memory_does_not_grow_with_the_number_of_steps(name):
     x, y = images(batch=32, size=(8, 8, 3)), labels(32)
-    predict = Partial(linear_logits, weights(size=(8, 8, 3)))
+    victim = linear(weights(size=(8, 8, 3)))
 
     def temporary_bytes(num_steps):
-        attack = with_fields(build(num_steps), num_steps=num_steps)
-        compiled = _run.lower(attack, checked_keys(jax.random.key(0), 32), predict, x, y).compile()
+        compiled = lowered(GROWING[name](num_steps), victim, x, y).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     short, long = temporary_bytes(10), temporary_bytes(100)
@@ -154,7 +270,7 @@ for name in ("flax", "orbax", "tensorflow_datasets", "grain", "matplotlib", "skl
     sys.modules[name] = None
 import jax, jax.numpy as jnp
 import spa_jax
-predict = lambda keys, x: jnp.stack([jnp.sum(x, (1, 2, 3)), -jnp.sum(x, (1, 2, 3))], -1)
+predict = lambda x: jnp.stack([jnp.sum(x, (1, 2, 3)), -jnp.sum(x, (1, 2, 3))], -1)
 result = spa_jax.pgd(0.1, 2)(jax.random.key(0), predict, jnp.full((2, 4, 4, 1), 0.5), jnp.array([0, 1]))
 assert result.x.shape == (2, 4, 4, 1) and abs(float(result.x[0].max()) - 0.4) < 1e-6
 print("attacked", *sorted(name for name in sys.modules if name.split(".")[0] in ("flax", "orbax")))

@@ -1,5 +1,6 @@
-"""How fast an attack runs, as a multiple of its floor: one compiled gradient of the bare victim for each step."""
+"""How fast an attack runs, as a multiple of its floor: the bare compiled passes that it cannot do without."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from spa_jax.engine import PureAttack
+from spa_jax.attacks.base import PureAttack
 from spa_jax.losses import cross_entropy
-from spa_jax.types import Attack, Images, Keys, Labels, Predict
+from spa_jax.solvers import Grid, RandomSearch
+from spa_jax.types import Attack, Example, Images, Keys, Labels, Predict, Victim
+from spa_jax.victims import as_victim
 
 
 class Times(NamedTuple):
@@ -21,16 +24,17 @@ class Times(NamedTuple):
 
 
 def measure(
-    attack: Attack, predict: Predict, x: Images, y: Labels, *, key: Any = None, repeats: int = 5
+    attack: Attack, victim: Victim, x: Images, y: Labels, *, key: Any = None, repeats: int = 5
 ) -> dict[str, float]:
     """Time one attack in turns with its floor, A B A B, on the devices where `x` lies.
 
-    The floor is one compiled loss and input gradient of the victim, run once for each gradient step of the attack, on
-    the same batch with the same sharding. Every ratio is the median over the pairs of neighbouring repetitions.
+    The floor is the passes of `count_passes`: compiled losses and input gradients of the victim, and compiled forward
+    passes, one after the other, on the same batch with the same sharding. Every ratio is the median over the pairs of
+    neighbouring repetitions.
 
     Args:
         attack: any attack of this library.
-        predict: the victim.
+        victim: any function from images to logits.
         x: images [b, h, w, c] in [0, 1], sharded as they shall be.
         y: labels [b].
         key: for the attack, one or one per image; None: `jax.random.key(0)`.
@@ -45,10 +49,11 @@ def measure(
         ValueError: `repeats` below 1, or an input that the attack refuses.
     """
     key = jax.random.key(0) if key is None else key
+    predict, passes = as_victim(victim, x, inline=False), count_passes(attack)
     times = alternate(
         {
-            "floor": lambda: run_gradients(predict, x, y, gradient_count(attack)),
-            "attack": lambda: jax.block_until_ready(attack(key, predict, x, y)),
+            "attack": lambda: jax.block_until_ready(attack(key, victim, x, y)),
+            "floor": lambda: run_passes(predict, x, y, passes),
         },
         repeats,
     )
@@ -67,12 +72,13 @@ def alternate(functions: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats!r} must be at least 1")
-    first = {name: _seconds(function)[0] for name, function in functions.items()}
-    rounds = [{name: _seconds(function) for name, function in functions.items()} for _ in range(repeats)]
+    first = {name: seconds_of(function)[0] for name, function in functions.items()}
+    rounds = [{name: seconds_of(function) for name, function in functions.items()} for _ in range(repeats)]
     return {name: Times(first[name], *zip(*(one[name] for one in rounds), strict=True)) for name in functions}
 
 
-def _seconds(function: Callable[[], Any]) -> tuple[float, float]:
+def seconds_of(function: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of a call by the wall clock, and of this process's processor time, all threads together."""
     wall, cpu = time.perf_counter(), time.process_time()
     function()
     return time.perf_counter() - wall, time.process_time() - cpu
@@ -101,40 +107,75 @@ def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
 # --- the floor ------------------------------------------------------------------------------------------------------
 
 
-def run_gradients(predict: Predict, x: Images, y: Labels, count: int) -> None:
-    """Run `count` compiled losses and input gradients of the victim, one after the other."""
-    for _ in range(count):
-        jax.block_until_ready(_gradient(predict, x, y))
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """Passes of a batch through a victim: losses with their input gradients, and forward passes alone."""
+
+    gradients: int = 0
+    forwards: int = 0
+
+    def __add__(self, other: "Passes") -> "Passes":
+        """All passes of both."""
+        return Passes(self.gradients + other.gradients, self.forwards + other.forwards)
+
+    def __mul__(self, times: int) -> "Passes":
+        """The passes so many times."""
+        return Passes(self.gradients * times, self.forwards * times)
+
+
+def count_passes(attack: Any) -> Passes:
+    """The fewest passes that a call needs: one a step, without gradient in a search; restarts and parts add up."""
+    if hasattr(attack, "attacks"):
+        return sum(map(count_passes, attack.attacks), Passes())
+    if hasattr(attack, "attack"):
+        return count_passes(attack.attack) * getattr(attack, "n", 1)
+    stages = getattr(attack, "stages", ())
+    searched = sum(stage.num_steps for stage in stages if isinstance(stage.solver, Grid | RandomSearch))
+    return Passes(attack.num_steps - searched, searched)
+
+
+def run_passes(predict: Predict, x: Images, y: Labels, passes: Passes) -> None:
+    """Run so many compiled passes of the victim, one after the other."""
+    for _ in range(passes.gradients):
+        jax.block_until_ready(loss_gradient(predict, x, y))
+    for _ in range(passes.forwards):
+        jax.block_until_ready(forward(predict, x, y))
 
 
 @jax.jit
-def _gradient(predict: Predict, x: Images, y: Labels) -> Any:
+def loss_gradient(predict: Predict, x: Images, y: Labels) -> Any:
+    """The input gradient of the victim's cross entropy, and its values."""
+
     def total(x: Images) -> Any:
-        values = cross_entropy(predict(None, x), y)
+        values = cross_entropy(predict(_keys(x), x), Example(x, y))
         return values.sum(), values
 
     return jax.grad(total, has_aux=True)(x)
 
 
-def gradient_count(attack: Any) -> int:
-    """How many steps an attack takes, the fewest gradients that a call needs; restarts and parts are added up."""
-    if hasattr(attack, "attacks"):
-        return sum(map(gradient_count, attack.attacks))
-    if hasattr(attack, "attack"):
-        return getattr(attack, "n", 1) * gradient_count(attack.attack)
-    return attack.num_steps * getattr(attack, "search_steps", 1)
+@jax.jit
+def forward(predict: Predict, x: Images, y: Labels) -> Any:
+    """The victim's cross entropy."""
+    return cross_entropy(predict(_keys(x), x), Example(x, y))
+
+
+def _keys(x: Images) -> Keys:
+    return jax.random.split(jax.random.key(0), len(x))
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-def temporary_bytes(attack: PureAttack, predict: Predict, x: Images, y: Labels) -> int:
-    """Memory in bytes that the compiled attack needs beside its inputs and its result, on one device."""
-    keys = jax.random.split(jax.random.key(0), len(x))
-    memory: Any = _search.lower(attack, keys, predict, x, y).compile().memory_analysis()
+def temporary_bytes(attack: PureAttack, victim: Victim, x: Images, y: Labels) -> int:
+    """Memory in bytes that the attack as one compiled program needs beside its inputs and its result, on one device.
+
+    The victim is a pytree, such as `spa_jax.classifier`.
+    """
+    memory: Any = attacked.lower(attack, _keys(x), victim, x, y).compile().memory_analysis()
     return memory.temp_size_in_bytes
 
 
 @jax.jit
-def _search(attack: PureAttack, keys: Keys, predict: Predict, x: Images, y: Labels) -> Any:
-    return attack.search(keys, predict, x, y)
+def attacked(attack: PureAttack, keys: Keys, victim: Victim, x: Images, y: Labels) -> Any:
+    """A whole attack as one compiled program, as it runs on accelerators."""
+    return attack(keys, victim, x, y)

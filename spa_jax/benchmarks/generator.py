@@ -7,17 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spa_jax.benchmarks.cells import Bench
 from spa_jax.benchmarks.floor import Times, alternate, median_ratio, summarise
-from spa_jax.benchmarks.speed import Bench, Row
+from spa_jax.benchmarks.speed import Row
 from spa_jax.configuration import check_keys
-from spa_jax.generated_noise import generated_noise, victim_look
-from spa_jax.inputs import require_count
 from spa_jax.losses import cross_entropy
 from spa_jax.models import create_model, init_variables
-from spa_jax.predict import classifier
 from spa_jax.spaces import attribute, chain, per_example
+from spa_jax.spaces.generated import generated_noise, victim_look
 from spa_jax.training.recipes.noise_generator import NoiseObjective, generator_loss
-from spa_jax.types import Example
+from spa_jax.types import Example, Images, Keys, SeenVictim
+from spa_jax.validation import require_count
+from spa_jax.victims import randomized
 
 GENERATOR_SCHEMA: Mapping[str, Any] = {
     "networks": Mapping,
@@ -109,7 +110,7 @@ class _Steps:
         self.radius = section["radius"]
         self.model = create_model("noise_generator", **_form(section, bench.input_shape), **section["generator"])
         self.variables = init_variables(self.model, jax.random.key(seed + 1), bench.input_shape)
-        self.victim = classifier(bench.model, bench.variables)
+        self.victim = bench.predict("prepared")
         self.x, self.y = jnp.asarray(bench.images), jnp.asarray(bench.labels)
         self.z = jax.random.normal(jax.random.key(seed + 2), (len(self.x), self.model.latent_dim))
         self.passes = {training: self._passes(training) for training in (False, True)}
@@ -120,8 +121,8 @@ class _Steps:
         def loss(v: Any, variables: Any, victim: Any, x: Any, y: Any) -> Any:
             noise = generated_noise(self.model, variables, self.radius, num_steps=num_steps, remat=remat)
             space = per_example(chain(rotation=attribute("rotation", -_ROTATION, _ROTATION), noise=noise))
-            seen = Example(x, y, None, lambda keys, images: victim(keys, images))
-            return jnp.sum(cross_entropy(victim(None, space.apply(v, seen)), y))
+            seen = Example(x, y, key=_keys(x), predict=SeenVictim(victim))
+            return jnp.sum(cross_entropy(victim(seen.key, space.apply(v, seen)), seen))
 
         v = {"rotation": jnp.zeros(len(self.x)), "noise": self.z}
         return _compiled(jax.value_and_grad(loss), v, self.variables, self.victim, self.x, self.y)
@@ -130,12 +131,13 @@ class _Steps:
         """Loss and gradient of the generator's weights."""
         objective = NoiseObjective(self.radius, num_steps, remat=remat)
 
-        def loss(params: Any, statistics: Any, victim: Any, keys: Any, x: Any, y: Any) -> Any:
-            return generator_loss(objective, self.model, params, statistics, victim, jnp.mean, keys, x, y)
+        def loss(params: Any, statistics: Any, predict: Any, examples: Example) -> Any:
+            victim = randomized(predict)
+            return generator_loss(objective, self.model, params, statistics, victim, jnp.mean, examples)
 
         params, statistics = self.variables["params"], self.variables["batch_stats"]
-        keys = jax.random.split(jax.random.key(0), len(self.x))
-        return _compiled(jax.value_and_grad(loss, has_aux=True), params, statistics, self.victim, keys, self.x, self.y)
+        examples = Example(self.x, self.y, key=_keys(self.x))
+        return _compiled(jax.value_and_grad(loss, has_aux=True), params, statistics, self.victim, examples)
 
     def run_passes(self, training: bool, num_steps: int) -> None:
         """The bare passes of a step, one after the other."""
@@ -154,9 +156,13 @@ class _Steps:
             found: Any = self.model.apply({"params": params, **statistics}, x, x, noise, y, z, **mode)
             return jnp.sum((found[0] if training else found) ** 2)
 
-        victim = _compiled(lambda victim, x: victim_look(victim, None, y)(x), self.victim, x)
+        victim = _compiled(lambda victim, x: victim_look(victim, _keys(x), y)(x), self.victim, x)
         arguments = (0, 1, 2) if training else (1, 2)
         return victim, _compiled(jax.value_and_grad(painted, arguments), self.variables["params"], x, z)
+
+
+def _keys(x: Images) -> Keys:
+    return jax.random.split(jax.random.key(0), len(x))
 
 
 def _compiled(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -11,7 +11,6 @@ import numpy as np
 
 from spa_jax.benchmarks.heat_map import heat_map_png
 from spa_jax.benchmarks.speed import Row
-from spa_jax.checkpoints import prepare_workdir
 from spa_jax.configuration import check_keys, freeze
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.accuracy import evaluate
@@ -19,9 +18,10 @@ from spa_jax.evaluation.files import write_files
 from spa_jax.evaluation.records import ModelReport
 from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.parallel import data_mesh
-from spa_jax.training.experiment import LoadData, check_config, classifies, evaluation_attacks, variants
-from spa_jax.training.loop import train_models
-from spa_jax.training.reporting import load_parts, load_victim
+from spa_jax.runs.checkpoints import prepare_workdir
+from spa_jax.runs.experiment import LoadData, check_config, classifies, evaluation_attacks, variants
+from spa_jax.runs.loop import train_models
+from spa_jax.runs.reporting import load_parts, load_victim
 
 MATRIX_SCHEMA: Mapping[str, Any] = {"experiment": Mapping, "seeds": tuple | list, "panels": Mapping | None}
 _PANEL_SCHEMA: Mapping[str, Any] = {"attacks": Mapping, "models": tuple | list}
@@ -47,7 +47,7 @@ def check_matrix(section: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         for model in panel["models"]:
             if model not in models:
                 raise ConfigError(
-                    f"config.matrix.panels.{name}.models: {model!r} is no classifier{suggest(model, models)}"
+                    f"config.matrix.panels.{name}.models: {model!r} is not a classifier{suggest(model, models)}"
                 )
         check_config(_judged_by(config, panel["attacks"]))
 

@@ -1,13 +1,15 @@
 """L-infinity attacks of other libraries, and hand-written PyTorch loops, behind one small interface.
 
 Each is imported only when it is made; the README says how to install them. Each is given its best case: weights that
-ask for no gradient, foolbox without its final check, ART the whole batch at once. Converting the images is part of a
-call; it takes about a millisecond.
+ask for no gradient, foolbox without its final check, ART the whole batch at once, threads that sleep while they wait
+(`OMP_WAIT_POLICY`). Converting the images is part of a call; it takes about a millisecond.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -15,6 +17,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from spa_jax.attacks.catalogue import attack_from_config
+from spa_jax.attacks.iterative import default_step
+from spa_jax.benchmarks.floor import count_passes
 from spa_jax.benchmarks.torch_port import to_torch
 from spa_jax.errors import ConfigError, suggest
 
@@ -31,7 +36,7 @@ class Task:
         variables: its weights.
         input_shape: (h, w, c) of one image.
         radius: of the l-infinity ball, on the [0, 1] scale.
-        step_size: in radii; the APGDs choose their own.
+        step_size: on the [0, 1] scale; the APGDs choose their own.
         num_steps: gradient steps.
         seed: of the random starts.
     """
@@ -44,14 +49,28 @@ class Task:
     num_steps: int
     seed: int
 
-    @property
-    def step(self) -> float:
-        """The step on the [0, 1] scale."""
-        return self.step_size * self.radius
-
     def torch_module(self) -> Any:
         """The network in PyTorch."""
         return to_torch(self.model, self.variables, self.input_shape)
+
+
+def task_of(
+    spec: Mapping[str, Any],
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    input_shape: tuple[int, int, int],
+    seed: int,
+) -> Task:
+    """The task of a preset such as `{"name": "pgd", "radius": 8 / 255, "num_steps": 10}`, with the steps of our attack.
+
+    Raises:
+        ConfigError: an unknown name or key.
+        ValueError: a number out of range.
+    """
+    steps = count_passes(attack_from_config(spec)).gradients
+    share = spec.get("rel_step_size")
+    step_size = (default_step(steps) if share is None else share) * spec["radius"]
+    return Task(model, variables, input_shape, spec["radius"], spec.get("step_size") or step_size, steps, seed)
 
 
 def make_peer(name: str, task: Task) -> Peer:
@@ -63,6 +82,7 @@ def make_peer(name: str, task: Task) -> Peer:
         ConfigError: there is none of that name, or its library is not installed.
     """
     check_peers([name])
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when PyTorch is imported
     if "torch" in REQUIREMENTS[name]:
         _seed(task.seed)
     return PEERS[name](task)
@@ -76,7 +96,7 @@ def check_peers(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in PEERS:
-            raise ConfigError(f"peer={name!r} is no peer{suggest(name, PEERS)}")
+            raise ConfigError(f"peer={name!r} is unknown{suggest(name, PEERS)}")
     missing = sorted({library for name in names for library in REQUIREMENTS[name] if not _is_installed(library)})
     if missing:
         raise ConfigError(f"peers={list(names)!r} need {', '.join(missing)}: see `bench` in the README")
@@ -102,14 +122,20 @@ def _seed(seed: int) -> None:
 # --- PyTorch --------------------------------------------------------------------------------------------------------
 
 
+def _to_torch_images(images: np.ndarray, channels_last: bool) -> Any:
+    import torch
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+
+
 def _in_torch(attack: Callable[[Any, Any], Any], channels_last: bool = False) -> Peer:
     """A peer from an attack on channels-first PyTorch images."""
 
     def run(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         import torch
 
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        x = _to_torch_images(images, channels_last)
         adversarial = attack(x, torch.from_numpy(np.array(labels, np.int64)))
         return adversarial.detach().permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -119,7 +145,7 @@ def _in_torch(attack: Callable[[Any, Any], Any], channels_last: bool = False) ->
 def _torchattacks_pgd(task: Task) -> Peer:
     import torchattacks
 
-    attack = torchattacks.PGD(task.torch_module(), eps=task.radius, alpha=task.step, steps=task.num_steps)
+    attack = torchattacks.PGD(task.torch_module(), eps=task.radius, alpha=task.step_size, steps=task.num_steps)
     return _in_torch(attack)
 
 
@@ -140,7 +166,7 @@ def _foolbox_torch_pgd(task: Task) -> Peer:
 def _foolbox_attack(task: Task) -> Any:
     import foolbox
 
-    return foolbox.attacks.LinfPGD(abs_stepsize=task.step, steps=task.num_steps, random_start=True)
+    return foolbox.attacks.LinfPGD(abs_stepsize=task.step_size, steps=task.num_steps, random_start=True)
 
 
 def _misclassified(labels: Any) -> Any:
@@ -162,20 +188,71 @@ def _torch_compiled_loop(task: Task) -> Peer:
 
 
 def _hand_written(task: Task, module: Any) -> Peer:
+    return _in_torch(functools.partial(_loop, task, module), channels_last=True)
+
+
+def _loop(task: Task, module: Any, x: Any, y: Any) -> Any:
     """PGD as one would write it for speed: channels last, bounds once, no more than a gradient a step."""
     import torch
 
-    def attack(x: Any, y: Any) -> Any:
-        low, high = (x - task.radius).clamp_(min=0), (x + task.radius).clamp_(max=1)
-        adversarial = torch.clamp(x + torch.empty_like(x).uniform_(-task.radius, task.radius), 0, 1)
-        for _ in range(task.num_steps):
-            adversarial.requires_grad_(True)
-            loss = torch.nn.functional.cross_entropy(module(adversarial), y, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, adversarial)
-            adversarial = adversarial.detach().add_(gradient.sign_(), alpha=task.step).clamp_(low, high)
-        return adversarial
+    low, high = (x - task.radius).clamp_(min=0), (x + task.radius).clamp_(max=1)
+    adversarial = torch.clamp(x + torch.empty_like(x).uniform_(-task.radius, task.radius), 0, 1)
+    for _ in range(task.num_steps):
+        adversarial.requires_grad_(True)
+        loss = torch.nn.functional.cross_entropy(module(adversarial), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, adversarial)
+        adversarial = adversarial.detach().add_(gradient.sign_(), alpha=task.step_size).clamp_(low, high)
+    return adversarial
 
-    return _in_torch(attack, channels_last=True)
+
+TrainingStep: TypeAlias = Callable[[np.ndarray, np.ndarray], float]
+"""`(images [b, h, w, c], labels [b]) -> loss`: one update of the weights, which the next call goes on from."""
+
+
+def make_training_peer(name: str, task: Task, learning_rate: float, momentum: float) -> TrainingStep:
+    """A PGD adversarial-training step of that name: the attack in inference mode, an update with momentum.
+
+    Raises:
+        ConfigError: there is none of that name, or its library is not installed.
+    """
+    check_training_peers([name])
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import torch
+
+    _seed(task.seed)
+    module = task.torch_module().to(memory_format=torch.channels_last).requires_grad_(True)
+    optimizer = torch.optim.SGD(module.parameters(), learning_rate, momentum)
+    called = torch.compile(module) if name == "torch_compile_training" else module
+
+    def step(images: np.ndarray, labels: np.ndarray) -> float:
+        x, y = _to_torch_images(images, channels_last=True), torch.from_numpy(np.array(labels, np.int64))
+        module.eval()
+        adversarial = _loop(task, called, x, y)
+        module.train()
+        optimizer.zero_grad(set_to_none=True)
+        loss = torch.nn.functional.cross_entropy(called(adversarial), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+TRAINING_PEERS = ("torch_loop_training", "torch_compile_training")
+"""Hand-written training steps by the name a config gives them."""
+
+
+def check_training_peers(names: Sequence[str]) -> None:
+    """Check that training steps exist and that what they need is installed.
+
+    Raises:
+        ConfigError: otherwise, naming what to install.
+    """
+    for name in names:
+        if name not in TRAINING_PEERS:
+            raise ConfigError(f"peer={name!r} is unknown{suggest(name, TRAINING_PEERS)}")
+    if names and not _is_installed("torch"):
+        raise ConfigError(f"peers={list(names)!r} need torch: see `bench` in the README")
 
 
 # --- ART ------------------------------------------------------------------------------------------------------------
@@ -186,7 +263,7 @@ def _art_pgd(task: Task) -> Peer:
 
     return _in_art(
         ProjectedGradientDescentPyTorch(
-            _art_classifier(task), eps=task.radius, eps_step=task.step, max_iter=task.num_steps, **_ART_OPTIONS,
+            _art_classifier(task), eps=task.radius, eps_step=task.step_size, max_iter=task.num_steps, **_ART_OPTIONS,
             num_random_init=1,
         )
     )  # fmt: skip

@@ -4,20 +4,22 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from spa_jax.benchmarks.device import check_device, time_device
 from spa_jax.benchmarks.generator import check_generator, time_generator
 from spa_jax.benchmarks.matrix import check_matrix, fill_matrix, matrix_table
 from spa_jax.benchmarks.peers import versions
 from spa_jax.benchmarks.speed import Row, check_memory, check_speed, measure_memory, time_attacks
 from spa_jax.benchmarks.strength import check_strength, compare_strength
-from spa_jax.checkpoints import prepare_workdir
 from spa_jax.configuration import check_keys, freeze
 from spa_jax.errors import ConfigError
+from spa_jax.evaluation.files import write_files
+from spa_jax.runs.checkpoints import prepare_workdir
 
 SCHEMA: Mapping[str, Any] = {
     "name": str,
@@ -28,12 +30,13 @@ SCHEMA: Mapping[str, Any] = {
     "strength": Mapping | None,
     "matrix": Mapping | None,
     "generator": Mapping | None,
+    "device": Mapping | None,
 }
-"""Every key of a config; the sections `speed`, `memory`, `strength`, `matrix` and `generator` may be left out."""
+"""Every key of a config; each of the sections, `speed` to `device`, may be left out."""
 
 
 def benchmark(config: Mapping[str, Any], workdir: str | Path) -> str:
-    """Measure what a config asks for, and write `benchmark.json` and `benchmark.md`.
+    """Measure what a config asks for, and write `benchmark.json` and `benchmark.md`, anew after every row.
 
     Args:
         config: see `SCHEMA`, the schemas of its sections beside their functions, and `configs/bench_*.py`.
@@ -50,22 +53,34 @@ def benchmark(config: Mapping[str, Any], workdir: str | Path) -> str:
     """
     config = _checked(config)
     workdir = prepare_workdir(workdir)
-    before = _environment(config)
-    results = {section: MEASUREMENTS[section](config, workdir) for section in MEASUREMENTS if config.get(section)}
-    after = {"load_average_after": os.getloadavg()}
-    text = "\n\n".join(_TABLES.get(section, _table)(section, rows) for section, rows in results.items())
-    record = {"config": config, "environment": before | after} | results
-    (workdir / "benchmark.json").write_text(json.dumps(record, indent=2) + "\n")
-    (workdir / "benchmark.md").write_text(text + "\n")
+    before, text = _environment(config), ""
+    results: dict[str, list[Row]] = {}
+    for section in (name for name in MEASUREMENTS if config.get(name)):
+        for row in MEASUREMENTS[section](config, workdir):
+            results.setdefault(section, []).append(row)
+            text = _write(config, before, results, workdir)
     return text
 
 
-MEASUREMENTS: Mapping[str, Callable[[Mapping[str, Any], Path], list[Row]]] = {
+def _write(config: Mapping[str, Any], before: Row, results: Mapping[str, list[Row]], workdir: Path) -> str:
+    text = "\n\n".join(_TABLES.get(section, _table)(section, rows) for section, rows in results.items())
+    environment = before | {"load_average_after": os.getloadavg()}
+    record = {"config": config, "environment": environment, **results}
+    write_files(workdir, {"benchmark.json": _as_json(record), "benchmark.md": f"{text}\n".encode()})
+    return text
+
+
+def _as_json(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, indent=2) + "\n").encode()
+
+
+MEASUREMENTS: Mapping[str, Callable[[Mapping[str, Any], Path], Iterable[Row]]] = {
     "speed": lambda config, workdir: time_attacks(config["speed"], config["seed"]),
     "memory": lambda config, workdir: measure_memory(config["memory"], config["seed"]),
     "strength": lambda config, workdir: compare_strength(config["strength"], config["data"], config["seed"]),
     "matrix": lambda config, workdir: fill_matrix(config["matrix"], config["data"], workdir),
     "generator": lambda config, workdir: time_generator(config["generator"], config["seed"]),
+    "device": lambda config, workdir: time_device(config["device"], config["seed"]),
 }
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "speed": lambda config: check_speed(config["speed"]),
@@ -73,6 +88,7 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "strength": lambda config: check_strength(config["strength"]),
     "matrix": lambda config: check_matrix(config["matrix"], config["data"]),
     "generator": lambda config: check_generator(config["generator"]),
+    "device": lambda config: check_device(config["device"]),
 }
 _TABLES: Mapping[str, Callable[[str, Sequence[Row]], str]] = {"matrix": lambda title, rows: matrix_table(rows)}
 
@@ -110,8 +126,12 @@ def _environment(config: Mapping[str, Any]) -> Row:
 
 _COLUMNS: Mapping[str, Sequence[str]] = {
     "speed": (
-        "network", "attack", "devices", "examples_per_s", "compile_s", "multiple_of_floor", "cpu_multiple_of_floor",
-        "slowdown",
+        "network", "work", "form", "devices", "seconds", "examples_per_s", "first_s", "multiple_of_floor",
+        "cpu_multiple_of_floor", "floor", "slowdown",
+    ),
+    "device": (
+        "network", "dtype", "work", "attack", "examples_per_s", "multiple_of_floor", "teraflops_per_s", "peak_share",
+        "compile_s", "MiB", "skipped",
     ),
     "strength": (
         "victim", "radius", "clean_accuracy", "attack", "library", "robust_accuracy", "by_seed", "all_seeds",

@@ -8,21 +8,20 @@ import jax
 import numpy as np
 import optax
 
-from spa_jax.benchmarks.floor import gradient_count
-from spa_jax.benchmarks.peers import REQUIREMENTS, Peer, Task, check_peers, make_peer
+from spa_jax.attacks.base import PureAttack
+from spa_jax.attacks.catalogue import attack_from_config
+from spa_jax.benchmarks.peers import REQUIREMENTS, Peer, Task, check_peers, make_peer, task_of
 from spa_jax.benchmarks.speed import Row
-from spa_jax.catalogue import attack_from_config
 from spa_jax.configuration import build, check_keys, check_spec
 from spa_jax.data import Dataset, load_dataset, steps_per_epoch, to_unit_float, train_batches
-from spa_jax.engine import PureAttack
 from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.models import create_model
 from spa_jax.parallel import data_mesh, replicate, shard_batch
-from spa_jax.predict import Victim
-from spa_jax.training.engines import make_engine
 from spa_jax.training.learner import Learner
 from spa_jax.training.optimizers import one_cycle
-from spa_jax.training.recipes import RECIPES
+from spa_jax.training.placement import make_engine
+from spa_jax.training.recipes import STEPS
+from spa_jax.victims import Classifier, call
 
 STRENGTH_SCHEMA: Mapping[str, Any] = {
     "model": Mapping,
@@ -48,7 +47,7 @@ def check_strength(section: Mapping[str, Any]) -> None:
     check_keys(section, STRENGTH_SCHEMA, "config.strength")
     for name, victim in section["victims"].items():
         check_keys(victim, _VICTIM_SCHEMA, f"config.strength.victims.{name}")
-        check_spec(RECIPES, victim["recipe"], "recipe", f"config.strength.victims.{name}.recipe", ("learner",))
+        check_spec(STEPS, victim["recipe"], "recipe", f"config.strength.victims.{name}.recipe", ("learner",))
     for name, match in section["attacks"].items():
         check_keys(match, _ATTACK_SCHEMA, f"config.strength.attacks.{name}")
         attack_from_config(dict(match["attack"]) | {"radius": 0.0})
@@ -83,12 +82,12 @@ def compare_strength(section: Mapping[str, Any], data: Mapping[str, Any], seed: 
 
 def train_victim(
     section: Mapping[str, Any], spec: Mapping[str, Any], dataset: Dataset, seed: int
-) -> tuple[Learner, Victim]:
+) -> tuple[Learner, Classifier]:
     """A network trained by a recipe with Adam and a one-cycle schedule, on all devices."""
     total = round(spec["num_epochs"] * steps_per_epoch(dataset.train, section["batch_size"]))
     model = create_model(num_classes=dataset.num_classes, input_shape=dataset.image_shape, **section["model"])
     learner = Learner(model, optax.adam(one_cycle(total, section["learning_rate"])))
-    recipe = functools.partial(build, RECIPES, spec["recipe"], "recipe", "config.strength.victims.recipe")
+    recipe = functools.partial(build, STEPS, spec["recipe"], "recipe", "config.strength.victims.recipe")
     engine = make_engine("jit", data_mesh(), learner, lambda learner: recipe(learner=learner))
     init_key, train_key = jax.random.split(jax.random.key(seed))
     state = engine.place_state(learner.init(init_key, dataset.image_shape))
@@ -99,7 +98,7 @@ def train_victim(
 
 
 def _attack_victim(
-    section: Mapping[str, Any], radius: float, learner: Learner, victim: Victim, dataset: Dataset
+    section: Mapping[str, Any], radius: float, learner: Learner, victim: Classifier, dataset: Dataset
 ) -> list[Row]:
     chosen = evenly_spaced(dataset.test, section["num_images"])
     batch = chosen.take(np.arange(len(chosen)))
@@ -109,8 +108,7 @@ def _attack_victim(
     for name, match in section["attacks"].items():
         spec = dict(match["attack"]) | {"radius": radius}
         attack = attack_from_config(spec)
-        numbers: Any = {"radius": radius, "step_size": _step_size(spec, attack), "num_steps": gradient_count(attack)}
-        ask = functools.partial(Task, learner.model, victim.variables, dataset.image_shape, **numbers)
+        ask = functools.partial(task_of, spec, learner.model, victim.variables, dataset.image_shape)
         common = {"radius": radius, "images": len(x), "attack": name, "clean_accuracy": float(judge(x).mean())}
         ours = [judge(_ours(attack, victim, seed)(x, y)) for seed in section["seeds"]]
         rows.append(common | {"library": "spa_jax"} | _compared(ours, ours))
@@ -136,19 +134,14 @@ def _points(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(100 * (ours.mean() - theirs.mean()))
 
 
-def _logits_off(victim: Victim, task: Task, x: np.ndarray) -> float:
+def _logits_off(victim: Classifier, task: Task, x: np.ndarray) -> float:
     import torch
 
     theirs = task.torch_module()(torch.from_numpy(np.array(x)).permute(0, 3, 1, 2)).numpy()
     return float(np.abs(theirs - _logits(victim, x)).max())
 
 
-def _step_size(spec: Mapping[str, Any], attack: PureAttack) -> float:
-    """In radii; the default is that of `spa_jax.pgd`."""
-    return spec.get("step_size") or min(1.0, 2.5 / gradient_count(attack))
-
-
-def _ours(attack: PureAttack, victim: Victim, seed: int) -> Peer:
+def _ours(attack: PureAttack, victim: Classifier, seed: int) -> Peer:
     def run(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         mesh = data_mesh()
         x, y = shard_batch((images, labels), mesh)
@@ -157,7 +150,7 @@ def _ours(attack: PureAttack, victim: Victim, seed: int) -> Peer:
     return run
 
 
-def _survivors(victim: Victim, x: np.ndarray, y: np.ndarray, radius: float, adversarial: np.ndarray) -> np.ndarray:
+def _survivors(victim: Classifier, x: np.ndarray, y: np.ndarray, radius: float, adversarial: np.ndarray) -> np.ndarray:
     farthest = np.abs(adversarial - x).max(axis=(1, 2, 3))
     outside = np.maximum(-adversarial, adversarial - 1).max(axis=(1, 2, 3))
     valid = (farthest <= radius + _ROUNDING) & (outside <= _ROUNDING)
@@ -166,5 +159,5 @@ def _survivors(victim: Victim, x: np.ndarray, y: np.ndarray, radius: float, adve
 
 
 @jax.jit
-def _logits(victim: Victim, images: Any) -> Any:
-    return victim(None, images)
+def _logits(victim: Classifier, images: Any) -> Any:
+    return call(victim, None, images)

@@ -112,7 +112,7 @@ def rotate_dataset(
     """Rotate every image of a data set in memory; the angle becomes its attribute `rotation`, the first one.
 
     Images are padded with zeros to a square, then turned about the centre with bilinear sampling and zeros outside. The
-    angle is in degrees, counter-clockwise, 0 for the upright image: the convention of `spa_jax.attributes.rotate`.
+    angle is in degrees, counter-clockwise, 0 for the upright image: the convention of `spa_jax.edits.rotate`.
     Copies of one image stay in one split. The test images are the same for every `seed`.
 
     Args:

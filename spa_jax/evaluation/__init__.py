@@ -1,7 +1,7 @@
 """How good a classifier is: accuracy, sanity checks, curves, pictures and the report."""
 
 from spa_jax.evaluation.accuracy import evaluate
-from spa_jax.evaluation.changes import attack_distances
+from spa_jax.evaluation.changes import attack_distances, edited_images
 from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
 from spa_jax.evaluation.description import describe
 from spa_jax.evaluation.histograms import histograms_png
@@ -37,6 +37,7 @@ __all__ = [
     "attack_distances",
     "curves_png",
     "describe",
+    "edited_images",
     "evaluate",
     "evaluate_manipulator",
     "evenly_spaced",

@@ -10,8 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spa_jax.data.types import Examples
-from spa_jax.evaluation.changes import attack_distances, attribute_spaces, attribute_values, names_of_numbers
-from spa_jax.evaluation.description import describe, flatten
+from spa_jax.evaluation.changes import (
+    attack_distances,
+    attribute_spaces,
+    attribute_values,
+    edited_images,
+    names_of_numbers,
+)
+from spa_jax.evaluation.description import describe
 from spa_jax.evaluation.records import (
     AttackRecord,
     AttributeValues,
@@ -20,20 +26,17 @@ from spa_jax.evaluation.records import (
     ExampleLabels,
     ModelReport,
 )
-from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys, make_sweep, stream
-from spa_jax.inputs import check_victim
-from spa_jax.parallel import replicate
-from spa_jax.trees import as_pytree
-from spa_jax.types import Attack, Flags, Images, Key, Labels, Predict
+from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Progress, Sweep, example_keys, make_sweep, stream
+from spa_jax.types import Flags, Images, Key, Labels, Predict, Victim
 
 _ROUNDING = 1e-6
 _RESERVED_NAMES = ("clean", "worst_case")
 
 
 def evaluate(
-    predict: Predict,
+    victim: Victim,
     split: Examples,
-    attacks: Mapping[str, Attack],
+    attacks: Mapping[str, AnyAttack],
     *,
     key: Key,
     batch_size: int,
@@ -48,13 +51,13 @@ def evaluate(
     that is misclassified clean counts as wrong under every attack.
 
     Every random draw is keyed by `key`, the attack's name and the example's index in the split, so batch size, devices
-    and the other attacks do not matter, apart from float rounding. Models of one architecture whose weights are leaves
-    (`spa_jax.classifier`) share the compiled programs.
+    and the other attacks do not matter, apart from float rounding. The victim is prepared once for all batches. Models
+    of one architecture whose weights are leaves (`spa_jax.classifier`) share the compiled programs.
 
     Args:
-        predict: the victim.
+        victim: any function from images to logits, or `spa_jax.randomized(f)`.
         split: the examples.
-        attacks: per-example, untargeted attacks by name.
+        attacks: per-example attacks by name; they are called without targets.
         key: of the whole evaluation.
         batch_size: examples at once over all devices; rounded up to a multiple of their number.
         mesh: the devices. Default: all of them.
@@ -64,39 +67,37 @@ def evaluate(
         on_batch: called with the attack's name ("clean" at first), examples done and examples in all.
 
     Raises:
-        ValueError: a broken rule, naming the value: empty split, an attack that is targeted, universal or called
-            "clean" or "worst_case", labels out of range, images outside of [0, 1], a victim that returns no logits.
+        ValueError: a broken rule, naming the value: empty split, an attack that is universal or called "clean" or
+            "worst_case", labels out of range, images outside of [0, 1], a victim that returns no logits.
     """
     for name, attack in attacks.items():
         _check_attack(name, attack)
     sweep = make_sweep(split, batch_size, mesh, on_batch)
-    predict = replicate(as_pytree(predict), sweep.mesh)
-    clean, labels = _classify_clean(predict, sweep, key)
+    victim = sweep.place(victim, attacks.values())
+    clean, labels = _classify_clean(victim, sweep, key)
     records = {}
     standing = clean
     for name, attack in attacks.items():
         candidates = standing if survivors_only else clean
-        records[name] = _attack_all(name, attack, predict, sweep, key, candidates)
+        records[name] = _attack_all(name, attack, victim, sweep, key, candidates)
         standing = standing & records[name].correct
     return ModelReport(labels, clean, records, survivors_only)
 
 
-def _check_attack(name: str, attack: Attack) -> None:
+def _check_attack(name: str, attack: AnyAttack) -> None:
     if name in _RESERVED_NAMES:
         raise ValueError(f"attacks hold the name {name!r}, which the report uses for itself")
     if not callable(attack):
-        raise ValueError(f"attacks[{name!r}]={attack!r} must be an attack (key, predict, x, y) -> Result")
-    for path, value in flatten(describe(attack)).items():
-        if value is True and path.endswith(("is_targeted", "shared")):
-            rule = "untargeted" if path.endswith("is_targeted") else "per example, not universal"
-            raise ValueError(f"attacks[{name!r}].{path}=True: attacks are evaluated {rule}")
+        raise ValueError(f"attacks[{name!r}]={attack!r} must be an attack (key, victim, images, labels) -> Result")
+    if getattr(attack, "shared", False):
+        raise ValueError(
+            f"attacks[{name!r}] shares its variables over all images: attacks are evaluated per example, not universal"
+        )
 
 
-def _classify_clean(predict: Predict, sweep: Sweep, key: Key) -> tuple[ExampleFlags, ExampleLabels]:
-    first = sweep.split.take(np.arange(1))
-    image = jax.ShapeDtypeStruct(first["image"].shape, jnp.float32)
-    check_victim(predict, key[None], image, first["label"])
-    judge_key = stream(key, "clean")
+def _classify_clean(victim: Victim, sweep: Sweep, key: Key) -> tuple[ExampleFlags, ExampleLabels]:
+    sweep.check_labels(victim, sweep.split.take(np.arange(1))["label"])
+    predict, judge_key = sweep.predict(victim), stream(key, "clean")
 
     def classify(batch: DeviceBatch) -> Any:
         return *_judge(predict, judge_key, batch.index, batch.images, batch.labels), batch.labels
@@ -105,25 +106,25 @@ def _classify_clean(predict: Predict, sweep: Sweep, key: Key) -> tuple[ExampleFl
     if not valid.all():
         broken, first_broken = np.sum(~valid), valid.argmin()
         raise ValueError(f"split holds {broken} images with pixels outside of [0, 1], the first at {first_broken}")
-    check_victim(predict, key[None], image, labels)
+    sweep.check_labels(victim, labels)
     return correct, labels
 
 
 def _attack_all(
-    name: str, attack: Attack, predict: Predict, sweep: Sweep, key: Key, candidates: ExampleFlags
+    name: str, attack: AnyAttack, victim: Victim, sweep: Sweep, key: Key, candidates: ExampleFlags
 ) -> AttackRecord:
     """The attack on the candidates; all others are wrong already."""
-    traceable = as_pytree(attack)
     attack_key, judge_key = stream(key, "attack", name), stream(key, "judge", name)
+    predict = sweep.predict(victim)
 
     def survive(batch: DeviceBatch) -> Any:
-        found = run_attack(traceable, predict, attack_key, batch)
+        found, edited = run_attack(attack, victim, attack_key, batch)
         judged = _judge(predict, judge_key, batch.index, found.x, batch.labels)
-        return *judged, attack_distances(attack, found, batch.images), attribute_values(attack, found.variables)
+        return *judged, attack_distances(found, batch.images, edited), attribute_values(attack, found.variables)
 
     correct, indices = np.zeros_like(candidates), np.flatnonzero(candidates)
     if not len(indices):
-        return AttackRecord(correct, 0, parameters=describe(attack))
+        return AttackRecord(correct, 0, parameters=_described(attack))
     started = time.perf_counter()
     survived, valid, distances, attributes = sweep.run(name, survive, indices)
     correct[indices] = survived | ~valid
@@ -132,13 +133,18 @@ def _attack_all(
         len(indices),
         int(np.sum(~valid)),
         time.perf_counter() - started,
-        describe(attack),
+        _described(attack),
         *_of_fooled(attack, valid & ~survived, distances, attributes),
     )
 
 
+def _described(attack: AnyAttack) -> Mapping[str, Any]:
+    description = describe(attack)
+    return description if isinstance(description, Mapping) else {"type": description}
+
+
 def _of_fooled(
-    attack: Attack, fooled: ExampleFlags, distances: Mapping[str, Any], attributes: Mapping[str, Any]
+    attack: AnyAttack, fooled: ExampleFlags, distances: Mapping[str, Any], attributes: Mapping[str, Any]
 ) -> tuple[dict[str, Distance], dict[str, AttributeValues]]:
     if not fooled.any():
         return {}, {}
@@ -149,14 +155,10 @@ def _of_fooled(
     return measured, values
 
 
-def run_attack(attack: Any, predict: Predict, key: Key, batch: DeviceBatch) -> Any:
-    """The attack's result on a batch; one program for every batch, key, radius and victim of the same structure."""
-    return _attacked(attack, predict, key, batch.index, batch.images, batch.labels)
-
-
-@jax.jit
-def _attacked(attack: Any, predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Any:
-    return attack(example_keys(key, index), predict, images, labels)
+def run_attack(attack: AnyAttack, victim: Victim, key: Key, batch: DeviceBatch) -> tuple[Any, Images]:
+    """The attack's result on a batch, and the edited images A(x, a), which are the originals for noise alone."""
+    found = attack(example_keys(key, batch.index), victim, batch.images, batch.labels)
+    return found, edited_images(attack, found, victim, batch.images, batch.labels)
 
 
 @jax.jit

@@ -8,29 +8,24 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from spa_jax import distances
-from spa_jax.attributes import EDITS
-from spa_jax.combinators import InChunks, Restarts
-from spa_jax.spaces import Attribute, Chain, chain, per_example
-from spa_jax.types import Example, Images, Values, Variables
+from spa_jax.types import Images, Labels, Values, Variables, Victim
 
 AttributeArray: TypeAlias = Float[Array | np.ndarray, " b"] | Float[Array | np.ndarray, "b m"]
 
-_LONE_ATTRIBUTE = "attribute"
 
-
-def attack_distances(attack: Any, result: Any, x: Images) -> dict[str, Values]:
+def attack_distances(result: Any, x: Images, edited: Images) -> dict[str, Values]:
     """How far each attacked image x' lies from its original and from its own edited image.
 
     Args:
-        attack: what made the result; it knows how its attributes edit an image.
         result: of the attack on `x`.
         x: the originals, [b, h, w, c] in [0, 1].
+        edited: of `edited_images`.
 
     Returns:
         `linf_from_edited`: |x' - A(x, a)|_inf, what the noise adds to the image edited by the result's own attribute
-        values (not by those of `result.edited`); `linf` and `l2`: |x' - x|; `ssim`: of x' and x. [b] each.
+        values; `linf` and `l2`: |x' - x|; `ssim`: of x' and x. [b] each.
     """
-    return _distances(result.x, x, edited_images(attack, result, x))
+    return _distances(result.x, x, edited)
 
 
 @jax.jit
@@ -43,33 +38,32 @@ def _distances(attacked: Images, x: Images, edited: Images) -> dict[str, Values]
     }
 
 
-def edited_images(attack: Any, result: Any, x: Images) -> Images:
+def edited_images(attack: Any, result: Any, victim: Victim, x: Images, y: Labels) -> Images:
     """The images with the result's attribute values and without its noise, A(x, a).
 
     An attack without attributes has the originals, one of attributes alone the attacked images themselves. Of an attack
-    that hides what it moves (`worst_of`, a function of one's own) nothing is known: it has the originals too.
+    that does not say what it moves (`worst_of`, a function of one's own) nothing is known: it has the originals too.
+
+    Args:
+        attack: what made the result.
+        result: of the attack on `x` and `y`.
+        victim: that was attacked.
+        x: the originals, [b, h, w, c] in [0, 1].
+        y: their labels.
     """
     if not attribute_spaces(attack):
         return x
-    if not moves_noise(attack):
+    noise = _noise_names(attack)
+    if not noise:
         return result.x
-    return _edited(_innermost(attack), result.variables, x)
+    if len(noise) == 1 and noise[0] in result.without:
+        return result.without[noise[0]]
+    return attack.apply(result.variables, victim, x, y, without=noise)
 
 
-@jax.jit
-def _edited(attack: Any, variables: Variables, x: Images) -> Images:
-    if hasattr(attack, "edit"):
-        return attack.edit(variables, x)
-    named = attribute_spaces(attack)
-    space = per_example(chain(**named))
-    return space.apply({name: variables[name] for name in named}, space.prepare(Example(x)))
-
-
-def attribute_spaces(attack: Any) -> dict[str, Attribute]:
+def attribute_spaces(attack: Any) -> dict[str, Any]:
     """The attributes that an attack moves, named as their variables are; a lone one is named after its edit."""
-    space = _space(attack)
-    members = dict(space.items()) if isinstance(space, Chain) else {_name_of_edit(space): space}
-    return {name: member for name, member in members.items() if isinstance(member, Attribute)}
+    return {name: space for name, space in _members(attack).items() if space.grid_axes}
 
 
 def attribute_values(attack: Any, variables: Variables) -> dict[str, AttributeArray]:
@@ -80,9 +74,9 @@ def attribute_values(attack: Any, variables: Variables) -> dict[str, AttributeAr
     return {name: variables[name] for name in names}
 
 
-def names_of_numbers(name: str, space: Attribute) -> list[str]:
+def names_of_numbers(name: str, space: Any) -> list[str]:
     """A name for each number of an attribute: its own for one, `face[smile]` or `face[0]` for those of a vector."""
-    count = np.size(space.low)
+    count = space.grid_axes
     if count == 1:
         return [name]
     named = getattr(space.edit, "names", None)
@@ -91,21 +85,13 @@ def names_of_numbers(name: str, space: Attribute) -> list[str]:
 
 def moves_noise(attack: Any) -> bool:
     """Whether an attack is known to change images by something else than attributes."""
-    space = _space(attack)
-    members = space.spaces if isinstance(space, Chain) else (space,)
-    return space is not None and not all(isinstance(member, Attribute) for member in members)
+    return bool(_noise_names(attack))
 
 
-def _space(attack: Any) -> Any:
-    return getattr(getattr(_innermost(attack), "space", None), "space", None)
+def _noise_names(attack: Any) -> tuple[str, ...]:
+    return tuple(name for name, space in _members(attack).items() if not space.grid_axes)
 
 
-def _innermost(attack: Any) -> Any:
-    while isinstance(attack, Restarts | InChunks):
-        attack = attack.attack
-    return attack
-
-
-def _name_of_edit(space: Any) -> str:
-    function = getattr(getattr(space, "edit", None), "func", None)
-    return next((name for name, named in EDITS.items() if named.function is function), _LONE_ATTRIBUTE)
+def _members(attack: Any) -> Mapping[str, Any]:
+    """The spaces that an attack moves by name; a function of one's own does not say."""
+    return attack.members() if hasattr(attack, "members") else {}

@@ -7,25 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Float
 
-from spa_jax.attributes import Edit, get_edit
 from spa_jax.data.types import Examples
+from spa_jax.edits import Edit, get_edit
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.records import Curve
-from spa_jax.evaluation.sweep import DeviceBatch, Progress, example_keys, make_sweep, stream
-from spa_jax.inputs import require_number
-from spa_jax.parallel import replicate
+from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Progress, example_keys, make_sweep, stream
 from spa_jax.trees import as_pytree
-from spa_jax.types import Attack, Images, Key, Labels, Predict, Scalar
+from spa_jax.types import Flags, Images, Key, Labels, Predict, Scalar, Victim
+from spa_jax.validation import require_number
 
 _GRID_POINTS = 21
 
 
 def accuracy_by_radius(
-    predict: Predict,
+    victim: Victim,
     split: Examples,
-    attack_at: Callable[[float], Attack],
+    attack_at: Callable[[float], AnyAttack],
     radii: Sequence[Scalar],
     *,
     name: str,
@@ -40,7 +39,7 @@ def accuracy_by_radius(
     the radius is a leaf, as in every attack of this library, one compiled program serves the whole curve.
 
     Args:
-        predict: the victim.
+        victim: any function from images to logits, or `spa_jax.randomized(f)`.
         split: the examples.
         attack_at: builds the attack of a radius; its images must be allowed at every larger radius.
         radii: 0 or larger. At 0 stands what the attack does without noise: nothing, or its attributes alone.
@@ -54,13 +53,13 @@ def accuracy_by_radius(
         raise ValueError("radii must not be empty")
     ascending = sorted({require_number("radius", float(r), "0 or larger", lambda r: r >= 0) for r in radii})
     attacks = {f"{name} at {radius:g}": attack_at(radius) for radius in ascending}
-    report = evaluate(predict, split, attacks, key=key, batch_size=batch_size, mesh=mesh, on_batch=on_batch)
+    report = evaluate(victim, split, attacks, key=key, batch_size=batch_size, mesh=mesh, on_batch=on_batch)
     correct = tuple(int(record.correct.sum()) for record in report.attacks.values())
     return Curve("radius", name, tuple(ascending), correct, len(split))
 
 
 def accuracy_by_attribute(
-    predict: Predict,
+    victim: Victim,
     split: Examples,
     edit: str | Edit,
     values: Sequence[Scalar] | Float[np.ndarray, " m"] | None = None,
@@ -73,7 +72,7 @@ def accuracy_by_attribute(
     """Accuracy when every image is edited by the same value, with no attack.
 
     Args:
-        predict: the victim.
+        victim: any function from images to logits, or `spa_jax.randomized(f)`.
         split: the examples.
         edit: a name of `spa_jax.EDITS`, or an `Edit`.
         values: of the edit, in its unit. Default: 21 evenly spaced ones over the edit's range, and its identity.
@@ -87,11 +86,12 @@ def accuracy_by_attribute(
     if not grid.size or not np.isfinite(grid).all():
         raise ValueError(f"values={values!r} must be finite numbers, at least one")
     sweep = make_sweep(split, batch_size, mesh, on_batch)
-    predict, levels = replicate((as_pytree(predict), grid.astype(np.float32)), sweep.mesh)
+    predict, levels = sweep.predict(sweep.place(victim)), grid.astype(np.float32)
     function, judge_key = as_pytree(edit.function), stream(key, "attribute", edit.name)
 
     def classify(batch: DeviceBatch) -> Any:
-        return _correct_at_values(function, predict, judge_key, levels, batch.index, batch.images, batch.labels)
+        seen = batch.index, batch.images, batch.labels
+        return jnp.stack([_correct_at(function, predict, judge_key, level, *seen) for level in levels], axis=1)
 
     correct = sweep.run(edit.name, classify, np.arange(len(split)))
     return Curve("attribute", edit.name, tuple(grid.tolist()), tuple(correct.sum(axis=0).tolist()), len(split))
@@ -102,13 +102,8 @@ def _grid(edit: Edit) -> Float[np.ndarray, " m"]:
 
 
 @jax.jit
-def _correct_at_values(
-    function: Any, predict: Predict, key: Key, values: Float[Array, " m"], index: Any, images: Images, labels: Labels
-) -> Bool[Array, "b m"]:
-    keys = example_keys(key, index)
-
-    def at(value: Any) -> Any:
-        edited = jax.vmap(function, in_axes=(0, None))(images, value)
-        return jnp.argmax(predict(keys, edited), axis=-1) == labels
-
-    return jax.lax.map(at, values).T
+def _correct_at(
+    function: Any, predict: Predict, key: Key, value: Any, index: Any, images: Images, labels: Labels
+) -> Flags:
+    edited = jax.vmap(function, in_axes=(0, None))(images, value)
+    return jnp.argmax(predict(example_keys(key, index), edited), axis=-1) == labels

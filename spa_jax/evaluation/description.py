@@ -68,13 +68,14 @@ def _described_atom(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
-_SILENT = ("type", "is_targeted", "shared", "unroll", "rule", "gradient_rule")
+_SILENT = ("type", "shared", "rule", "gradient_rule")
+_WRAPPED = ("attack", "space", "solver")
 
 
 def summarise(description: Any) -> str:
     """A description on one line, such as `Restarts(IterativeAttack(Lifted(LInf(radius=0.1)), ...), n=3)`.
 
-    What says little is left out: flags that are False, optax rules (they have no readable parameters), unrolling.
+    What says little is left out: flags that are False, empty lists, and optax rules, which have no readable parameters.
     """
     if isinstance(description, list):
         return f"[{', '.join(map(summarise, description))}]"
@@ -82,8 +83,8 @@ def summarise(description: Any) -> str:
         return f"{description:.6g}" if isinstance(description, float) else str(description)
     parts = []
     for name, part in description.items():
-        if name not in _SILENT and part is not None and part is not False:
-            is_wrapped = isinstance(part, Mapping) and name in ("attack", "space")
+        if name not in _SILENT and part is not None and part is not False and part != []:
+            is_wrapped = isinstance(part, Mapping) and name in _WRAPPED
             parts.append(summarise(part) if is_wrapped else f"{name}={summarise(part)}")
     return f"{description.get('type', '')}({', '.join(parts)})"
 

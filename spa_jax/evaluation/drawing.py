@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from spa_jax.attributes import EDITS
+from spa_jax.edits import EDITS
 
 DPI = 200
 TILE_PIXELS = 224

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from spa_jax.attacks.base import PureAttack
 from spa_jax.data.types import Examples
-from spa_jax.engine import PureAttack
-from spa_jax.evaluation.changes import attack_distances
-from spa_jax.evaluation.sweep import DeviceBatch, Progress, example_keys, make_sweep
-from spa_jax.parallel import replicate
-from spa_jax.trees import as_pytree
-from spa_jax.types import Key, Predict
+from spa_jax.evaluation.accuracy import run_attack
+from spa_jax.evaluation.changes import attack_distances, attribute_spaces, moves_noise
+from spa_jax.evaluation.sweep import DeviceBatch, Progress, example_keys, make_sweep, stream
+from spa_jax.types import Flags, Images, Key, Labels, Predict, Victim
 
 
 def export_attack(
-    predict: Predict,
+    victim: Victim,
     split: Examples,
     attack: PureAttack,
     path: str | os.PathLike,
@@ -32,11 +32,12 @@ def export_attack(
     """Attack every example of a split and store what was found.
 
     The file holds `x` float32 [n, h, w, c] in [0, 1], `label`, `index` (in the split), `value` and `success` [n], each
-    variable as `variables/NAME`, how far each image was moved as `distance/NAME` (see `attack_distances`), and for the
-    SPA attack the attribute-only optimum under `edited/`. It is written whole or not at all.
+    variable as `variables/NAME`, and how far each image was moved as `distance/NAME` (see `attack_distances`). Of an
+    attack by attributes and noise it also holds the edited images A(x, a) without the noise, as `edited/x`, and whether
+    these alone fool the victim, as `edited/success`. It is written whole or not at all.
 
     Args:
-        predict: the victim.
+        victim: any function from images to logits, or `spa_jax.randomized(f)`.
         split: the examples.
         attack: with per-example variables.
         path: ends in .npz; its directory is made.
@@ -57,17 +58,28 @@ def export_attack(
         raise ValueError(f"path={os.fspath(path)!r} must end in .npz")
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep = make_sweep(split, batch_size, mesh, on_batch)
-    predict = replicate(as_pytree(predict), sweep.mesh)
+    victim = sweep.place(victim, [attack])
+    predict, judge_key = sweep.predict(victim), stream(key, "judge edited")
 
     def run(batch: DeviceBatch) -> Any:
-        found = attack(example_keys(key, batch.index), predict, batch.images, batch.labels)
-        moved = attack_distances(attack, found, batch.images)
-        return found._asdict() | {"label": batch.labels, "index": batch.index, "distance": moved}
+        found, edited = run_attack(attack, victim, key, batch)
+        arrays = {name: getattr(found, name) for name in ("x", "variables", "value", "success")}
+        arrays |= {"label": batch.labels, "index": batch.index}
+        arrays["distance"] = attack_distances(found, batch.images, edited)
+        if attribute_spaces(attack) and moves_noise(attack):
+            fools = _fools(predict, judge_key, batch.index, edited, batch.labels)
+            arrays["edited"] = {"x": edited, "success": fools}
+        return arrays
 
     arrays = _named(sweep.run("attack", run, np.arange(len(split))))
     if jax.process_index() == 0:
         _write(path, arrays)
     return arrays
+
+
+@jax.jit
+def _fools(predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Flags:
+    return jnp.argmax(predict(example_keys(key, index), images), axis=-1) != labels
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from spa_jax.attributes import EDITS
+from spa_jax.edits import EDITS
 from spa_jax.evaluation.drawing import MODEL_COLORS, MUTED, as_png, make_panels, style_axes, with_unit, write_title
 from spa_jax.evaluation.records import AttributeValues, ModelReport
 

@@ -26,12 +26,13 @@ from spa_jax.evaluation.sweep import (
     make_sweep,
     stream,
 )
-from spa_jax.inputs import check_victim, require_count
 from spa_jax.numerics import clip_to_unit
 from spa_jax.parallel import replicate
 from spa_jax.solvers import fold_in
 from spa_jax.trees import as_pytree, pytree
-from spa_jax.types import Images, Key, Keys, Predict
+from spa_jax.types import Images, Key, Keys, Predict, Victim
+from spa_jax.validation import require_count
+from spa_jax.victims import randomized
 
 _MOST_DECIBELS = 100.0
 _AT_RANDOM, _KINDS = 0, 3
@@ -156,8 +157,8 @@ def evaluate_manipulator(
     low: Any,
     high: Any,
     attributes: Sequence[AttributeInfo],
-    regressor: Predict,
-    classifier: Predict,
+    regressor: Victim,
+    classifier: Victim,
     key: Key,
     batch_size: int,
     bins: int = 8,
@@ -179,8 +180,8 @@ def evaluate_manipulator(
         split: with `attribute` [n, m].
         low, high: the box, m numbers each.
         attributes: their names and units, as of a `Dataset`.
-        regressor: `(keys [b], images) -> values [b, m]`.
-        classifier: `(keys [b], images) -> logits [b, k]`.
+        regressor: any function from images to values [b, m], called as a victim is.
+        classifier: any function from images to logits [b, k].
         key: of all draws.
         batch_size, mesh, on_batch: as for `evaluate`.
         bins: parts of the box for the accuracy by value.
@@ -193,11 +194,12 @@ def evaluate_manipulator(
         require_count(name, count)
     box = _checked_box(low, high, attributes)
     sweep = make_sweep(split, batch_size, mesh, on_batch)
-    judges = _Judges(as_pytree(manipulator), as_pytree(regressor), as_pytree(classifier))
-    _check_shapes(judges, split, len(attributes))
-    judges = replicate(judges, sweep.mesh)
+    edit = replicate(as_pytree(manipulator), sweep.mesh)
+    judges = _Judges(edit, _placed(sweep, regressor), _placed(sweep, classifier))
+    _check_shapes(judges, sweep, len(attributes))
     found = _observations(judges, sweep, box, stream(key, "manipulation"))
-    pictured = split.subset(first_of_each_class(split, rows))
+    pictured = make_sweep(split.subset(first_of_each_class(split, rows)), rows, sweep.mesh)
+    judges = _Judges(edit, _placed(pictured, regressor), _placed(pictured, classifier))
     return ManipulationReport(
         attributes,
         *box,
@@ -206,8 +208,12 @@ def evaluate_manipulator(
         {attribute.name: _read_back(found, box, i) for i, attribute in enumerate(attributes)},
         _cross_effects(found),
         _label_preservation(found, box, attributes, bins),
-        _sweeps(judges, make_sweep(pictured, rows, sweep.mesh), box, attributes, points, stream(key, "sweeps")),
+        _sweeps(judges, pictured, box, attributes, points, stream(key, "sweeps")),
     )
+
+
+def _placed(sweep: Sweep, victim: Victim) -> Predict:
+    return sweep.predict(sweep.place(victim))
 
 
 @pytree
@@ -248,19 +254,19 @@ def _checked_box(low: Any, high: Any, attributes: Sequence[AttributeInfo]) -> tu
     return bounds
 
 
-def _check_shapes(judges: _Judges, split: Examples, count: int) -> None:
-    first = split.take(np.arange(1))
+def _check_shapes(judges: _Judges, sweep: Sweep, count: int) -> None:
+    first = sweep.split.take(np.arange(1))
     attribute = first.get("attribute")
     if attribute is None or attribute.shape != (1, count):
         found = "none" if attribute is None else f"{attribute.shape[1]}"
         raise ValueError(f"split holds {found} of the {count} attributes")
-    image = jax.ShapeDtypeStruct(first["image"].shape, jnp.float32)
-    check_victim(judges.classifier, jax.random.split(jax.random.key(0), 1), image, first["label"])
-    edited, reading = jax.eval_shape(_edited_and_read, judges, image, attribute)
-    if edited.shape != image.shape:
-        raise ValueError(f"manipulator(image, values) has shape {edited.shape[1:]!r}, must be {image.shape[1:]!r}")
-    if reading.shape != (1, count):
-        raise ValueError(f"regressor(keys, images) has shape {reading.shape!r}, must be values [b, {count}] with b=1")
+    sweep.check_labels(randomized(judges.classifier), first["label"])
+    images = sweep.blank
+    edited, reading = jax.eval_shape(_edited_and_read, judges, images, np.repeat(attribute, len(images), axis=0))
+    if edited.shape != images.shape:
+        raise ValueError(f"manipulator(image, values) has shape {edited.shape[1:]!r}, must be {images.shape[1:]!r}")
+    if reading.shape != (len(images), count):
+        raise ValueError(f"regressor(images) has shape {reading.shape!r}, must be values ({len(images)}, {count})")
 
 
 def _edited_and_read(judges: _Judges, images: Images, attribute: Any) -> tuple[Any, Any]:
@@ -299,7 +305,7 @@ def _observe(
         "reading": reading,
         "correct": prediction == labels,
         "readings": jnp.swapaxes(readings, 0, 1),
-        "corrects": jnp.swapaxes(predictions == labels, 0, 1),
+        "corrects": jnp.swapaxes(predictions == labels[None], 0, 1),
     }
     return found | _reconstruction(judges.manipulator, images)
 
@@ -308,7 +314,7 @@ def _settings(own: Any, alone: Any, together: Any, low: Any, high: Any) -> Float
     """Values to edit by: each attribute at random, at its low and at its high end, and last all of them at random."""
     set_to = jnp.stack([alone, jnp.broadcast_to(low, alone.shape), jnp.broadcast_to(high, alone.shape)])
     is_set = jnp.eye(len(low), dtype=bool)[:, None, None, :]
-    each = jnp.where(is_set, set_to, own)
+    each = jnp.where(is_set, set_to[None], own[None, None])
     return jnp.concatenate([each.reshape(-1, *alone.shape), together[None]])
 
 
@@ -395,7 +401,7 @@ def _look(
 
     def look(setting: Any) -> Any:
         values, chosen = setting
-        edited = judges.edit(images, jnp.where(chosen, values, own), prepared)
+        edited = judges.edit(images, jnp.where(chosen[None], values[None], own), prepared)
         return edited, *judges.judge(keys, edited)
 
     edited = jax.lax.map(look, (settings, is_set))

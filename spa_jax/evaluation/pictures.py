@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from spa_jax.attributes import EDITS
 from spa_jax.data.types import Examples
+from spa_jax.edits import EDITS
 from spa_jax.evaluation.accuracy import run_attack
-from spa_jax.evaluation.changes import attribute_spaces, attribute_values, edited_images, moves_noise, names_of_numbers
+from spa_jax.evaluation.changes import attribute_spaces, attribute_values, moves_noise, names_of_numbers
 from spa_jax.evaluation.drawing import (
     MARKERS,
     MINUS,
@@ -38,10 +38,8 @@ from spa_jax.evaluation.drawing import (
     write_title,
 )
 from spa_jax.evaluation.records import Curve
-from spa_jax.evaluation.sweep import DeviceBatch, example_keys, first_of_each_class, make_sweep, stream
-from spa_jax.parallel import replicate
-from spa_jax.trees import as_pytree
-from spa_jax.types import Attack, Images, Key, Labels, Predict
+from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, example_keys, first_of_each_class, make_sweep, stream
+from spa_jax.types import Images, Key, Labels, Predict, Victim
 
 _NUMBERS_A_LINE, _MOST_NUMBERS = 3, 9
 _ROUNDING = 1e-6
@@ -89,9 +87,9 @@ class Sheet:
 
 
 def make_sheet(
-    predict: Predict,
+    victim: Victim,
     split: Examples,
-    attack: Attack,
+    attack: AnyAttack,
     *,
     name: str,
     key: Key,
@@ -101,11 +99,11 @@ def make_sheet(
 ) -> Sheet:
     """Attack the first example of each class (then the second, until the columns are full), chosen before any outcome.
 
-    The rows are the clean images, for `spa_jax.spa` the images at its attribute-only optimum, the attacked images, and
-    the noise alone, magnified: what the attacked image has beyond its own edited image, however the noise was made.
+    The rows are the clean images, the edited images A(x, a) of an attack by attributes and noise, the attacked images,
+    and the noise alone, magnified: what the attacked image has beyond its own edited image, however it was made.
 
     Args:
-        predict: the victim.
+        victim: any function from images to logits, or `spa_jax.randomized(f)`.
         split: the examples.
         attack: with per-example variables.
         name: of the attack, for the title.
@@ -120,18 +118,16 @@ def make_sheet(
     if columns < 1:
         raise ValueError(f"columns={columns} must be at least 1")
     sweep = make_sweep(split, batch_size, mesh)
-    predict = replicate(as_pytree(predict), sweep.mesh)
+    victim, is_joint = sweep.place(victim, [attack]), bool(attribute_spaces(attack)) and moves_noise(attack)
+    predict = sweep.predict(victim)
     attack_key, judge_key = stream(key, "sheet", name), stream(key, "judge sheet", name)
 
     def look(batch: DeviceBatch) -> Any:
-        found = run_attack(as_pytree(attack), predict, attack_key, batch)
-        shown = {"clean": batch.images, "attacked": found.x}
-        values = {"attacked": attribute_values(attack, found.variables)}
-        if hasattr(found, "edited"):
-            shown["edited"] = found.edited.x
-            values["edited"] = attribute_values(attack, found.edited.variables)
+        found, edited = run_attack(attack, victim, attack_key, batch)
+        shown = {"clean": batch.images, "attacked": found.x} | ({"edited": edited} if is_joint else {})
         predictions = {row: _predictions(predict, judge_key, batch.index, images) for row, images in shown.items()}
-        noise = {"noise": found.x - edited_images(attack, found, batch.images)} if moves_noise(attack) else {}
+        noise = {"noise": found.x - edited} if moves_noise(attack) else {}
+        values = attribute_values(attack, found.variables)
         return {"images": shown, "predictions": predictions, "values": values, "labels": batch.labels} | noise
 
     found = sweep.run("sheet", look, first_of_each_class(split, columns))
@@ -147,13 +143,13 @@ def _predictions(predict: Predict, key: Key, index: Any, images: Images) -> Labe
 def _laid_out(name: str, found: Mapping[str, Any], attributes: Mapping[str, Sequence[str]]) -> Sheet:
     images, predictions, noise = found["images"], found["predictions"], found.get("noise")
     count = len(found["labels"])
-    captions = {row: _captions([own[name] for name in attributes], count) for row, own in found["values"].items()}
+    captions = _captions([found["values"][name] for name in attributes], count)
     names = "".join(f"\n{attribute}" for attribute in attributes)
     rows = [SheetRow("clean", images["clean"], predictions["clean"], [""] * count)]
     if "edited" in images:
-        rows.append(SheetRow(f"edited{names}", images["edited"], predictions["edited"], captions["edited"]))
+        rows.append(SheetRow(f"edited{names}", images["edited"], predictions["edited"], captions))
     title = f"joint{names}\n+ noise" if attributes and noise is not None else f"{name}{names}"
-    rows.append(SheetRow(title, images["attacked"], predictions["attacked"], captions["attacked"]))
+    rows.append(SheetRow(title, images["attacked"], predictions["attacked"], captions))
     if noise is not None:
         gain = _gain(noise)
         legend = f"\norange +\nviolet {MINUS}" if noise.shape[-1] == 1 else ""

@@ -18,18 +18,16 @@ from spa_jax.data.types import Examples
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.records import Check, ExampleFlags, ModelReport
 from spa_jax.evaluation.sweep import DeviceBatch, Sweep, evenly_spaced, example_keys, make_sweep, stream
-from spa_jax.inputs import check_logits, require_number
 from spa_jax.losses import cross_entropy, margin
-from spa_jax.parallel import replicate
-from spa_jax.trees import as_pytree
-from spa_jax.types import Flags, Images, Key, Labels, Logits, Predict, Scalar
+from spa_jax.types import Example, Flags, Images, Key, Labels, Logits, Predict, Scalar, Victim
+from spa_jax.validation import check_logits, require_number
 
 _TOLERATED_ZERO_GRADIENTS = 0.05
 _LARGE_RADIUS = 0.5
 
 
 def sanity_checks(
-    predict: Predict,
+    victim: Victim,
     split: Examples,
     *,
     radius: Scalar,
@@ -38,7 +36,6 @@ def sanity_checks(
     num_examples: int = 128,
     num_steps: int = 20,
     mesh: Mesh | None = None,
-    unroll: int | None = None,
 ) -> list[Check]:
     """Run five checks on a part of a split; one that does not pass is a warning.
 
@@ -51,7 +48,7 @@ def sanity_checks(
       can keep more than the share of the most frequent class; what it keeps beyond is the attack's failure.
 
     Args:
-        predict: the victim.
+        victim: any function from images to logits, or `spa_jax.randomized(f)`.
         split: the examples.
         radius: l-infinity radius of the accuracy in question.
         key: of all draws.
@@ -59,7 +56,6 @@ def sanity_checks(
         num_examples: how many, evenly spaced over the split.
         num_steps: of PGD.
         mesh: as for `evaluate`.
-        unroll: as for `make_attack`; 1 for networks of `spa_jax.models`.
 
     Raises:
         ValueError: a radius that is not positive, `num_examples` below 1; else as `evaluate`.
@@ -67,15 +63,15 @@ def sanity_checks(
     require_number("radius", radius, "larger than 0", lambda r: r > 0)
     part = evenly_spaced(split, num_examples)
     sweep = make_sweep(part, batch_size, mesh)
-    predict = replicate(as_pytree(predict), sweep.mesh)
     attacks = {
         "one_step": fgsm(radius),
-        "many_steps": pgd(radius, num_steps, unroll=unroll),
-        "large_radius": pgd(_LARGE_RADIUS, num_steps, unroll=unroll),
+        "many_steps": pgd(radius, num_steps),
+        "large_radius": pgd(_LARGE_RADIUS, num_steps),
     }
     options: dict[str, Any] = {"key": stream(key, "sanity"), "batch_size": batch_size, "mesh": sweep.mesh}
-    report = evaluate(predict, part, attacks, survivors_only=False, **options)
-    logits, others, zero_gradients, zero_margins = _probe(predict, sweep, stream(key, "probe"))
+    victim = sweep.place(victim)
+    report = evaluate(victim, part, attacks, survivors_only=False, **options)
+    logits, others, zero_gradients, zero_margins = _probe(sweep.predict(victim), sweep, stream(key, "probe"))
     return [
         _check_usable_logits(logits),
         _check_deterministic(logits, others),
@@ -106,7 +102,7 @@ def _zero_gradients(predict: Predict, key: Key, index: Any, images: Images, labe
     logits, pull_back = jax.vjp(lambda images: predict(example_keys(key, index), images), images)
 
     def is_zero(loss: Any) -> Flags:
-        slope = jax.grad(lambda logits: jnp.sum(loss(logits, labels)))(logits)
+        slope = jax.grad(lambda logits: jnp.sum(loss(logits, Example(images, labels))))(logits)
         return jnp.all(pull_back(slope)[0] == 0, axis=(1, 2, 3))
 
     return is_zero(cross_entropy), is_zero(margin)
@@ -118,7 +114,7 @@ def _check_usable_logits(logits: Float[np.ndarray, "n k"]) -> Check:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            check_logits(lambda keys, images: logits, None, placeholder)
+            check_logits(lambda images: logits, placeholder)
         except ValueError as error:
             complaint = str(error)
     complaint = complaint or "; ".join(str(warning.message) for warning in caught)

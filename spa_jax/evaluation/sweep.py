@@ -3,23 +3,32 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
 from spa_jax.data.batching import eval_batches, to_unit_float
 from spa_jax.data.types import Examples, IndexArray
-from spa_jax.parallel import data_mesh, shard_batch, to_host
-from spa_jax.types import Images, Key, Keys, Labels
+from spa_jax.parallel import data_mesh, replicate, shard_batch, to_host
+from spa_jax.trees import pytree, static
+from spa_jax.types import Example, Images, Key, Keys, Labels, Predict, Victim
+from spa_jax.validation import check_values
+from spa_jax.victims import as_victim
+from spa_jax.victims.tracing import Traced
 
 _LABELLED_EXAMPLES = 1000
 
 Progress = Callable[[str, int, int], None]
 """`(what is running, examples done, examples in all)`, called after every batch."""
+
+
+AnyAttack: TypeAlias = Callable[..., Any]
+"""An attack of this library, or any function `(keys [b], victim, images, labels) -> Result`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +64,44 @@ class Sweep:
     mesh: Mesh
     on_batch: Progress | None = None
 
+    def place(self, victim: Victim, attacks: Iterable[Any] = ()) -> Victim:
+        """The victim on all devices, called as before, and traced once for every batch if it is a plain function.
+
+        A pytree (`spa_jax.classifier`) keeps its structure, so models of one architecture share the compiled programs.
+
+        Args:
+            victim: any.
+            attacks: that will attack it; some show it parts of a batch.
+        """
+        if isinstance(self.predict(victim), Traced):
+            sizes = {self.batch_size}
+            for attack in attacks:
+                sizes |= attack.batch_sizes(self.batch_size) if hasattr(attack, "batch_sizes") else set()
+            victim = trace_once(victim, self.blank, sizes)
+        return replicate(victim, self.mesh)
+
+    def predict(self, victim: Victim) -> Predict:
+        """The victim as `(keys [b], images) -> logits`, for a compiled function to take as an argument."""
+        return as_victim(victim, self.blank, inline=False)
+
+    @property
+    def blank(self) -> Images:
+        """A batch of black images."""
+        shape = self.split.take(np.arange(1))["image"].shape[1:]
+        return jnp.zeros((self.batch_size, *shape), jnp.float32)
+
+    def check_labels(self, victim: Victim, labels: Any) -> None:
+        """Check that the victim answers a batch with logits, and that the labels are classes of it.
+
+        Raises:
+            ValueError: naming what it returned, or the labels.
+        """
+        check_values(self.predict(victim), jax.random.key(0), Example(self.blank, np.asarray(labels)))
+
     def run(self, name: str, function: Callable[[DeviceBatch], Any], indices: Int[np.ndarray, " m"]) -> Any:
         """`function(batch)`, a tree of arrays [b, ...], for the examples at `indices`, as NumPy arrays [m, ...].
 
-        The last batch is filled up with copies whose results are dropped.
+        The last batch is padded with copies whose results are dropped.
 
         Raises:
             ValueError: `indices` is empty.
@@ -74,7 +117,7 @@ class Sweep:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def _batches(self, indices: Int[np.ndarray, " m"]) -> Iterator[tuple[int, DeviceBatch]]:
-        """The batches, each with the number of its examples that are no filling."""
+        """The batches, each with the number of its examples, excluding padding."""
         processes = sorted({device.process_index for device in self.mesh.devices.flat})
         place = {"process_index": processes.index(jax.process_index()), "process_count": len(processes)}
         for number, batch in enumerate(eval_batches(self.split.subset(indices), self.batch_size, **place)):
@@ -86,6 +129,28 @@ class Sweep:
 
 
 _floats = jax.jit(to_unit_float)
+
+
+@pytree
+class TracedOnce:
+    """A plain function that was traced for several batch sizes; called as it is."""
+
+    by_size: dict[int, Any]
+    is_randomized: bool = static()
+
+    def __call__(self, *arguments: Any) -> Any:
+        keys, images = arguments if self.is_randomized else (None, *arguments)
+        return self.by_size[len(images)](keys, images)
+
+
+def trace_once(victim: Victim, images: Images, sizes: Iterable[int]) -> TracedOnce:
+    """A plain function as a pytree of the arrays that it closes over, for batches like `images` of these sizes."""
+
+    def traced(size: int) -> Predict:
+        form = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
+        return as_victim(victim, form, inline=False, rewrite=False)  # who calls the pytree rewrites it
+
+    return TracedOnce({size: traced(size) for size in sizes}, getattr(victim, "is_randomized", False))
 
 
 def make_sweep(split: Examples, batch_size: int, mesh: Mesh | None, on_batch: Progress | None = None) -> Sweep:
@@ -138,6 +203,7 @@ def stream(key: Key, *names: str) -> Key:
     return functools.reduce(jax.random.fold_in, [np.uint32(zlib.crc32(name.encode())) for name in names], key)
 
 
+@jax.jit
 def example_keys(key: Key, index: Int[jax.Array, " b"]) -> Keys:
     """One key per example from its index in the split, so that batch size and devices do not matter."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)

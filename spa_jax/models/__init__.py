@@ -37,6 +37,7 @@ __all__ = [
     "ResNet20",
     "SmallCNN",
     "WideResNet28x10",
+    "abstract_variables",
     "create_model",
     "from_nnx",
     "init_variables",
@@ -160,12 +161,21 @@ def init_variables(model: nn.Module, key: Any, input_shape: Any) -> dict[str, An
     Raises:
         ValueError: `input_shape` is not (h, w, c) or too small for the network.
     """
-    shape = _checked_input_shape(input_shape)
-    inputs = model.example_inputs(shape) if hasattr(model, "example_inputs") else (jnp.zeros((1, *shape), jnp.float32),)
-    lowered = jax.jit(lambda key: model.init(key, *inputs, train=False)).lower(key)
+    lowered = jax.jit(_initializer(model, input_shape)).lower(key)
     # Random draws compile four times as fast at this level on a CPU, and a program that runs once repays no more.
     options: dict[str, Any] = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
     return lowered.compile(options)(key)
+
+
+def abstract_variables(model: nn.Module, input_shape: Any) -> Any:
+    """The shapes and types of a network's variables; arguments and errors are those of `init_variables`."""
+    return jax.eval_shape(_initializer(model, input_shape), jax.random.key(0))
+
+
+def _initializer(model: nn.Module, input_shape: Any) -> Callable[[Any], Any]:
+    shape = _checked_input_shape(input_shape)
+    inputs = model.example_inputs(shape) if hasattr(model, "example_inputs") else (jnp.zeros((1, *shape), jnp.float32),)
+    return lambda key: model.init(key, *inputs, train=False)
 
 
 def parameter_count(variables: Any) -> int:

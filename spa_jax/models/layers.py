@@ -1,122 +1,12 @@
-"""Layers that are quick inside compiled loops on a CPU, with an explicit BatchNorm policy.
+"""What the networks share: initialisation and padding of convolutions, an explicit BatchNorm policy, checks."""
 
-XLA's CPU backend computes activations anew wherever a gradient reads them, and pools backwards by select-and-scatter.
-`relu`, `leaky_relu` and `max_pool` are the same functions written so that it does not; on other platforms they are the
-stock ones.
-"""
-
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from spa_jax.models.convolution import convolution
-
-_Pair = tuple[int, int]
-_SLOPE = 0.2
-
-
-# --- activation and pooling ------------------------------------------------------------------------------------------
-
-
-def _kept(x: Any) -> Any:
-    """`x` itself, computed once: on a CPU XLA would rather compute it anew in each loop that reads it."""
-    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
-
-
-@jax.custom_vjp
-def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The larger of `x` and 0; its gradient at 0 is 0. Reverse mode only."""
-    return _kept(jnp.maximum(x, 0))
-
-
-def _relu_forward(x: Array) -> tuple[Array, Array]:
-    y = relu(x)
-    return y, y
-
-
-def _relu_backward(y: Array, g: Array) -> tuple[Array]:
-    return (jnp.where(y > 0, g, jnp.zeros((), g.dtype)),)
-
-
-relu.defvjp(_relu_forward, _relu_backward)
-
-
-@jax.custom_vjp
-def leaky_relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x` where it is positive, elsewhere a fifth of it (slope 0.2); the gradient at 0 is 0.2. Reverse mode only."""
-    return _kept(jnp.where(x > 0, x, x * jnp.asarray(_SLOPE, x.dtype)))
-
-
-def _leaky_relu_forward(x: Array) -> tuple[Array, Array]:
-    y = leaky_relu(x)
-    return y, y
-
-
-def _leaky_relu_backward(y: Array, g: Array) -> tuple[Array]:
-    return (jnp.where(y > 0, g, g * jnp.asarray(_SLOPE, g.dtype)),)
-
-
-leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
-
-
-def max_pool(x: Float[Array, "*b h w c"], window: int = 2) -> Float[Array, "*b p q c"]:
-    """Largest value of each `window` x `window` tile; rows and columns that fill no tile are left out.
-
-    The gradient goes to the first largest value of a tile in row-major order, as in PyTorch. Splitting it among ties,
-    as a reshape with `max` does, changes the sign of up to a quarter of an image gradient on flat backgrounds. Reverse
-    mode only.
-
-    Args:
-        x: images, or one image.
-        window: side of a tile in pixels, 1 or larger.
-
-    Raises:
-        ValueError: the image is smaller than a tile, or `window` is below 1.
-    """
-    require_positive("window", window)
-    if min(x.shape[-3:-1]) < window:
-        raise ValueError(f"image shape={x.shape[-3:]} is smaller than the pooling window={window}")
-    return _max_pool(x, window, x.shape[-3:-1])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _max_pool(x: Array, window: int, size: _Pair) -> Array:
-    return _largest_and_where(x, window)[0]
-
-
-def _largest_and_where(x: Array, window: int) -> tuple[Array, Array]:
-    rows, columns = (size // window * window for size in x.shape[-3:-1])
-    largest, where = x[..., :rows:window, :columns:window, :], jnp.zeros((), jnp.int32)
-    for index in range(1, window**2):
-        i, j = divmod(index, window)
-        pixel = x[..., i:rows:window, j:columns:window, :]
-        where = jnp.where(pixel > largest, index, where)
-        largest = jnp.maximum(pixel, largest)
-    return largest, jnp.broadcast_to(where, largest.shape)
-
-
-def _max_pool_forward(x: Array, window: int, size: _Pair) -> tuple[Array, Array]:
-    return _kept(_largest_and_where(x, window))
-
-
-def _max_pool_backward(window: int, size: _Pair, where: Array, g: Array) -> tuple[Array]:
-    batch, (rows, columns, channels) = g.shape[:-3], g.shape[-3:]
-    pixel_of_tile = jnp.arange(window**2, dtype=jnp.int32).reshape(window, 1, window, 1)
-    tiles = (..., slice(None), None, slice(None), None, slice(None))
-    spread = jnp.where(where[tiles] == pixel_of_tile, g[tiles], jnp.zeros((), g.dtype))
-    covered = spread.reshape(*batch, rows * window, columns * window, channels)
-    left_out = [(0, whole - part) for whole, part in zip(size, covered.shape[-3:-1], strict=True)]
-    return (jnp.pad(covered, [(0, 0)] * len(batch) + [*left_out, (0, 0)]),)
-
-
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
-
+from spa_jax.numerics import at_least_float32
 
 # --- building blocks of the networks --------------------------------------------------------------------------------
 
@@ -131,7 +21,7 @@ def conv(
     dtype: Any = None,
     name: str | None = None,
 ) -> nn.Conv:
-    """An `nn.Conv` with the quick gradient and He's normal initialisation (He et al. 2015, by fan-out as for ResNets).
+    """An `nn.Conv` with He's normal initialisation (He et al. 2015, by fan-out as for ResNets).
 
     Args:
         features: output channels.
@@ -151,7 +41,6 @@ def conv(
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        conv_general_dilated=convolution,
         name=name,
     )
 
@@ -187,7 +76,7 @@ def batch_norm(
 def classify(x: Float[Array, "b d"], num_classes: int, dtype: Any) -> Float[Array, "b k"]:
     """Logits of a last dense layer (name "logits"), float32 or wider; call it inside a compact method."""
     logits = nn.Dense(num_classes, dtype=dtype, name="logits")(x)
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return logits.astype(at_least_float32(logits.dtype))
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------

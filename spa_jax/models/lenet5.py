@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from spa_jax.models.layers import classify, conv, max_pool, relu, require_images, require_positive
+from spa_jax.models.layers import classify, conv, require_images, require_positive
 
 
 class LeNet5(nn.Module):
@@ -39,9 +39,11 @@ class LeNet5(nn.Module):
             ValueError: images are not [b, h, w, c] or too small.
         """
         require_images("LeNet5", images.shape, self.minimum_size)
-        x = max_pool(relu(conv(6 * self.width, 5, use_bias=True, dtype=self.dtype)(images)))
-        x = max_pool(relu(conv(16 * self.width, 5, use_bias=True, padding="VALID", dtype=self.dtype)(x)))
+        x = nn.relu(conv(6 * self.width, 5, use_bias=True, dtype=self.dtype)(images))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.relu(conv(16 * self.width, 5, use_bias=True, padding="VALID", dtype=self.dtype)(x))
+        x = nn.max_pool(x, (2, 2), (2, 2))
         x = x.reshape(x.shape[0], -1)
         for units in (120, 84):
-            x = relu(nn.Dense(units * self.width, dtype=self.dtype)(x))
+            x = nn.relu(nn.Dense(units * self.width, dtype=self.dtype)(x))
         return classify(x, self.num_classes, self.dtype)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from spa_jax.models.convolution import convolution
+from spa_jax.numerics import at_least_float32
+from spa_jax.victims.convolution import convolution
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _Pair = tuple[int, int]
@@ -29,7 +30,7 @@ def looped_convolution(
     lhs_dilation: Sequence[int] | None = None,
     **options: Any,
 ) -> Float[Array, "..."]:
-    """`spa_jax.models.convolution.convolution` for kernels that are trained inside a `scan`, for `nn.Conv` to inject.
+    """`spa_jax.victims.convolution.convolution` for kernels that are trained inside a `scan`, for `nn.Conv` to inject.
 
     Value and gradients are those of `lax.conv_general_dilated`. 2-D convolutions of NHWC images with explicit padding,
     and stride or image dilation but not both, get the quick kernel gradient where the program is compiled for a CPU;
@@ -119,6 +120,4 @@ def _every(x: Array, start: _Pair, count: _Pair, step: _Pair) -> Array:
 
 def _product(x: Array, g: Array) -> Array:
     axes = (0, 1, 2)
-    return lax.dot_general(
-        x, g, ((axes, axes), ((), ())), preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)
-    )
+    return lax.dot_general(x, g, ((axes, axes), ((), ())), preferred_element_type=at_least_float32(x.dtype))

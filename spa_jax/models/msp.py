@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spa_jax.manipulators import attributes_of, set_attributes
-from spa_jax.models.layers import conv, relu, require_images, require_positive
+from spa_jax.models.layers import conv, require_images, require_positive
+from spa_jax.numerics import at_least_float32
 
 _SMALLEST_SIDE = 4
 _WIDEST = 8
@@ -138,8 +139,8 @@ class _Encoder(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b twice_d"]:
         for stage in range(self.stages):
             x = conv(_channels(self.width, stage), use_bias=True, dtype=self.dtype)(_pixels_to_channels(x))
-            x = relu(_group_norm(x, self.dtype) if stage else x)
-        x = relu(nn.Dense(self.hidden, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
+            x = nn.relu(_group_norm(x, self.dtype) if stage else x)
+        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
         return _widened(nn.Dense(2 * self.latent_dim, dtype=self.dtype)(x))
 
 
@@ -156,17 +157,17 @@ class _Decoder(nn.Module):
     def __call__(self, h: Float[Array, "b d"]) -> Float[Array, "b h w c"]:
         last = max(len(self.sizes) - 2, 0)
         grid = (*self.sizes[-1], _channels(self.width, last))
-        x = relu(nn.Dense(self.hidden, dtype=self.dtype)(h))
-        x = relu(nn.Dense(math.prod(grid), dtype=self.dtype)(x).reshape(-1, *grid))
+        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype)(h))
+        x = nn.relu(nn.Dense(math.prod(grid), dtype=self.dtype)(x).reshape(-1, *grid))
         for stage in range(last, 0, -1):
             x = conv(4 * _channels(self.width, stage - 1), use_bias=True, dtype=self.dtype)(x)
-            x = relu(_group_norm(_channels_to_pixels(x, self.sizes[stage]), self.dtype))
+            x = nn.relu(_group_norm(_channels_to_pixels(x, self.sizes[stage]), self.dtype))
         x = conv(4 * self.channels, use_bias=True, dtype=self.dtype)(x)
         return nn.sigmoid(_widened(_channels_to_pixels(x, self.sizes[0])))
 
 
 def _widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(at_least_float32(x.dtype))
 
 
 def _group_norm(x: Float[Array, "b h w c"], dtype: Any) -> Float[Array, "b h w c"]:

@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spa_jax.models.layers import leaky_relu, relu, require_images, require_positive
+from spa_jax.models.layers import require_images, require_positive
 from spa_jax.models.looped_convolution import looped_convolution
+from spa_jax.numerics import at_least_float32
 
 _SMALL = nn.initializers.normal(0.02)
 
@@ -58,7 +59,7 @@ def _scale_rows(key: Any, shape: tuple[int, int], dtype: Any = jnp.float32) -> F
 
 
 def _row(table: Float[Array, "rows c"], labels: Int[Array, " b"]) -> Float[Array, "b 1 1 c"]:
-    return (table[labels] + table[-1])[:, None, None]
+    return (table[labels] + table[-1:])[:, None, None]
 
 
 class NoiseGenerator(nn.Module):
@@ -130,7 +131,7 @@ class NoiseGenerator(nn.Module):
         pads = [_to_tiles(size, 8 if self.deep else 4) for size in (height, width)]
         x = self._paint(jnp.pad(seen, ((0, 0), *pads, (0, 0))), labels, self._style(z), train, channels)
         (top, _), (left, _) = pads
-        return jnp.tanh(x[:, top : top + height, left : left + width].astype(jnp.promote_types(x.dtype, jnp.float32)))
+        return jnp.tanh(x[:, top : top + height, left : left + width].astype(at_least_float32(x.dtype)))
 
     def _require_fitting(self, images: Any, gradient: Any, noise: Any, z: Any) -> None:
         for name, shape, wanted in (
@@ -145,7 +146,7 @@ class NoiseGenerator(nn.Module):
 
     def _style(self, z: Float[Array, "b d"]) -> Float[Array, "b 1 1 d"]:
         for _ in range(2):
-            z = relu(nn.Dense(self.latent_dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())(z))
+            z = nn.relu(nn.Dense(self.latent_dim, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())(z))
         return z[:, None, None]
 
     def _paint(self, x: Any, labels: Any, style: Any, train: bool, channels: int) -> Float[Array, "b h w c"]:
@@ -154,11 +155,12 @@ class NoiseGenerator(nn.Module):
         seen = []
         for level, (features, is_normalised) in enumerate(down):
             x = self._conv(features, 3 if level == 0 else 4, f"down{level}")(_joined(x, style))
-            x = leaky_relu(self._normalise(x, labels, train, f"down{level}_norm") if is_normalised else x)
+            x = self._normalise(x, labels, train, f"down{level}_norm") if is_normalised else x
+            x = nn.leaky_relu(x, 0.2)
             seen.append(x)
         for level in range(len(down) - 1, 0, -1):
             x = self._grow(2 * b if level == 3 else b, f"up{level}")(x)
-            x = relu(self._normalise(x, labels, train, f"up{level}_norm"))
+            x = nn.relu(self._normalise(x, labels, train, f"up{level}_norm"))
             x = _joined(x, seen[level - 1]) if self.skips else x
         return self._conv(channels, 3, "out")(x)
 

@@ -3,10 +3,10 @@
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spa_jax.models.layers import conv, leaky_relu, require_images, require_positive
+from spa_jax.models.layers import conv, require_images, require_positive
+from spa_jax.numerics import at_least_float32
 
 
 class PatchDiscriminator(nn.Module):
@@ -44,10 +44,10 @@ class PatchDiscriminator(nn.Module):
         require_images("PatchDiscriminator", images.shape, self.minimum_size)
         x = images - 0.5
         for layer in range(self.depth):
-            x = leaky_relu(self._conv(x, self.width * 2**layer, 4, 2, train))
-        x = leaky_relu(self._conv(x, self.width * 2**self.depth, 3, 1, train))
+            x = nn.leaky_relu(self._conv(x, self.width * 2**layer, 4, 2, train), 0.2)
+        x = nn.leaky_relu(self._conv(x, self.width * 2**self.depth, 3, 1, train), 0.2)
         scores = self._conv(x, 1, 3, 1, train)[..., 0]
-        return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        return scores.astype(at_least_float32(scores.dtype))
 
     def _conv(self, x: Any, features: int, kernel_size: int, stride: int, train: bool) -> Any:
         layer = conv(features, kernel_size, stride, use_bias=True, dtype=self.dtype)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from spa_jax.models.layers import batch_norm, classify, conv, relu, require_images, require_positive
+from spa_jax.models.layers import batch_norm, classify, conv, require_images, require_positive
 
 
 class PreActResNet18(nn.Module):
@@ -51,7 +51,7 @@ class PreActResNet18(nn.Module):
             for block in range(2):
                 stride = 2 if stage > 0 and block == 0 else 1
                 x = preactivation_block(x, self.width * 2**stage, stride, **settings)
-        x = relu(batch_norm(**settings)(x))
+        x = nn.relu(batch_norm(**settings)(x))
         return classify(x.mean((1, 2)), self.num_classes, self.dtype)
 
 
@@ -59,9 +59,9 @@ def preactivation_block(
     x: Float[Array, "b h w c"], features: int, stride: int, *, train: bool, dtype: Any, axis_name: str | None
 ) -> Float[Array, "b p q o"]:
     """Two activated 3x3 convolutions and a shortcut; call it inside a compact method."""
-    active = relu(batch_norm(train, dtype=dtype, axis_name=axis_name)(x))
+    active = nn.relu(batch_norm(train, dtype=dtype, axis_name=axis_name)(x))
     same_shape = stride == 1 and x.shape[-1] == features
     shortcut = x if same_shape else conv(features, 1, stride, dtype=dtype)(active)
     y = conv(features, stride=stride, dtype=dtype)(active)
-    y = relu(batch_norm(train, dtype=dtype, axis_name=axis_name)(y))
+    y = nn.relu(batch_norm(train, dtype=dtype, axis_name=axis_name)(y))
     return conv(features, dtype=dtype)(y) + shortcut

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spa_jax.models.layers import batch_norm, classify, conv, relu, require_images, require_positive
+from spa_jax.models.layers import batch_norm, classify, conv, require_images, require_positive
 
 
 class ResNet20(nn.Module):
@@ -46,7 +46,7 @@ class ResNet20(nn.Module):
             ValueError: images are not [b, h, w, c] or too small.
         """
         require_images("ResNet20", images.shape, self.minimum_size)
-        x = relu(self._normalise(conv(self.width, dtype=self.dtype)(images), train))
+        x = nn.relu(self._normalise(conv(self.width, dtype=self.dtype)(images), train))
         for features in (self.width, 2 * self.width, 4 * self.width):
             for _ in range(3):
                 x = self._block(x, features, train)
@@ -54,9 +54,9 @@ class ResNet20(nn.Module):
 
     def _block(self, x: Float[Array, "b h w c"], features: int, train: bool) -> Float[Array, "b p q o"]:
         stride = 1 if x.shape[-1] == features else 2
-        y = relu(self._normalise(conv(features, stride=stride, dtype=self.dtype)(x), train))
+        y = nn.relu(self._normalise(conv(features, stride=stride, dtype=self.dtype)(x), train))
         y = self._normalise(conv(features, dtype=self.dtype)(y), train)
-        return relu(y + _shortcut(x, features, stride))
+        return nn.relu(y + _shortcut(x, features, stride))
 
     def _normalise(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         return batch_norm(train, dtype=self.dtype, axis_name=self.axis_name)(x)

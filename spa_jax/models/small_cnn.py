@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from spa_jax.models.layers import classify, conv, max_pool, relu, require_images, require_positive
+from spa_jax.models.layers import classify, conv, require_images, require_positive
 
 
 class SmallCNN(nn.Module):
@@ -45,7 +45,7 @@ class SmallCNN(nn.Module):
         x = images
         for features in (self.width, 2 * self.width):
             for _ in range(self.convs_per_stage):
-                x = relu(conv(features, use_bias=True, dtype=self.dtype)(x))
-            x = max_pool(x)
-        x = relu(nn.Dense(self.hidden, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
+                x = nn.relu(conv(features, use_bias=True, dtype=self.dtype)(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
         return classify(x, self.num_classes, self.dtype)

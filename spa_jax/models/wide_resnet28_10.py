@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from spa_jax.models.layers import batch_norm, classify, conv, relu, require_images, require_positive
+from spa_jax.models.layers import batch_norm, classify, conv, require_images, require_positive
 from spa_jax.models.preact_resnet18 import preactivation_block
 
 
@@ -53,5 +53,5 @@ class WideResNet28x10(nn.Module):
             for block in range((self.depth - 4) // 6):
                 stride = 2 if stage > 0 and block == 0 else 1
                 x = preactivation_block(x, 16 * self.widen_factor * 2**stage, stride, **settings)
-        x = relu(batch_norm(**settings)(x))
+        x = nn.relu(batch_norm(**settings)(x))
         return classify(x.mean((1, 2)), self.num_classes, self.dtype)

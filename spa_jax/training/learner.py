@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from spa_jax.catalogue import attack_from_config, part_names
-from spa_jax.combinators import shrunk
+from spa_jax.attacks import PureAttack, attack_from_config
+from spa_jax.attacks.catalogue import part_names
 from spa_jax.data import Augmentation, augment, to_unit_float
-from spa_jax.engine import PureAttack
 from spa_jax.losses import cross_entropy
-from spa_jax.predict import Victim, classifier
 from spa_jax.solvers import fold_in
-from spa_jax.training.networks import Network
+from spa_jax.training.networks import Network, update
 from spa_jax.training.state import TrainState, as_variables
-from spa_jax.types import Images, Keys, Labels, Logits, Values
+from spa_jax.types import Example, Images, Logits, Result, Values
+from spa_jax.victims import classifier
+from spa_jax.victims.rewriting import quick
 
 Metrics: TypeAlias = dict[str, jax.Array]
 TrainStep: TypeAlias = Callable[[TrainState, Mapping[str, Any], Any], tuple[TrainState, Metrics]]
@@ -78,8 +78,8 @@ class Learner:
         opt_state = self.optimizer.init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, ema, clean, networks)
 
-    def examples(self, state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[Keys, Images, Labels, Values]:
-        """Keys, augmented images in [0, 1], labels and weights of a batch.
+    def examples(self, state: TrainState, batch: Mapping[str, Any], key: Any) -> Example:
+        """The examples of a batch with augmented images in [0, 1], labels, weights (0 for padding) and keys.
 
         A key depends on the run's key, the step and the position in the GLOBAL batch, never on devices or processes.
         """
@@ -88,9 +88,10 @@ class Learner:
         images = to_unit_float(batch["image"])
         if self.augmentation is not None:
             images = augment(fold_in(keys, _AUGMENT), images, self.augmentation)
-        return fold_in(keys, _ATTACK), images, batch["label"], batch["mask"].astype(jnp.float32)
+        weight = batch["mask"].astype(jnp.float32)
+        return Example(images, batch["label"], weight=weight, key=fold_in(keys, _ATTACK))
 
-    def victim(self, state: TrainState, averaged: bool = False) -> Victim:
+    def victim(self, state: TrainState, averaged: bool = False) -> Any:
         """The network in inference mode (running BatchNorm statistics): as it is now, or with averaged weights."""
         variables = state.variables() if averaged else state.training_variables()
         return classifier(self.model, variables, self.mean, self.std)
@@ -107,32 +108,47 @@ class Learner:
         attack = attack_from_config(spec)
         return lambda state: attack
 
-    def craft(self, attack: PureAttack, state: TrainState, keys: Keys, x: Images, y: Labels) -> Any:
+    def craft(self, attack: PureAttack, state: TrainState, examples: Example) -> Result:
         """The attack's result on the network as it is now, constant to the outer gradient."""
         if self.attack_warmup:
-            attack = shrunk(attack, jnp.minimum(1.0, (state.step + 1) / self.attack_warmup))
-        return jax.lax.stop_gradient(attack.search(keys, self.victim(state), x, y))
+            attack = attack.scaled(jnp.minimum(1.0, (state.step + 1).astype(jnp.float32) / self.attack_warmup))
+        found = attack(
+            examples.key,
+            self.victim(state),
+            examples.image,
+            examples.label,
+            weight=examples.weight,
+            reference=examples.reference,
+        )
+        return jax.lax.stop_gradient(found)
 
     def logits(self, params: Any, state: TrainState, images: Images) -> tuple[Logits, Any]:
         """Logits in training mode, and the new BatchNorm statistics, which see all images of the call as one batch."""
         variables = as_variables(params, state.batch_stats)
-        normalised = (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
-        logits, updates = self.model.apply(variables, normalised, train=True, mutable=["batch_stats"])
+
+        def apply(variables: Any, images: Images) -> tuple[Logits, Any]:
+            normalised = (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+            return self.model.apply(variables, normalised, train=True, mutable=["batch_stats"])
+
+        logits, updates = quick(apply)(variables, images)
         return logits, updates.get("batch_stats", state.batch_stats)
 
-    def responses(self, params: Any, state: TrainState, clean: Images, *attacked: Images) -> tuple[list[Logits], Any]:
-        """Logits in training mode of clean and attacked images, one entry each, and the new BatchNorm statistics.
+    def responses(self, params: Any, state: TrainState, images: Mapping[str, Images]) -> tuple[dict[str, Logits], Any]:
+        """Logits in training mode of several images of each example, by name, and the new BatchNorm statistics.
 
-        All images go through the network as one batch. Where statistics are kept apart, clean images go by themselves
-        and are normalised by statistics of their own, and inference uses those of attacked images (after Xie et al.
-        2020, who keep scales and biases apart too and infer with the clean ones).
+        All images go through the network as one batch. Where statistics are kept apart, "clean" images go by themselves
+        and are normalised by statistics of their own, and inference uses those of all others (after Xie et al. 2020,
+        who keep scales and biases apart too and infer with the clean ones).
         """
-        if state.clean_batch_stats is None:
-            logits, statistics = self.logits(params, state, interleave(clean, *attacked))
-            return separate(logits, 1 + len(attacked)), statistics
-        first, clean_statistics = self.logits(params, state.replace(batch_stats=state.clean_batch_stats), clean)
-        others, statistics = self.logits(params, state, interleave(*attacked))
-        return [first, *separate(others, len(attacked))], SeparateStatistics(statistics, clean_statistics)
+        if state.clean_batch_stats is None or "clean" not in images:
+            logits, statistics = self.logits(params, state, interleave(*images.values()))
+            return dict(zip(images, separate(logits, len(images)), strict=True)), statistics
+        others = {name: own for name, own in images.items() if name != "clean"}
+        with_clean = state.replace(batch_stats=state.clean_batch_stats)
+        clean, clean_statistics = self.logits(params, with_clean, images["clean"])
+        logits, statistics = self.logits(params, state, interleave(*others.values()))
+        named = {"clean": clean, **dict(zip(others, separate(logits, len(others)), strict=True))}
+        return named, SeparateStatistics(statistics, clean_statistics)
 
     def average(self, values: Values, weights: Values) -> jax.Array:
         """This device's share of the weighted mean over the global batch; `total` of the shares is the mean."""
@@ -142,13 +158,14 @@ class Learner:
         """The sum over devices under `pmap`; under `jit` sums are global already."""
         return tree if self.axis_name is None else jax.lax.psum(tree, self.axis_name)
 
-    def accuracy(self, logits: Logits, labels: Labels, weights: Values) -> jax.Array:
+    def accuracy(self, logits: Logits, examples: Example) -> jax.Array:
         """This device's share of the accuracy."""
-        return self.average((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32), weights)
+        correct = jnp.argmax(logits, axis=-1) == examples.label
+        return self.average(correct.astype(jnp.float32), examples.weight)
 
-    def cross_entropy(self, logits: Logits, labels: Labels, weights: Values) -> jax.Array:
+    def cross_entropy(self, logits: Logits, examples: Example) -> jax.Array:
         """This device's share of the mean cross entropy."""
-        return self.average(cross_entropy(logits, labels), weights)
+        return self.average(cross_entropy(logits, examples), examples.weight)
 
     def descend(self, state: TrainState, loss: Callable[[Any], Any]) -> tuple[TrainState, Metrics]:
         """One update of the weights.
@@ -160,8 +177,7 @@ class Learner:
         """
         (value, (statistics, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         gradient = self.total(gradient)
-        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state = update(self.optimizer, gradient, state.opt_state, state.params)
         ema = state.ema
         if ema is not None:
             ema = jax.tree.map(lambda old, new: old + (1 - self.ema_decay) * (new - old), ema, params)

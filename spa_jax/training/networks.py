@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import optax
 
 from spa_jax.training.state import NetworkState
@@ -37,5 +38,12 @@ class Network:
             gradient: of the loss over the global batch.
             batch_stats: new running statistics.
         """
-        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
-        return NetworkState(optax.apply_updates(state.params, updates), batch_stats, opt_state)
+        params, opt_state = update(self.optimizer, gradient, state.opt_state, state.params)
+        return NetworkState(params, batch_stats, opt_state)
+
+
+def update(optimizer: optax.GradientTransformation, gradient: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+    """New weights and optimiser state; optax mixes integers and floats, which strict promotion would refuse."""
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state

@@ -23,8 +23,20 @@ class NetworkState(flax.struct.PyTreeNode):
         return as_variables(self.params, self.batch_stats)
 
 
+class Carried(flax.struct.PyTreeNode):
+    """What a recipe carries from step to step beside the networks, such as the state of a universal perturbation.
+
+    Attributes:
+        shared: a pytree that is the same on every device.
+        per_example: a pytree with one entry for each place of the global batch, [b, ...], split over the devices.
+    """
+
+    shared: Any = None
+    per_example: Any = None
+
+
 class TrainState(flax.struct.PyTreeNode):
-    """What a training step takes and returns, and what a checkpoint holds.
+    """What a training step takes and returns; a checkpoint holds all of it but `frozen`.
 
     Attributes:
         step: int32 scalar, number of updates made; it names the next batch and its randomness.
@@ -35,7 +47,8 @@ class TrainState(flax.struct.PyTreeNode):
         clean_batch_stats: where clean and attacked images are normalised apart, the running statistics of clean ones;
             `batch_stats` are then those of attacked images. None: one set of statistics for all.
         networks: further networks that the recipe trains, by name.
-        frozen: variables of networks trained before, by name, which no step changes.
+        carried: the recipe's own slot.
+        frozen: variables of networks trained before, by name, which no step changes; saved once for the run.
     """
 
     step: Any
@@ -45,6 +58,7 @@ class TrainState(flax.struct.PyTreeNode):
     ema: Any
     clean_batch_stats: Any = None
     networks: Any = flax.struct.field(default_factory=dict)
+    carried: Carried = flax.struct.field(default_factory=Carried)
     frozen: Any = flax.struct.field(default_factory=dict)
 
     def variables(self) -> dict[str, Any]:

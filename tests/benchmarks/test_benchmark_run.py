@@ -1,11 +1,17 @@
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 
+from spa_jax.benchmarks import device, run
+from spa_jax.benchmarks.device import check_device
+from spa_jax.benchmarks.generator import check_generator
 from spa_jax.benchmarks.matrix import check_matrix
 from spa_jax.benchmarks.run import SCHEMA, benchmark
+from spa_jax.benchmarks.speed import check_speed
+from spa_jax.benchmarks.workers import WorkerError, time_in_turns
 from spa_jax.configuration import check_keys
 from spa_jax.errors import ConfigError
 
@@ -15,38 +21,115 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 NETWORKS = {
     "tiny": {
         "model": {"name": "small_cnn", "width": 2, "hidden": 4, "convs_per_stage": 1},
+        "stock": "cnn",
         "input_shape": (4, 4, 1),
     }
 }
 PGD = {"name": "pgd", "radius": 0.1, "num_steps": 2}
+TRAINING = {"attack": PGD, "networks": ("tiny",), "peers": ()}
+GRID = {"name": "attribute", "edit": "rotation", "method": "grid", "num_steps": 3}
 
 
 def config(**changes):
     speed = {
         "networks": NETWORKS,
+        "forms": ("stock",),
         "num_classes": 3,
         "batch_size": 8,
         "repeats": 2,
         "devices": (2, 1),
-        "attacks": {"pgd": PGD, "fgsm": {"name": "fgsm", "radius": 0.1}},
-        "reference": "pgd",
+        "attacks": {"pgd": PGD, "grid": GRID},
         "peers": (),
-        "peer_attack": {"radius": 0.1, "step_size": 0.25, "num_steps": 2},
+        "peer_attack": "pgd",
+        "apart": False,
     }
     return {"name": "test", "seed": 0, "speed": speed | changes}
 
 
 def test_speed_table(tmp_path):
     text = benchmark(config(), tmp_path)
-    assert "| tiny    | pgd    | 2       |" in text
+    assert "| tiny    | pgd  | stock | 2       |" in text
     assert (tmp_path / "benchmark.md").read_text() == text + "\n"
     record = json.loads((tmp_path / "benchmark.json").read_text())
-    rows = {(row["attack"], row["devices"]): row for row in record["speed"]}
-    assert set(rows) == {("pgd", 2), ("pgd", 1), ("fgsm", 2), ("fgsm", 1)}
-    assert rows["pgd", 2]["slowdown"] == 1.0
-    assert all(row["multiple_of_floor"] > 0 for row in rows.values())
+    rows = {(row["work"], row["form"], row["devices"]): row for row in record["speed"]}
+    assert set(rows) == set(itertools.product(("pgd", "grid"), ("stock",), (2, 1)))
+    assert rows["pgd", "stock", 2]["slowdown"] == 1.0
+    assert all(row["multiple_of_floor"] > 0 and row["first_s"] > 0 for row in rows.values())
     assert record["environment"]["versions"]["jax"]
     assert record["config"]["speed"]["batch_size"] == 8
+
+
+def test_training_steps_have_rows_of_their_own(tmp_path):
+    changes = {"forms": ("zoo", "stock"), "devices": (2,), "attacks": {}, "peer_attack": None, "training": TRAINING}
+    benchmark(config(**changes), tmp_path)
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["speed"]
+    assert [(row["work"], row["form"]) for row in rows] == [("training step", "zoo"), ("training step", "stock")]
+    assert all(row["multiple_of_floor"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_each_thing_is_timed_in_a_process_of_its_own():
+    section = config()["speed"]
+    common = {
+        "build": "spa_jax.benchmarks.cells:attack_cell",
+        "section": section,
+        "network": "tiny",
+        "attack": PGD,
+        "seed": 0,
+    }
+    taken = time_in_turns({devices: {**common, "devices": devices} for devices in (1, 2)}, 2)
+    for found in taken.values():
+        assert list(found.times) == ["run", "prepared gradients", "plain gradients"]
+        assert len(found.times["run"].wall) == 2 and found.times["run"].first > max(found.times["run"].wall)
+        assert found.facts["passes"] == {"gradients": (2, 2), "forwards": (0, 0)}
+
+
+def test_an_error_in_another_process_is_told():
+    with pytest.raises(WorkerError, match=r"No module named 'spa_jax\.benchmarks\.cell'"):
+        time_in_turns({"a": {"build": "spa_jax.benchmarks.cell:attack_cell"}}, 1)
+
+
+def test_rows_are_written_as_they_come(tmp_path, monkeypatch):
+    def measure(config, workdir):
+        yield {"network": "a"}
+        assert json.loads((tmp_path / "benchmark.json").read_text())["speed"] == [{"network": "a"}]
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(run.MEASUREMENTS, "speed", measure)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(config(), tmp_path)
+    assert "| a " in (tmp_path / "benchmark.md").read_text()
+
+
+@pytest.mark.parametrize(("limit", "skipped"), [(60.0, False), (0.0, True)])
+def test_device_table(limit, skipped, tmp_path):
+    network = {"tiny": {name: NETWORKS["tiny"][name] for name in ("model", "input_shape")}}
+    section = {
+        "networks": {},
+        "small_networks": network,
+        "num_classes": 3,
+        "batch_size": 64,
+        "small_batch_size": 4,
+        "dtypes": ("float32",),
+        "attacks": {"PGD": PGD},
+        "work": ("attack", "training"),
+        "repeats": 1,
+        "time_limit": limit,
+    }
+    text = benchmark({"name": "test", "seed": 0, "device": section}, tmp_path)
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["device"]
+    assert [(row["work"], row["dtype"], row["batch_size"]) for row in rows] == [
+        ("attack", "float32", 4),
+        ("training", "float32", 4),
+    ]
+    for row in rows:
+        assert ("time limit of 0 s" in text) == skipped == ("skipped" in row)
+        assert skipped or (row["multiple_of_floor"] > 0 and row["peak_share"] is None and row["teraflops_per_s"] > 0)
+
+
+def test_peaks_are_known_by_the_device_kind():
+    kinds = ["NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA A100-SXM4-40GB", "cpu"]
+    assert [device._peak(kind, "bfloat16") for kind in kinds] == [989.4e12, 756e12, 312e12, None]
 
 
 def test_memory_table(tmp_path):
@@ -81,8 +164,17 @@ def test_strength_without_other_libraries(tmp_path):
         ({"batch_size": 0.5}, r"config.speed.batch_size=0.5 must be int"),
         ({"devices": (3,)}, r"batch_size=8 must be divisible by the 3 devices"),
         ({"devices": (99,)}, r"config.speed.devices holds 99; JAX sees 8"),
-        ({"reference": "apgd"}, r"config.speed.reference='apgd' must be one of the attacks"),
-        ({"peers": ("cleverhans",)}, r"peer='cleverhans' is no peer"),
+        ({"forms": ("own",)}, r"config.speed.forms: 'own' is unknown; valid: stock, zoo"),
+        ({"peers": ("cleverhans",)}, r"peer='cleverhans' is unknown"),
+        (
+            {"training": {"attack": PGD, "networks": ("big",), "peers": ()}},
+            r"training.networks: 'big' is unknown.*tiny",
+        ),
+        (
+            {"training": {"attack": PGD, "networks": (), "peers": ("jax",)}},
+            r"peer='jax' is unknown.*torch_loop_training",
+        ),
+        ({"networks": {"tiny": NETWORKS["tiny"] | {"stock": "vgg"}}}, r"stock='vgg' is not a stock network.*resnet20"),
         ({"attacks": {"pgd": PGD | {"step": 1}}}, r"step is unknown to attack 'pgd'"),
         ({"networks": {"a": {"model": {}}}}, r"config.speed.networks.a.input_shape is missing"),
     ],
@@ -105,9 +197,13 @@ def get_config(name, arg=None):
     return module.get_config(arg)
 
 
-@pytest.mark.parametrize("name", ["bench_attacks", "bench_generator", "bench_spa", "bench_strength"])
+@pytest.mark.parametrize("name", ["bench_attacks", "bench_device", "bench_generator", "bench_spa", "bench_strength"])
 def test_the_configs_of_the_repository_are_well_formed(name):
-    check_keys(get_config(name), SCHEMA)
+    asked = get_config(name).to_dict()
+    check_keys(asked, SCHEMA)
+    for section, check in {"speed": check_speed, "device": check_device, "generator": check_generator}.items():
+        if asked.get(section):
+            check(asked[section] | ({"peers": (), "training": None} if section == "speed" else {}))
 
 
 @pytest.mark.parametrize("arg", ["data=digits", "data=mnist_rot,epochs=2,attacker_epochs=1,seeds=0|5,images=100"])

@@ -2,18 +2,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from spa_jax import apgd_ce, classifier, cw, pgd, restarts, spa, worst_of
+from spa_jax import apgd_ce, classifier, cw, in_chunks, pgd, restarts, spa, worst_of
 from spa_jax.benchmarks.floor import (
+    Passes,
     Times,
     alternate,
-    gradient_count,
+    count_passes,
     measure,
     median_ratio,
     summarise,
     temporary_bytes,
 )
 from spa_jax.models import SmallCNN, init_variables
-from tests.victims import images, labels, linear, weights
+from tests.analytic_victims import images, labels, linear, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -54,18 +55,19 @@ def test_summary_of_known_times():
 
 def test_gradients_of_composed_attacks_are_counted():
     attack = pgd(0.1, 5)
-    assert gradient_count(attack) == 5
-    assert gradient_count(restarts(attack, 3)) == 15
-    assert gradient_count(worst_of(attack, restarts(spa(0.1, num_steps=2), 2))) == 9
-    assert gradient_count(cw(num_steps=4, search_steps=3)) == 12
+    assert count_passes(attack) == Passes(gradients=5)
+    assert count_passes(restarts(attack, 3)).gradients == 15
+    assert count_passes(in_chunks(attack, 2)) == Passes(gradients=5)
+    assert count_passes(worst_of(attack, restarts(spa(0.1, num_steps=2), 2))) == Passes(gradients=9, forwards=18)
+    assert count_passes(cw(num_steps=4, search_steps=3)).gradients == 12
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda steps: pgd(0.1, steps, unroll=1), id="pgd"),
-        pytest.param(lambda steps: apgd_ce(0.1, steps, unroll=1), id="apgd"),
-        pytest.param(lambda steps: spa(0.1, num_steps=steps, unroll=1), id="spa"),
+        pytest.param(lambda steps: pgd(0.1, steps), id="pgd"),
+        pytest.param(lambda steps: apgd_ce(0.1, steps), id="apgd"),
+        pytest.param(lambda steps: spa(0.1, num_steps=steps), id="spa"),
     ],
 )
 def test_memory_does_not_grow_with_the_number_of_steps(make):

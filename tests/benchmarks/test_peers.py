@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 @pytest.fixture(scope="module")
 def task():
     model = SmallCNN(width=4, hidden=8, convs_per_stage=1)
-    return peers.Task(model, init_variables(model, jax.random.key(0), SHAPE), SHAPE, RADIUS, 0.25, 5, seed=3)
+    return peers.Task(model, init_variables(model, jax.random.key(0), SHAPE), SHAPE, RADIUS, 0.25 * RADIUS, 5, seed=3)
 
 
 def log_probabilities(task, images):
@@ -41,8 +41,23 @@ def test_peers_stay_in_the_ball_and_raise_the_loss(name, task):
     np.testing.assert_array_equal(x, before)
 
 
+def test_a_training_step_lowers_the_loss_it_is_trained_on(task):
+    pytest.importorskip("torch", reason="torch is not installed (extra `bench`)")
+    x = np.random.default_rng(0).uniform(size=(6, *SHAPE)).astype(np.float32)
+    y = np.arange(6) % 3
+    step = peers.make_training_peer("torch_loop_training", task, 0.05, 0.9)
+    losses = [step(x, y) for _ in range(20)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize(("step", "size"), [({}, 0.05), ({"rel_step_size": 0.25}, 0.025), ({"step_size": 0.01}, 0.01)])
+def test_peers_make_the_steps_of_our_attack(step, size, task):
+    asked = peers.task_of({"name": "pgd", "radius": 0.1, "num_steps": 5, **step}, task.model, {}, SHAPE, 0)
+    assert (asked.radius, asked.step_size, asked.num_steps) == (0.1, pytest.approx(size), 5)
+
+
 def test_unknown_peer(task):
-    with pytest.raises(ConfigError, match=r"peer='torchattack_pgd' is no peer.*did you mean 'torchattacks_pgd'"):
+    with pytest.raises(ConfigError, match=r"peer='torchattack_pgd' is unknown.*did you mean 'torchattacks_pgd'"):
         peers.make_peer("torchattack_pgd", task)
 
 

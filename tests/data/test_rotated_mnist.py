@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from spa_jax.attributes import rotate
 from spa_jax.data import AttributeInfo, Dataset, Split, load_dataset, rotate_dataset
 from spa_jax.data.morphology import slant, stroke_width
+from spa_jax.edits import rotate
 
 
 def small(images):

@@ -8,7 +8,7 @@ import pytest
 from spa_jax.data.types import Split
 
 
-def linear_logits(weights, keys, images):
+def linear_logits(weights, images):
     """Two classes: the logit of class 1 is the weighted sum of the centred pixels."""
     score = (images - 0.5).reshape(images.shape[0], -1) @ weights.reshape(-1)
     return jnp.stack([jnp.zeros_like(score), score], axis=-1)

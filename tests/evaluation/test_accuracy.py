@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import fgsm, make_attack, pgd, spa, targeted, universal
+from spa_jax import fgsm, in_chunks, make_attack, pgd, randomized, spa, universal
+from spa_jax.attacks.base import PureAttack
 from spa_jax.data.types import Split
-from spa_jax.engine import PureAttack
 from spa_jax.evaluation import accuracy, evaluate
 from spa_jax.parallel import data_mesh
 from spa_jax.spaces import linf
@@ -56,7 +56,7 @@ def coin_logits(bias, keys, images):
 
 @pytest.fixture
 def coin_victim():
-    return jax.tree_util.Partial(coin_logits, jnp.asarray(0.0))
+    return randomized(jax.tree_util.Partial(coin_logits, jnp.asarray(0.0)))
 
 
 @pytree
@@ -65,9 +65,9 @@ class Draw(PureAttack):
 
     bit: int
 
-    def search(self, keys, predict, x, y):
+    def run(self, driver, keys, examples):
         white = (jax.random.key_data(keys)[:, 0] >> self.bit) & 1
-        x = jnp.zeros_like(x) + white[:, None, None, None].astype(x.dtype)
+        x = jnp.zeros_like(examples.image) + white[:, None, None, None].astype(examples.image.dtype)
         return Result(x, None, jnp.ones(x.shape[0]), jnp.ones(x.shape[0], bool))
 
 
@@ -123,8 +123,9 @@ class Fake(PureAttack):
 
     value: float
 
-    def search(self, keys, predict, x, y):
-        return Result(jnp.full_like(x, self.value), None, jnp.ones(x.shape[0]), jnp.ones(x.shape[0], bool))
+    def run(self, driver, keys, examples):
+        x = jnp.full_like(examples.image, self.value)
+        return Result(x, None, jnp.ones(x.shape[0]), jnp.ones(x.shape[0], bool))
 
 
 def test_claimed_success_is_judged_anew(linear_victim, split, margins):
@@ -142,24 +143,36 @@ def test_images_that_break_the_constraints_are_no_success(linear_victim, split, 
 
 
 def test_nan_logits_are_wrong(split):
-    report = evaluate(lambda keys, x: jnp.full((x.shape[0], 2), jnp.nan), split, {}, key=KEY, batch_size=32)
+    report = evaluate(lambda x: jnp.full((x.shape[0], 2), jnp.nan), split, {}, key=KEY, batch_size=32)
     assert not report.clean.any()
 
 
 def test_nothing_left_to_attack(split):
-    report = evaluate(lambda keys, x: jnp.full((x.shape[0], 2), jnp.nan), split, CASCADE, key=KEY, batch_size=32)
+    report = evaluate(lambda x: jnp.full((x.shape[0], 2), jnp.nan), split, CASCADE, key=KEY, batch_size=32)
     assert [record.attacked for record in report.attacks.values()] == [0, 0, 0]
     assert not report.worst_case.any()
 
 
-def test_nothing_recompiles_between_radii_survivors_and_models(linear_victim, split):
+@pytest.fixture
+def traced(linear_victim):
+    """The linear victim, and the batches it was traced for: one entry a compilation or a look at its form."""
+    batches = []
+
+    def logits(weights, images):
+        batches.append(len(images))
+        return linear_victim.func(weights, images)
+
+    return jax.tree_util.Partial(logits, linear_victim.args[0]), batches
+
+
+def test_nothing_recompiles_between_radii_survivors_and_models(traced, split):
+    victim, batches = traced
     options = {"key": KEY, "batch_size": 16, "mesh": data_mesh()}
-    evaluate(linear_victim, split, {"a": fgsm(0.003)}, **options)
-    sizes = accuracy._attacked._cache_size(), accuracy._judge._cache_size()
-    other = jax.tree_util.Partial(linear_victim.func, linear_victim.args[0] * 0.5)
-    evaluate(linear_victim, split, CASCADE, **options)
-    evaluate(other, split, CASCADE, **options)
-    assert (accuracy._attacked._cache_size(), accuracy._judge._cache_size()) == sizes
+    evaluate(victim, split, {"a": fgsm(0.003)}, **options)
+    batches.clear()
+    evaluate(victim, split, CASCADE, **options)
+    evaluate(jax.tree_util.Partial(victim.func, victim.args[0] * 0.5), split, CASCADE, **options)
+    assert batches == []
 
 
 def test_judging_compiles_once_whatever_the_attack(linear_victim, split):
@@ -167,6 +180,46 @@ def test_judging_compiles_once_whatever_the_attack(linear_victim, split):
     accuracy._judge.clear_cache()
     evaluate(linear_victim, split, attacks, key=KEY, batch_size=16)
     assert accuracy._judge._cache_size() == 1
+
+
+def test_a_plain_function_is_traced_once_for_an_evaluation_and_not_for_each_batch(linear_victim, split, margins):
+    """Once for each form: as a check, and for whole batches and chunks of them."""
+    weights, batches = linear_victim.args[0], []
+
+    def logits(images):
+        batches.append(len(images))
+        return linear_victim.func(weights, images)
+
+    attacks = {"chunks": in_chunks(fgsm(0.005), 8)}
+    report = evaluate(logits, split, attacks, key=KEY, batch_size=16, mesh=one_device())
+    assert sorted(batches) == [8, 16, 16]
+    np.testing.assert_array_equal(report.attacks["chunks"].correct, margins > 0.005)
+
+
+def test_changed_weights_of_a_plain_function_are_seen(linear_victim, split):
+    box = {"weights": linear_victim.args[0]}
+
+    def logits(images):
+        return linear_victim.func(box["weights"], images)
+
+    before = evaluate(logits, split, CASCADE, key=KEY, batch_size=32)
+    box["weights"] = -box["weights"]
+    after = evaluate(logits, split, CASCADE, key=KEY, batch_size=32)
+    np.testing.assert_array_equal(after.clean, ~before.clean)
+
+
+def test_an_attack_that_is_a_function_sees_the_victim_as_it_was_given(linear_victim, split):
+    def attack(key, victim, images, labels):
+        moved = jnp.clip(images + 0.5, 0, 1)
+        fooled = jnp.argmax(victim(images), axis=-1) == labels
+        return Result(moved, None, jnp.ones(len(images)), fooled)
+
+    weights = linear_victim.args[0]
+    options = {"key": KEY, "batch_size": 32}
+    first = evaluate(linear_victim, split, {"own": attack}, **options)
+    second = evaluate(lambda x: linear_victim.func(weights, x), split, {"own": attack}, **options)
+    np.testing.assert_array_equal(first.worst_case, second.worst_case)
+    assert first.attacks["own"].attacked == first.clean.sum()
 
 
 def test_uint8_images_are_scaled(linear_victim, split):
@@ -186,8 +239,6 @@ def test_progress_is_told(linear_victim, split):
 
 def test_bad_arguments_are_named(linear_victim, split):
     options = {"key": KEY, "batch_size": 32}
-    with pytest.raises(ValueError, match=r"attacks\['a'\].*is_targeted=True: attacks are evaluated untargeted"):
-        evaluate(linear_victim, split, {"a": targeted(fgsm(0.1))}, **options)
     with pytest.raises(ValueError, match="per example, not universal"):
         evaluate(linear_victim, split, {"a": make_attack(linf(0.1), lift=universal)}, **options)
     with pytest.raises(ValueError, match="'clean', which the report uses"):
@@ -196,9 +247,9 @@ def test_bad_arguments_are_named(linear_victim, split):
         evaluate(linear_victim, split, {}, key=KEY, batch_size=0)
     with pytest.raises(ValueError, match="split holds no examples"):
         evaluate(linear_victim, split.subset(np.arange(0)), {}, **options)
-    with pytest.raises(ValueError, match=r"labels must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"labels.max\(\)=2: classes must lie in \[0, 1\]"):
         evaluate(linear_victim, Split(split.images, split.labels + 1), {}, **options)
     with pytest.raises(ValueError, match="logits"):
-        evaluate(lambda keys, x: x, split, {}, **options)
+        evaluate(lambda x: x, split, {}, **options)
     with pytest.raises(ValueError, match=r"101 images with pixels outside of \[0, 1\], the first at 0"):
         evaluate(linear_victim, Split(split.images + 1, split.labels), {}, **options)

@@ -11,16 +11,15 @@ from spa_jax import (
     chain,
     fgsm,
     in_chunks,
-    latent,
-    linf,
     make_attack,
     pgd,
     restarts,
     spa,
     worst_of,
 )
-from spa_jax.evaluation import attack_distances, changes, evaluate
+from spa_jax.evaluation import attack_distances, changes, edited_images, evaluate
 from spa_jax.evaluation.export import export_attack
+from spa_jax.spaces import latent, linf
 from spa_jax.types import Result
 
 KEY = jax.random.key(7)
@@ -33,15 +32,24 @@ def images(n=3, seed=0):
     return np.random.default_rng(seed).uniform(0.1, 0.9, (n, 4, 4, 1)).astype(np.float32)
 
 
+def nobody(images):
+    """A victim that nobody asks."""
+    raise AssertionError("asked")
+
+
+def blind(images):
+    return 0 * images.reshape(len(images), -1)[:, :2]
+
+
 def test_distances_are_those_around_the_results_own_edited_image():
-    """The attribute-only optimum has other values here, which must not be used."""
     x, noise = images(), 0.02 * np.sign(images(seed=1) - 0.5)
     light = np.array([0.3, -0.05, 0.0], np.float32)
     own = np.clip(x.astype(np.float64) + light[:, None, None, None], 0, 1)
     attacked = np.clip(own + noise, 0, 1).astype(np.float32)
-    other = Result(x, {"brightness": jnp.full(3, -0.2), "noise": jnp.zeros_like(x)}, None, None)
-    result = type("Joint", (), {"x": attacked, "variables": {"brightness": light, "noise": noise}, "edited": other})
-    found = attack_distances(JOINT, result, jnp.asarray(x))
+    result = Result(attacked, {"brightness": light, "noise": noise}, None, None)
+    edited = edited_images(JOINT, result, blind, jnp.asarray(x), jnp.zeros(3, jnp.int32))
+    np.testing.assert_allclose(edited, own, atol=1e-6)
+    found = attack_distances(result, jnp.asarray(x), edited)
     difference = attacked.astype(np.float64) - x
     np.testing.assert_allclose(found["linf_from_edited"], np.abs(attacked - own).max(axis=(1, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(found["linf"], np.abs(difference).max(axis=(1, 2, 3)), rtol=1e-5)
@@ -55,7 +63,11 @@ def test_attributes_are_found_inside_combinators(linear_victim, split, wrap):
     x, y = jnp.asarray(split.images[:8]), jnp.asarray(split.labels[:8])
     attack = wrap(JOINT)
     result = attack(KEY, linear_victim, x, y)
-    found = attack_distances(attack, result, x)
+    edited = edited_images(attack, result, nobody, x, y)
+    np.testing.assert_allclose(
+        edited, attack.apply(result.variables, linear_victim, x, y, without=("noise",)), atol=1e-6
+    )
+    found = attack_distances(result, x, edited)
     assert np.all(np.asarray(found["linf_from_edited"]) <= 0.02 + 1e-6)
     assert np.any(np.asarray(found["linf"]) > 0.05)
     values = changes.attribute_values(attack, result.variables)
@@ -91,13 +103,15 @@ def test_the_numbers_of_a_vector_have_names():
 
 def test_the_edited_image_of_other_attacks():
     x, attacked = jnp.asarray(images()), jnp.asarray(images(seed=1))
+    y = jnp.zeros(3, jnp.int32)
     noise_only = Result(attacked, attacked - x, None, None)
-    np.testing.assert_array_equal(changes.edited_images(pgd(0.1, 1), noise_only, x), x)
+    np.testing.assert_array_equal(edited_images(pgd(0.1, 1), noise_only, nobody, x, y), x)
     light_only = Result(attacked, jnp.zeros(3), None, None)
-    np.testing.assert_array_equal(changes.edited_images(attribute_attack("brightness"), light_only, x), attacked)
-    attack = make_attack(chain(light=attribute("brightness"), noise=linf(0.1)))
-    both = Result(attacked, {"light": jnp.full(3, 0.05), "noise": attacked - x}, None, None)
-    np.testing.assert_allclose(changes.edited_images(attack, both, x), x + 0.05, atol=1e-6)
+    np.testing.assert_array_equal(edited_images(attribute_attack("brightness"), light_only, nobody, x, y), attacked)
+    attack = make_attack(chain(light=attribute("brightness"), first=linf(0.1), second=linf(0.1)))
+    noises = dict.fromkeys(("first", "second"), attacked - x)
+    both = Result(attacked, {"light": jnp.full(3, 0.05), **noises}, None, None)
+    np.testing.assert_allclose(edited_images(attack, both, blind, x, y), x + 0.05, atol=1e-6)
 
 
 def test_an_evaluation_records_the_distances_of_the_fooled(linear_victim, split, margins):
@@ -124,6 +138,12 @@ def test_an_export_holds_the_distances(linear_victim, split, tmp_path):
     np.testing.assert_array_equal(stored["distance/linf_from_edited"], found["distance/linf_from_edited"])
     expected = np.abs(found["x"].astype(np.float64) - split.images).max(axis=(1, 2, 3))
     np.testing.assert_allclose(stored["distance/linf"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(stored["edited/x"], found["edited/x"])
+    moved = np.abs(found["x"] - found["edited/x"]).max(axis=(1, 2, 3))
+    np.testing.assert_allclose(moved, found["distance/linf_from_edited"], atol=1e-6)
+    score = (found["edited/x"] - 0.5).reshape(101, -1) @ np.asarray(linear_victim.args[0]).reshape(-1)
+    np.testing.assert_array_equal(found["edited/success"], (score > 0) != split.labels)
+    assert 0 < found["edited/success"].sum() <= found["success"].sum()
     assert {name for name in stored if name.startswith("distance/")} == {
         "distance/linf_from_edited",
         "distance/linf",

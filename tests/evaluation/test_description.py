@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spa_jax import ATTACKS, attack_from_config, linf
+from spa_jax import ATTACKS, attack_from_config
 from spa_jax.evaluation import describe
 from spa_jax.evaluation.description import flatten, summarise
+from spa_jax.spaces import linf
 
 
 def test_every_preset_is_described_in_strict_json():

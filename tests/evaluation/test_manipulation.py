@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from spa_jax.attributes import brightness, rotate
 from spa_jax.data.types import AttributeInfo, Split
+from spa_jax.edits import brightness, rotate
 from spa_jax.evaluation import evaluate_manipulator, sweep_png, write_manipulation_report
 from spa_jax.parallel import data_mesh
 from spa_jax.trees import pytree
@@ -80,11 +80,11 @@ class Prepared:
         return self.inner(image, values)
 
 
-def regressor(bias, keys, images):
-    return jax.vmap(read)(images) + bias
+def regressor(bias, images):
+    return jax.vmap(read)(images) + bias[None]
 
 
-def classifier(keys, images):
+def classifier(images):
     """Whether the blob is high; wrong beyond 20 degrees."""
     height = jnp.max(images, axis=(1, 2, 3)) - images[:, 0, 0, 0]
     turned = jnp.abs(jax.vmap(read)(images)[:, 0]) > ANGLE_SEEN
@@ -292,8 +292,8 @@ def test_bad_arguments_are_named(split):
         judge(lambda image, values: jnp.concatenate([image, image], axis=-1), split)
     common = {"attributes": ATTRIBUTES, "classifier": classifier, "key": KEY, "batch_size": 8}
     read_all = jax.tree_util.Partial(regressor, jnp.zeros(2))
-    with pytest.raises(ValueError, match=r"regressor\(keys, images\) has shape \(1,\), must be values \[b, 2\]"):
-        first = {"regressor": lambda keys, images: read_all(keys, images)[:, 0]}
+    with pytest.raises(ValueError, match=r"regressor\(images\) has shape \(8,\), must be values \(8, 2\)"):
+        first = {"regressor": lambda images: read_all(images)[:, 0]}
         evaluate_manipulator(manipulator, split, low=LOW, high=HIGH, **first, **common)
     with pytest.raises(ValueError, match=r"low=.* must be finite, one number for each of 2 attributes"):
         evaluate_manipulator(manipulator, split, low=[0.0], high=HIGH, regressor=read_all, **common)

@@ -35,7 +35,7 @@ def honest(keys, logits):
 
 def noisy(keys, logits):
     bits = jax.random.key_data(keys)[:, :1] >> 8
-    return logits + 0.01 * bits.astype(jnp.float32) / 2**24 * jnp.asarray([1.0, -1.0])
+    return logits + 0.01 * bits.astype(jnp.float32) / 2**24 * jnp.asarray([[1.0, -1.0]])
 
 
 def softmaxed(keys, logits):
@@ -61,9 +61,11 @@ class Masked:
     before: int
     after: int
 
+    is_randomized = True
+
     def __call__(self, keys, images):
         images = jax.lax.switch(self.before, BEFORE, keys, images)
-        return jax.lax.switch(self.after, AFTER, keys, self.victim(keys, images))
+        return jax.lax.switch(self.after, AFTER, keys, self.victim(images))
 
 
 def masked(victim, before=as_it_is, after=honest):
@@ -72,7 +74,7 @@ def masked(victim, before=as_it_is, after=honest):
 
 def findings(victim, split):
     mesh = data_mesh(jax.devices()[:1])
-    checks = sanity_checks(victim, split, radius=0.01, key=KEY, num_steps=5, mesh=mesh, unroll=1)
+    checks = sanity_checks(victim, split, radius=0.01, key=KEY, num_steps=5, mesh=mesh)
     assert [check.name for check in checks] == [
         "usable_logits",
         "deterministic",

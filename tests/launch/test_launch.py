@@ -42,6 +42,7 @@ def test_train_then_evaluate_then_attack(tmp_path):
     found = np.load(tmp_path / "joint.npz")
     assert found["x"].shape == (397, 8, 8, 1)
     assert np.abs(found["variables/noise"]).max() <= 0.1 + 1e-6
+    assert np.abs(found["x"] - found["edited/x"]).max() <= 0.1 + 1e-6
     assert found["edited/success"].sum() <= found["success"].sum()
 
 
@@ -78,8 +79,8 @@ count, index = int(sys.argv[2]), int(sys.argv[3])
 if count > 1:
     jax.distributed.initialize(sys.argv[5], count, index)
 from spa_jax.parallel import data_mesh
-from spa_jax.training.experiment import check_config, load_data, make_experiment, variants
-from spa_jax.training.loop import train
+from spa_jax.runs.experiment import check_config, load_data, make_experiment, variants
+from spa_jax.runs.loop import train
 from tests.training.conftest import tiny_config
 config = check_config(tiny_config())
 train(make_experiment(variants(config)["tiny"], load_data(config), data_mesh()), Path(sys.argv[1]))
@@ -111,7 +112,7 @@ def _train_in_processes(workdir, count, devices):
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path):
-    from spa_jax.checkpoints import load_variables
+    from spa_jax.runs.checkpoints import load_variables
 
     _train_in_processes(tmp_path / "one", 1, 4)
     _train_in_processes(tmp_path / "two", 2, 2)

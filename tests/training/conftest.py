@@ -9,7 +9,7 @@ import pytest
 
 from spa_jax.models.layers import batch_norm, conv
 from spa_jax.parallel import data_mesh
-from spa_jax.training.engines import make_engine
+from spa_jax.training.placement import make_engine
 
 
 class TinyNet(nn.Module):
@@ -21,6 +21,20 @@ class TinyNet(nn.Module):
     def __call__(self, images, train=False):
         x = nn.relu(batch_norm(train, axis_name=self.axis_name)(conv(4)(images)))
         return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+
+class PlainNet(nn.Module):
+    """One convolution and one dense layer: images of a batch do not depend on each other."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.relu(conv(4, use_bias=True)(images))
+        return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+
+@pytest.fixture
+def plain_net():
+    return PlainNet()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 
 from spa_jax.losses import cross_entropy, diversity
 from spa_jax.models import NoiseGenerator, SmallCNN, init_variables
-from spa_jax.predict import classifier
 from spa_jax.training.learner import Learner
 from spa_jax.training.recipes import noise_generator
 from spa_jax.training.recipes.noise_generator import (
@@ -19,6 +18,8 @@ from spa_jax.training.recipes.noise_generator import (
     generator_success,
     latent_pairs,
 )
+from spa_jax.types import Example
+from spa_jax.victims import classifier
 from tests.training.conftest import assert_trees_close, run_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -74,7 +75,8 @@ def _loss(objective, batch, keys):
     state = _start(_learner())
     images, labels = jnp.asarray(batch["image"], jnp.float32) / 255, jnp.asarray(batch["label"])
     victim = classifier(CNN, victim_variables())
-    arguments = (GENERATOR, state.params, state.batch_stats, victim, jnp.mean, keys, images, labels)
+    examples = Example(images, labels, key=keys)
+    arguments = (GENERATOR, state.params, state.batch_stats, victim, jnp.mean, examples)
     value, found = generator_loss(objective, *arguments)
     return value, found, images, labels, victim
 
@@ -83,7 +85,7 @@ def test_the_loss_of_one_mini_step_is_its_two_parts(batch):
     keys = jax.random.split(jax.random.key(0), 16)
     objective = NoiseObjective(0.1, 1, adversarial_weight=2.0, diversity_weight=3.0, diversity_cap=0.01)
     value, found, images, labels, victim = _loss(objective, batch, keys)
-    adversarial = cross_entropy(victim(None, found.images), jnp.repeat(labels, 2)).mean()
+    adversarial = cross_entropy(victim(found.images), Example(None, jnp.repeat(labels, 2))).mean()
     capped = float((value + 2 * adversarial) / -3)
     assert 0 < capped <= 0.01 + 1e-6
     np.testing.assert_allclose(found.metrics["adversarial_loss"], adversarial, rtol=1e-5)
@@ -108,7 +110,7 @@ def test_its_gradient_does_not_depend_on_computing_anew(batch):
         images, labels = jnp.asarray(batch["image"], jnp.float32) / 255, jnp.asarray(batch["label"])
         objective, victim = NoiseObjective(0.1, 3, remat=remat), classifier(CNN, victim_variables())
         loss = lambda params: generator_loss(  # noqa: E731
-            objective, GENERATOR, params, state.batch_stats, victim, jnp.mean, _keys(), images, labels
+            objective, GENERATOR, params, state.batch_stats, victim, jnp.mean, Example(images, labels, key=_keys())
         )[0]
         return jax.jit(jax.grad(loss))(state.params)
 

@@ -10,21 +10,24 @@ import pytest
 
 from spa_jax.data import Augmentation
 from spa_jax.parallel import data_mesh
-from spa_jax.training.engines import make_engine
 from spa_jax.training.learner import Learner, interleave, separate
-from spa_jax.training.recipes import adversarial, spa_direct, standard, trades
+from spa_jax.training.placement import make_engine
+from spa_jax.training.recipes import adversarial, standard
 from tests.training.conftest import assert_trees_close, run_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 PGD = {"name": "pgd", "radius": 0.1, "num_steps": 2, "keep": "last"}
-SPA = {"name": "spa", "radius": 0.1, "num_steps": 2, "keep": "last"}
+PLAIN = {"solver": "projected_gradient", "start": "none", "keep": "last"}
+SPA = {"name": "spa", "radius": 0.1, "num_steps": 2, **PLAIN}
 RECIPES = {
     "standard": standard,
     "adversarial": functools.partial(adversarial, attack=PGD),
-    "mixed": functools.partial(adversarial, attack=PGD, clean_weight=0.5),
-    "trades": functools.partial(trades, attack=PGD),
-    "spa_direct": functools.partial(spa_direct, attack=SPA),
+    "mixed": functools.partial(adversarial, attack=PGD, outer={"name": "cross_entropy", "clean_weight": 1.0}),
+    "trades": functools.partial(adversarial, attack=PGD, outer="trades"),
+    "trades in chunks": functools.partial(adversarial, attack=PGD | {"chunk_size": 8}, outer="trades"),
+    "spa": functools.partial(adversarial, attack=SPA, outer="spa"),
+    "spa in chunks": functools.partial(adversarial, attack=SPA | {"chunk_size": 8}, outer="spa"),
 }
 
 
@@ -80,23 +83,50 @@ def test_adversarial_loss_is_above_the_clean_loss(tiny_net, batch):
 def test_trades_without_its_divergence_is_the_clean_loss(tiny_net, batch):
     learner = _learner(tiny_net)
     state = learner.init(jax.random.key(0), (6, 6, 3))
-    step = jax.jit(trades(learner, PGD | {"radius": 0.0}, beta=6.0))
-    _, metrics = step(state, batch, jax.random.key(1))
-    np.testing.assert_allclose(metrics["divergence"], 0, atol=1e-5)
+
+    def loss(recipe):
+        return jax.jit(recipe(learner))(state, batch, jax.random.key(1))[1]["loss"]
+
+    without = functools.partial(adversarial, attack=PGD | {"radius": 0.0}, outer="trades")
+    np.testing.assert_allclose(loss(without), loss(standard), rtol=1e-5)
 
 
-def test_spa_weights_pick_the_samples(tiny_net, batch):
+def test_trades_crafts_images_that_diverge_more_than_those_of_cross_entropy(tiny_net, batch):
     learner = _learner(tiny_net)
     state = learner.init(jax.random.key(0), (6, 6, 3))
 
+    def loss(maximised):
+        outer = {"name": "trades", "attack_maximises": maximised}
+        step = jax.jit(adversarial(learner, PGD | {"num_steps": 10}, outer))
+        return step(state, batch, jax.random.key(1))[1]["loss"]
+
+    assert loss("kl_divergence") > loss("own")
+
+
+@pytest.mark.parametrize("outer", ["trades", "spa"])
+def test_chunks_of_the_attack_change_nothing(outer, tiny_net, batch):
+    """One step: reference logits and edited images are dealt out with the images."""
+    attack = PGD if outer == "trades" else SPA
+    learner = _learner(tiny_net)
+    whole, chunked = (
+        _train(learner, functools.partial(adversarial, attack=attack | size, outer=outer), batch, "jit", 1, steps=1)
+        for size in ({}, {"chunk_size": 5})
+    )
+    _assert_close(whole, chunked)
+
+
+def test_spa_weights_pick_the_samples(plain_net, batch):
+    learner = _learner(plain_net)
+    state = learner.init(jax.random.key(0), (6, 6, 3))
+
     def loss(**weights):
-        step = jax.jit(spa_direct(learner, SPA, **weights))
+        step = jax.jit(adversarial(learner, SPA, {"name": "spa", **weights}))
         return step(state, batch, jax.random.key(1))[1]["loss"]
 
     parts = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
-    names = ("clean_weight", "attribute_weight", "joint_weight")
+    names = ("clean_weight", "edited_weight", "attacked_weight")
     clean, attribute, joint = (loss(**dict(zip(names, part, strict=True))) for part in parts)
-    mixed = loss(clean_weight=1.0, attribute_weight=2.0, joint_weight=2.0)
+    mixed = loss(clean_weight=1.0, edited_weight=2.0, attacked_weight=2.0)
     np.testing.assert_allclose(mixed, 0.2 * clean + 0.4 * attribute + 0.4 * joint, rtol=1e-5)
     assert joint > max(clean, attribute)
 
@@ -119,15 +149,24 @@ def test_interleaved_variants_come_apart_again():
     assert not a.any() and b.all()
 
 
+def _adversarial(attack, **outer):
+    return lambda learner: adversarial(learner, attack, outer or "cross_entropy")
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (lambda learner: adversarial(learner, PGD, clean_weight=1.0), r"clean_weight=1.0 must be in \[0, 1\)"),
-        (lambda learner: adversarial(learner, PGD | {"radius": -1.0}), "radius=-1.0"),
-        (lambda learner: trades(learner, PGD, beta=-1.0), "beta=-1.0"),
-        (lambda learner: spa_direct(learner, PGD), "must be the attack 'spa'"),
-        (lambda learner: spa_direct(learner, SPA, 0.0, 0.0, 0.0), "not all 0"),
-        (lambda learner: spa_direct(learner, SPA, joint_weight=-1.0), "0 or larger"),
+        (_adversarial(PGD, name="cross_entropy", clean_weight=-1.0), "clean_weight=-1.0 must be 0 or larger"),
+        (_adversarial(PGD | {"radius": -1.0}), "radius=-1.0"),
+        (_adversarial(PGD, name="trades", beta=-1.0), "beta=-1.0"),
+        (_adversarial(PGD, name="trades", attack_maximises="dlr"), "attack_maximises='dlr' must be"),
+        (_adversarial(PGD, name="mart"), "'mart' is .*outer objective.*cross_entropy, spa, trades"),
+        (_adversarial(PGD, name="spa"), "has no edited images"),
+        (
+            _adversarial(SPA, name="spa", clean_weight=0.0, edited_weight=0.0, attacked_weight=0.0),
+            "must not all be 0",
+        ),
+        (_adversarial(SPA, name="spa", attacked_weight=-1.0), "attacked_weight=-1.0 must be 0 or larger"),
         (lambda learner: standard(learner, label_smoothing=2.0), "smoothing=2.0"),
     ],
 )

@@ -1,59 +1,55 @@
-"""Recipes by name: each makes a pure `train_step(state, batch, key) -> (state, metrics)`."""
+"""Recipes by name; each is one record, see `Recipe`."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from spa_jax.training.learner import TrainStep
 from spa_jax.training.recipes.adversarial import adversarial
-from spa_jax.training.recipes.manipulator import manipulator, manipulator_errors
-from spa_jax.training.recipes.noise_generator import generator_success, noise_generator
-from spa_jax.training.recipes.regressor import regressor, regressor_errors
-from spa_jax.training.recipes.spa_direct import spa_direct
-from spa_jax.training.recipes.spa_generated import spa_generated
+from spa_jax.training.recipes.base import Recipe, Validation
+from spa_jax.training.recipes.manipulator import as_edit, manipulator, manipulator_errors
+from spa_jax.training.recipes.noise_generator import GENERATOR, as_noise, generator_success, noise_generator
+from spa_jax.training.recipes.regressor import as_regressor, regressor, regressor_errors
 from spa_jax.training.recipes.standard import standard
-from spa_jax.training.recipes.trades import trades
 
 __all__ = [
     "RECIPES",
-    "VALIDATIONS",
+    "STEPS",
+    "Recipe",
     "Validation",
     "adversarial",
+    "becomes",
     "manipulator",
-    "spa_direct",
-    "spa_generated",
+    "options_of",
     "standard",
-    "trades",
 ]
 
-RECIPES: Mapping[str, Callable[..., TrainStep]] = {
-    "adversarial": adversarial,
-    "manipulator": manipulator,
-    "noise_generator": noise_generator,
-    "regressor": regressor,
-    "spa_direct": spa_direct,
-    "spa_generated": spa_generated,
-    "standard": standard,
-    "trades": trades,
+RECIPES: Mapping[str, Recipe] = {
+    "adversarial": Recipe(adversarial, networks={GENERATOR: as_noise}),
+    "manipulator": Recipe(
+        manipulator, validation=Validation(manipulator_errors, "round_trip_psnr", 1), becomes=as_edit
+    ),
+    "noise_generator": Recipe(noise_generator, validation=Validation(generator_success, "fooled", 1), becomes=as_noise),
+    "regressor": Recipe(regressor, validation=Validation(regressor_errors, "absolute_error", -1), becomes=as_regressor),
+    "standard": Recipe(standard),
 }
 
+STEPS = {name: recipe.step for name, recipe in RECIPES.items()}
+"""The steps of the recipes by name, whose signatures are the keys of a config's `recipe`."""
 
-class Validation(NamedTuple):
-    """How a model that is no classifier is judged while it is trained.
 
-    Attributes:
-        measure: `(learner, state, keys, images, labels, attribute, **recipe options) -> {name: values [b]}`.
-        chosen: the name whose mean picks the best checkpoint.
-        sign: 1 where more is better, -1 where less is.
+def options_of(recipe: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """The record that a config's `recipe` names, and its options."""
+    options = dict(recipe)
+    return RECIPES[options.pop("name")], options
+
+
+def becomes(recipe: Mapping[str, Any], network: str | None, model: Any, mean: Any, std: Any) -> Any:
+    """From a network's variables to what it is for attacks and judges; None for a network that is nothing to them.
+
+    Args:
+        recipe: of the config that trains it.
+        network: its name among the further networks, or None for the model itself.
+        model, mean, std: the network and its normalisation.
     """
-
-    measure: Callable[..., dict[str, Any]]
-    chosen: str
-    sign: int
-
-
-VALIDATIONS: Mapping[str, Validation] = {
-    "manipulator": Validation(manipulator_errors, "round_trip_psnr", 1),
-    "noise_generator": Validation(generator_success, "fooled", 1),
-    "regressor": Validation(regressor_errors, "absolute_error", -1),
-}
-"""For recipes that train no classifier."""
+    record, options = options_of(recipe)
+    kind = record.becomes if network is None else record.networks.get(network)
+    return None if kind is None else kind(model, mean, std, **options)

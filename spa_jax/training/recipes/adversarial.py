@@ -1,49 +1,99 @@
-"""Adversarial training: cross entropy on the images that an attack of this library finds (Madry et al. 2018)."""
+"""Adversarial training: craft images by an attack, let the network respond, weigh its answers by an outer objective."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from spa_jax.attacks import PureAttack
 from spa_jax.training.learner import Learner, Metrics, TrainStep
+from spa_jax.training.outer import outer_from_spec
+from spa_jax.training.recipes.noise_generator import GENERATOR, NoiseObjective, edited_at_random, train_generator
 from spa_jax.training.state import TrainState
+from spa_jax.types import Example, Images
+from spa_jax.validation import require_number
+
+_METRICS = {"clean": "accuracy", "edited": "edited_accuracy", "attacked": "robust_accuracy"}
 
 
-def adversarial(learner: Learner, attack: Mapping, clean_weight: float = 0.0) -> TrainStep:
-    """A step of adversarial training; with the attack "pgd" it is Madry's PGD training.
+def adversarial(
+    learner: Learner,
+    attack: Mapping,
+    outer: str | Mapping = "cross_entropy",
+    generator: Mapping | None = None,
+    generator_warmup: int = 0,
+) -> TrainStep:
+    """A step of adversarial training.
 
-    The attack runs in inference mode (running BatchNorm statistics). With a clean share, clean and adversarial images
-    go through the network as one batch, so that BatchNorm sees both.
+    | training | `attack` | `outer` |
+    |---|---|---|
+    | Madry et al. 2018 | "pgd" with `keep="last"` | "cross_entropy" |
+    | TRADES (Zhang et al. 2019) | "pgd" | "trades" |
+    | SPA, direct noise | "spa" | "spa": clean, attribute-only and joint images, weighted |
+    | SPA, generated noise | "spa" with `noise={"part": "generator"}` | "spa", and `generator` |
+    | L2L-DA (Jang et al. 2019) | "noise" with the part "generator" | any, and `generator` |
+
+    The attack runs in inference mode (running BatchNorm statistics). All images that the outer objective sees go
+    through the network as one batch, so that BatchNorm sees them all, unless the learner keeps the statistics of clean
+    images apart. With a `generator`, each step first updates the noise generator, `networks["generator"]`, against the
+    classifier as it is, on images at random values of the attack's attributes and with two random diversity variables
+    each (the order of SPA's public code).
 
     Args:
-        learner: network and optimiser.
-        attack: `{"name": "pgd", ...}`, any attack of the library; `keep="last"` is what Madry et al. do.
-        clean_weight: share of the loss taken on clean images, in [0, 1); 0 is Madry et al.'s, 0.5 Goodfellow et al.'s.
+        learner: network and optimiser, with the generator among its networks.
+        attack: `{"name": "pgd", ...}`, any attack of the library.
+        outer: the outer objective, a name of `spa_jax.training.outer.OUTER` or `{"name": ..., options}`.
+        generator: the generator's `NoiseObjective`, by name: `radius`, `num_steps`, `diversity_weight` ...
+        generator_warmup: steps in which attacked images do not count, while the generator is trained already. 0 is our
+            choice.
 
     Raises:
-        ValueError: `clean_weight` out of range, or a broken rule in `attack`.
+        ConfigError: an unknown name or option.
+        ValueError: a number out of range; an objective that sees edited images of an attack without any; no generator
+            among the networks.
     """
-    if not 0 <= clean_weight < 1:
-        raise ValueError(f"clean_weight={clean_weight!r} must be in [0, 1)")
+    objective = outer_from_spec(outer)
+    painting = None if generator is None else NoiseObjective(**generator)
+    require_number("generator_warmup", generator_warmup, "0 or larger", lambda steps: steps >= 0)
+    _check(learner, attack, objective.images, generator)
     attacker = learner.attacker(attack)
 
     def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
-        keys, x, y, weights = learner.examples(state, batch, key)
-        perturbed = learner.craft(attacker(state), state, keys, x, y).x
+        examples = learner.examples(state, batch, key)
+        metrics: Metrics = {}
+        if painting is not None:
+            base = jax.lax.stop_gradient(edited_at_random(attacker(state), examples))
+            state, metrics = train_generator(learner, painting, state, examples.replace(image=base))
+        images = _craft(learner, attacker(state), objective, state, examples)
+        share = jnp.asarray(state.step >= generator_warmup, jnp.float32) if generator_warmup else 1.0
 
-        def adversarial_loss(params: Any) -> Any:
-            logits, statistics = learner.logits(params, state, perturbed)
-            metrics = {"robust_accuracy": learner.accuracy(logits, y, weights)}
-            return learner.cross_entropy(logits, y, weights), (statistics, metrics)
+        def loss(params: Any) -> Any:
+            logits, statistics = learner.responses(params, state, images)
+            seen = {_METRICS[name]: learner.accuracy(own, examples) for name, own in logits.items()}
+            return learner.average(objective(logits, examples, share), examples.weight), (statistics, seen)
 
-        def mixed_loss(params: Any) -> Any:
-            (clean, robust), statistics = learner.responses(params, state, x, perturbed)
-            metrics = {
-                "accuracy": learner.accuracy(clean, y, weights),
-                "robust_accuracy": learner.accuracy(robust, y, weights),
-            }
-            value = clean_weight * learner.cross_entropy(clean, y, weights)
-            value += (1 - clean_weight) * learner.cross_entropy(robust, y, weights)
-            return value, (statistics, metrics)
-
-        return learner.descend(state, mixed_loss if clean_weight else adversarial_loss)
+        state, outer_metrics = learner.descend(state, loss)
+        return state, metrics | outer_metrics
 
     return train_step
+
+
+def _check(learner: Learner, attack: Mapping, images: tuple[str, ...], generator: Mapping | None) -> None:
+    if "edited" in images and attack.get("name") != "spa":
+        raise ValueError(f"attack={dict(attack)!r} has no edited images for the outer objective: only 'spa' has them")
+    if generator is not None and GENERATOR not in learner.networks:
+        raise ValueError(f"networks={sorted(learner.networks)!r} must hold the {GENERATOR!r} that `generator` trains")
+
+
+def _craft(
+    learner: Learner, attack: PureAttack, objective: Any, state: TrainState, examples: Example
+) -> dict[str, Images]:
+    """The images that the objective sees, by name."""
+    if objective.attack_loss is not None:
+        attack = attack.with_loss(objective.attack_loss)
+        reference = learner.victim(state)(examples.image)
+        examples = examples.replace(reference=jax.lax.stop_gradient(reference))
+    found = learner.craft(attack, state, examples)
+    known = {"clean": examples.image, "edited": found.without.get("noise"), "attacked": found.x}
+    return {name: known[name] for name in objective.images}

@@ -2,21 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
-from spa_jax.attributes import EditFunction, get_edit
-from spa_jax.inputs import require_number
-from spa_jax.losses import cross_entropy
+from spa_jax.edits import EditFunction, get_edit
 from spa_jax.manipulators import attributes_of, set_attributes
+from spa_jax.manipulators import manipulator as learned_edit
 from spa_jax.solvers import fold_in
 from spa_jax.training.learner import Learner, Metrics, TrainStep, interleave
 from spa_jax.training.state import NetworkState, TrainState, as_variables
 from spa_jax.types import Images, Keys, Values
+from spa_jax.validation import require_number
 
 DISCRIMINATOR = "discriminator"
 _NOISE, _TARGET, _KNOWN, _CYCLE = 0, 1, 2, 3
@@ -128,8 +129,9 @@ def manipulator(
         raise ValueError(f"patch_weight={patch_weight!r} needs networks={{'{DISCRIMINATOR}': ...}} in the config")
 
     def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
-        keys, x, y, shares = learner.examples(state, batch, key)
-        average = functools.partial(learner.average, weights=shares)
+        examples = learner.examples(state, batch, key)
+        keys, x, y = examples.key, examples.image, examples.label
+        average = functools.partial(learner.average, weights=examples.weight)
         attributes = _in_scales(state, batch["attribute"])
         only_known = _only_known(keys, known, attributes.shape[1])
         drawn = Drawn(keys, x, y, attributes, _random_targets(keys, attributes, span), only_known)
@@ -175,7 +177,8 @@ class _Net:
 
 def _in_scales(state: TrainState, attributes: Attributes) -> Attributes:
     """Attributes in the subspace's units."""
-    return (attributes - state.batch_stats["attribute_centre"]) / state.batch_stats["attribute_scale"]
+    constants = state.batch_stats
+    return (attributes - constants["attribute_centre"][None]) / constants["attribute_scale"][None]
 
 
 def _random_targets(keys: Keys, attributes: Attributes, span: float) -> Attributes:
@@ -201,7 +204,7 @@ def _seen(net: _Net, drawn: Drawn, known: Known) -> Seen:
     noise = _normal(fold_in(drawn.keys, _NOISE), mean)
     h = set_attributes(mean + jnp.exp(log_variance / 2) * noise, net.subspace, own)
     is_free = jnp.zeros(own.shape[1]).at[jnp.asarray([i for i, _ in known], jnp.int32)].set(1)
-    is_asked = (drawn.only_known[:, None] == 0) | (is_free == 1)
+    is_asked = (drawn.only_known[:, None] == 0) | (is_free == 1)[None]
     targets = jnp.where(is_asked, drawn.targets, jax.lax.stop_gradient(own))
     edited_h = set_attributes(h, net.subspace, targets)
     return Seen(mean, log_variance, net("decode", h), targets, edited_h, net("decode", edited_h))
@@ -235,7 +238,8 @@ def _cycle_terms(net: _Net, drawn: Drawn, seen: Seen, sigma: float) -> dict[str,
     mean = net("encode", seen.edited + sigma * noise)[0]
     variance = jnp.maximum(jax.lax.stop_gradient(jnp.exp(seen.log_variance)), _LEAST_VARIANCE)
     moved = _beside(mean - seen.edited_h, net.subspace)
-    losses = [cross_entropy(net("classify", h), drawn.labels) for h in (seen.mean, mean)]
+    told = [net("classify", h) for h in (seen.mean, mean)]
+    losses = [optax.softmax_cross_entropy_with_integer_labels(logits, drawn.labels) for logits in told]
     return {
         "cycle": _squares(attributes_of(mean, net.subspace) - seen.targets),
         "cycle_complement": jnp.sum(moved**2 / variance, axis=1) / 2,
@@ -256,7 +260,8 @@ def _known_edits(learner: Learner, known_edits: Mapping[str, str]) -> Known:
 
 def _known_images(net: _Net, drawn: Drawn, seen: Seen, known: Known) -> Images:
     """The images with every known edit made, one after the other, by as much as the latent vector was moved."""
-    moved = (seen.targets - attributes_of(seen.mean, net.subspace)) * net.variables["batch_stats"]["attribute_scale"]
+    scale = net.variables["batch_stats"]["attribute_scale"][None]
+    moved = (seen.targets - attributes_of(seen.mean, net.subspace)) * scale
     images, moved = drawn.images, jax.lax.stop_gradient(moved)
     for index, edit in known:
         images = jax.vmap(edit)(images, moved[:, index])
@@ -328,3 +333,8 @@ def _psnr(decoded: Images, images: Images) -> Values:
 
 def _mean_error(values: Attributes, wanted: Attributes) -> Values:
     return jnp.mean(jnp.abs(values - wanted), axis=1)
+
+
+def as_edit(model: Any, mean: Any, std: Any, **options: Any) -> Callable[[Any], Any]:
+    """From an autoencoder's variables to an edit for `spa_jax.attribute`."""
+    return functools.partial(learned_edit, model)

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spa_jax.attacks import noise_attack
-from spa_jax.catalogue import names_part
-from spa_jax.generated_noise import add_noise, generated_noise, painter, recursive_noise, victim_look
-from spa_jax.inputs import require_count, require_number
+from spa_jax.attacks.catalogue import names_part
 from spa_jax.losses import diversity
-from spa_jax.semantic import Spa
 from spa_jax.solvers import fold_in
+from spa_jax.spaces.generated import add_noise, generated_noise, painter, recursive_noise, victim_look
 from spa_jax.training.learner import Learner, Metrics, TrainStep
 from spa_jax.training.state import TrainState
-from spa_jax.types import Example, Images, Keys, Labels, Predict, Values
+from spa_jax.types import Example, Images, Keys, Labels, Values, Victim
+from spa_jax.validation import require_count, require_number
+from spa_jax.victims.tracing import call
 
+GENERATOR = "generator"
 _VALUES, _LATENTS = 2, 3
 _SMALLEST_RADIUS = 1e-12
 
@@ -100,14 +101,16 @@ def noise_generator(
     editor = learner.attacker({"name": "spa", "radius": 0.0, "attributes": attributes}) if attributes else None
 
     def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
-        keys, x, y, weights = learner.examples(state, batch, key)
-        base = x if editor is None else jax.lax.stop_gradient(edited_at_random(editor(state), keys, x))
-        average = functools.partial(learner.average, weights=weights)
-        predict = learner.parts(state)[victim["part"]]
+        examples = learner.examples(state, batch, key)
+        if editor is not None:
+            base = edited_at_random(editor(state), examples)
+            examples = examples.replace(image=jax.lax.stop_gradient(base))
+        average = functools.partial(learner.average, weights=examples.weight)
+        frozen = learner.parts(state)[victim["part"]]
 
         def loss(params: Any) -> Any:
             value, found = generator_loss(
-                objective, learner.model, params, state.batch_stats, predict, average, keys, base, y
+                objective, learner.model, params, state.batch_stats, frozen, average, examples
             )
             return value, (found.statistics, found.metrics)
 
@@ -116,11 +119,13 @@ def noise_generator(
     return train_step
 
 
-def edited_at_random(attack: Spa, keys: Keys, x: Images) -> Images:
-    """The images at random values of an attack's attributes."""
-    space = attack.attributes()
-    examples = space.prepare(Example(x))
-    return space.apply(space.init(fold_in(keys, _VALUES), examples), examples)
+def edited_at_random(attack: Any, examples: Example) -> Images:
+    """The images at random values of an attack's attributes, without its noise."""
+    edits = attack.space.without("noise") if "noise" in attack.members() else None
+    if edits is None or not edits.members():
+        return examples.image
+    seen = examples.replace(prepared=jax.vmap(edits.space.prepare)(examples))
+    return edits.apply(edits.init(fold_in(examples.key, _VALUES), seen), seen)
 
 
 def generator_success(
@@ -140,7 +145,7 @@ def generator_success(
     model, variables = learner.model, state.variables()
     noise = functools.partial(generated_noise, model, variables, num_steps=num_steps, step_share=step_share)
     attack = noise_attack(radius, noise, num_steps=1, keep="last")
-    found = [attack.search(fold_in(keys, i), learner.parts(state)[victim["part"]], images, labels) for i in (0, 1)]
+    found = [attack(fold_in(keys, i), learner.parts(state)[victim["part"]], images, labels) for i in (0, 1)]
     apart = jnp.mean(jnp.abs(found[0].x - found[1].x), axis=(1, 2, 3)) / max(radius, _SMALLEST_RADIUS)
     return {"fooled": found[0].success.astype(jnp.float32), "pairwise_distance": apart}
 
@@ -156,11 +161,9 @@ def generator_loss(
     model: Any,
     params: Any,
     statistics: Any,
-    predict: Predict,
+    victim: Victim,
     average: Callable[[Values], Any],
-    keys: Keys,
-    base: Images,
-    labels: Labels,
+    examples: Example,
 ) -> tuple[Any, GeneratorStep]:
     """The loss of a noise generator on a batch, to be minimised over `params`.
 
@@ -171,16 +174,14 @@ def generator_loss(
         objective: the weights and numbers.
         model: the generator's module.
         params, statistics: its weights and running statistics ({} without).
-        predict: the victim in inference mode.
+        victim: in inference mode.
         average: this device's share of the mean over the batch of values [b], such as `learner.average` with weights.
-        keys: [b], for z and for a stochastic victim.
-        base: images [b, h, w, c] that the noise is added to.
-        labels: [b].
+        examples: their images are what the noise is added to; their keys are for z and for a randomised victim.
     """
-    z = latent_pairs(fold_in(keys, _LATENTS), model.latent_dim)
-    doubled = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), (keys, base, labels))
-    keys, base, labels = doubled
-    look = victim_look(predict, keys, labels)
+    z = latent_pairs(fold_in(examples.key, _LATENTS), model.latent_dim)
+    doubled = (examples.key, examples.image, examples.label)
+    keys, base, labels = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0), doubled)
+    look = victim_look(functools.partial(call, victim), keys, labels)
     paint = painter(model, labels, z, params, train=True)
     found = recursive_noise(
         paint,
@@ -209,3 +210,26 @@ def generator_loss(
 
 def _over_pairs(values: Float[Array, "t n"]) -> Float[Array, "t b"]:
     return values.reshape(len(values), -1, 2).mean(-1)
+
+
+def train_generator(
+    learner: Learner, objective: NoiseObjective, state: TrainState, examples: Example
+) -> tuple[TrainState, Metrics]:
+    """One update of `networks["generator"]` against the classifier as it is; metrics are named `generator_...`."""
+    network, known = learner.networks[GENERATOR], state.networks[GENERATOR]
+    average = functools.partial(learner.average, weights=examples.weight)
+
+    def loss(params: Any) -> Any:
+        victim = learner.victim(state)
+        return generator_loss(objective, network.model, params, known.batch_stats, victim, average, examples)
+
+    (value, found), gradient = jax.value_and_grad(loss, has_aux=True)(known.params)
+    updated = network.descend(known, learner.total(gradient), found.statistics)
+    metrics = learner.total({"loss": value, **found.metrics})
+    state = state.replace(networks={**state.networks, GENERATOR: updated})
+    return state, {f"generator_{name}": metric for name, metric in metrics.items()}
+
+
+def as_noise(model: Any, mean: Any, std: Any, **options: Any) -> Callable[[Any], Any]:
+    """From a generator's variables to a function from the radius to a space of generated noise."""
+    return lambda variables: functools.partial(generated_noise, model, variables)

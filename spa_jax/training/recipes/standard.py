@@ -21,12 +21,12 @@ def standard(learner: Learner, label_smoothing: float = 0.0) -> TrainStep:
     objective = smoothed_cross_entropy(label_smoothing)
 
     def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
-        _, x, y, weights = learner.examples(state, batch, key)
+        examples = learner.examples(state, batch, key)
 
         def loss(params: Any) -> Any:
-            logits, statistics = learner.logits(params, state, x)
-            metrics = {"accuracy": learner.accuracy(logits, y, weights)}
-            return learner.average(objective(logits, y), weights), (statistics, metrics)
+            logits, statistics = learner.logits(params, state, examples.image)
+            metrics = {"accuracy": learner.accuracy(logits, examples)}
+            return learner.average(objective(logits, examples), examples.weight), (statistics, metrics)
 
         return learner.descend(state, loss)
 

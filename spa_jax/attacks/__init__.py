@@ -1,0 +1,37 @@
+"""Attacks: space x loss x solver against a victim, and attacks made of attacks.
+
+Every attack is pure steps on a visible state (`init`, `step`, `result`), calling it is all of them, and it is a frozen
+pytree: its numbers (radius, ranges, step sizes) are leaves, so one compiled program serves them all; its structure
+(steps, names, order) is static.
+"""
+
+from spa_jax.attacks.base import PureAttack
+from spa_jax.attacks.catalogue import ATTACKS, attack_from_config
+from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
+from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd
+from spa_jax.attacks.iterative import AttackState, IterativeAttack, Stage, make_attack, stage
+from spa_jax.attacks.minimal_norm import cw
+from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
+
+__all__ = [
+    "ATTACKS",
+    "AttackState",
+    "IterativeAttack",
+    "PureAttack",
+    "Stage",
+    "apgd_ce",
+    "apgd_dlr",
+    "attack_from_config",
+    "attribute_attack",
+    "cw",
+    "fgsm",
+    "in_chunks",
+    "make_attack",
+    "mi_fgsm",
+    "noise_attack",
+    "pgd",
+    "restarts",
+    "spa",
+    "stage",
+    "worst_of",
+]

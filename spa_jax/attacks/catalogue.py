@@ -1,0 +1,130 @@
+"""Attacks by name, from plain data."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from spa_jax.attacks.base import PureAttack
+from spa_jax.attacks.combinators import in_chunks, restarts
+from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd
+from spa_jax.attacks.minimal_norm import cw
+from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
+from spa_jax.configuration import build, check_spec
+from spa_jax.errors import ConfigError, suggest
+from spa_jax.spaces.attribute import attribute
+from spa_jax.spaces.generated import generated_noise
+
+ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
+    "fgsm": fgsm,
+    "pgd": pgd,
+    "mi_fgsm": mi_fgsm,
+    "apgd_ce": apgd_ce,
+    "apgd_dlr": apgd_dlr,
+    "cw": cw,
+    "attribute": attribute_attack,
+    "noise": noise_attack,
+    "spa": spa,
+}
+"""The presets that a config may name: `{"name": "pgd", "radius": 8/255, "num_steps": 10, "restarts": 5}`."""
+
+
+_GIVEN = ("model", "variables", "radius")
+_COMBINED: Mapping[str, Any] = {"restarts": 1, "at_once": 1, "chunk_size": None}
+
+
+def attack_from_config(spec: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> PureAttack:
+    """An attack from plain data: a preset's name and arguments.
+
+    Every preset also takes `restarts`, `at_once` (as in `restarts`) and `chunk_size` (as `size` in `in_chunks`).
+
+    Learned parts are named by `{"part": NAME}`: as an `edit`, or among the `attributes`, with their `low` and `high`
+    and optionally the `names` of the manipulator's attributes to move; as `noise`, with options of `generated_noise`.
+
+    Args:
+        spec: `{"name": "pgd", "radius": 8/255, ...}`.
+        parts: the learned parts by name: manipulators, and functions from a radius to a space of generated noise.
+
+    Raises:
+        ConfigError: an unknown name or key, or a wrong type, named with the valid ones; a part that is not there.
+        ValueError: a number out of range.
+    """
+    options = _with_parts(spec, parts or {})
+    repeats, at_once, chunk_size = (options.pop(*entry) for entry in _COMBINED.items())
+    attack = restarts(build(ATTACKS, options, "attack"), repeats, at_once)
+    return attack if chunk_size is None else in_chunks(attack, chunk_size)
+
+
+def check_attack(spec: Mapping[str, Any], path: str = "attack") -> None:
+    """Check an attack of a config before its learned parts are there: names and types, and without parts all of it.
+
+    Raises:
+        ConfigError, ValueError: as `attack_from_config`.
+    """
+    if not part_names(spec):
+        attack_from_config(spec)
+        return
+    options = {key: value for key, value in _with_parts(spec, None).items() if key not in _COMBINED}
+    check_spec(ATTACKS, options, "attack", path)
+
+
+def _with_parts(spec: Mapping[str, Any], parts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The attack's arguments with the learned parts in the place of their names; without parts, with stand-ins."""
+    options = dict(spec)
+    if names_part(options.get("edit")):
+        options["edit"] = _part(options["edit"], parts, "edit", ("names",))[0]
+    if isinstance(attributes := options.get("attributes"), Mapping):
+        options["attributes"] = {
+            name: _learned_attribute(entry, parts, f"attributes.{name}") if names_part(entry) else entry
+            for name, entry in attributes.items()
+        }
+    if isinstance(options.get("noise"), Mapping):
+        noise, settings = _part(options["noise"], parts, "noise", None)
+        check_spec({"noise": generated_noise}, {"name": "noise", **settings}, "noise", "attack.noise", _GIVEN)
+        options["noise"] = functools.partial(noise, **settings)
+    return options
+
+
+def names_part(entry: Any) -> bool:
+    """Whether an entry of a config names a learned part."""
+    return isinstance(entry, Mapping) and "part" in entry
+
+
+def part_names(spec: Any) -> set[str]:
+    """The names of all learned parts that an attack, or any piece of a config, asks for."""
+    if names_part(spec):
+        return {spec["part"]}
+    members = spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, list | tuple) else ()
+    return set().union(*map(part_names, members))
+
+
+def _learned_attribute(entry: Mapping[str, Any], parts: Mapping[str, Any] | None, path: str) -> Any:
+    edit, box = _part(entry, parts, path, ("names", "low", "high"))
+    return attribute(edit, **{name: tuple(bound) for name, bound in box.items()})
+
+
+def _part(
+    entry: Mapping[str, Any], parts: Mapping[str, Any] | None, path: str, valid: tuple[str, ...] | None
+) -> tuple[Any, dict[str, Any]]:
+    """The part that an entry names, reduced to the attributes it names, and the entry's other options."""
+    options = dict(entry)
+    name, names = options.pop("part", None), options.pop("names", None)
+    if parts is not None and name not in parts:
+        raise ConfigError(f"attack.{path}.part={name!r} is not a learned part of this run{suggest(name, parts)}")
+    unknown = sorted(set(options) - set(options if valid is None else valid))
+    if unknown:
+        raise ConfigError(f"attack.{path}.{unknown[0]} is unknown{suggest(unknown[0], ('part', *(valid or ())))}")
+    if parts is None:
+        return _ABSENT, options
+    return parts[name] if names is None else parts[name].only(*names), options
+
+
+class _Absent:
+    """In the place of a learned part that is not trained yet, where an attack is only checked; it is never called."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        raise AssertionError("a part of an attack that was only checked")
+
+    read = __call__
+
+
+_ABSENT = _Absent()

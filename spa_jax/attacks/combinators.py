@@ -1,0 +1,268 @@
+"""Attacks made of attacks: restarts, the strongest of several, chunks of a batch."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spa_jax.attacks.base import JUDGE, RUN, PureAttack, stream
+from spa_jax.goals import misclassified
+from spa_jax.losses import margin
+from spa_jax.solvers import better
+from spa_jax.trees import branch, pytree, static
+from spa_jax.types import Example, Images, Keys, Predict, Result, Variables
+from spa_jax.validation import require_count
+
+
+class _Wrapped(PureAttack):
+    """An attack that works by means of one other."""
+
+    attack: Any
+
+    def members(self) -> Any:
+        return self.attack.members()
+
+    def inside(self, change: Callable[[Any], Any]) -> Any:
+        return dataclasses.replace(self, attack=self.attack.inside(change))  # type: ignore[call-arg]
+
+    def make(self, variables: Variables, predict: Predict, examples: Example, without: tuple[str, ...] = ()) -> Images:
+        return self.attack.make(variables, predict, examples, without)
+
+
+def _require_per_example(why: str, attack: PureAttack) -> None:
+    if attack.shared:
+        raise ValueError(f"{why}: it needs attacks with per-example variables, not universal ones")
+
+
+# --- restarts -------------------------------------------------------------------------------------------------------
+
+
+class RestartState(NamedTuple):
+    """Steps made, the attack's keys, the state of the current run, and the strongest result of the runs before."""
+
+    step: Any
+    keys: Any
+    run: Any
+    best: Result
+
+
+@pytree
+class Restarts(_Wrapped):
+    """An attack repeated; see `restarts`."""
+
+    attack: Any
+    n: int = static()
+    at_once: int = static()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all runs."""
+        return self.n * self.attack.num_steps
+
+    def batch_sizes(self, size: int) -> set[int]:
+        return self.attack.batch_sizes(size)
+
+    def begin(self, keys: Keys, predict: Predict, examples: Example) -> RestartState:
+        run = self.attack.begin(stream(keys, RUN), predict, examples)
+        start = self.attack.end(run, predict, examples)
+        nothing = dataclasses.replace(
+            start, value=jnp.full_like(start.value, -jnp.inf), success=jnp.zeros_like(start.success)
+        )
+        return RestartState(jnp.zeros((), jnp.int32), keys, run, nothing)
+
+    def move(self, state: RestartState, predict: Predict, examples: Example) -> RestartState:
+        def start_again(state: RestartState) -> RestartState:
+            best = better(state.best, self.attack.end(state.run, predict, examples))
+            keys = stream(state.keys, RUN, state.step // self.attack.num_steps)
+            return state._replace(best=best, run=self.attack.begin(keys, predict, examples))
+
+        again = (state.step > 0) & (state.step % self.attack.num_steps == 0)
+        state = branch(again.astype(jnp.int32), [lambda state: state, start_again], state)
+        return state._replace(step=state.step + 1, run=self.attack.move(state.run, predict, examples))
+
+    def end(self, state: RestartState, predict: Predict, examples: Example) -> Result:
+        return better(state.best, self.attack.end(state.run, predict, examples))
+
+    def run(self, driver: Any, keys: Keys, examples: Example) -> Result:
+        def once(i: Any) -> Result:
+            return self.attack.run(driver, stream(keys, RUN, i), examples)
+
+        results = driver.each(once, jnp.arange(self.n), self.at_once)
+        return functools.reduce(better, [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(self.n)])
+
+
+def restarts(attack: PureAttack, n: int, at_once: int = 1) -> PureAttack:
+    """The strongest of `n` runs from different starts, per example.
+
+    Args:
+        attack: with per-example variables.
+        n: number of runs.
+        at_once: inside a compiled program, how many runs are held in memory together (vmapped).
+
+    Raises:
+        ValueError: `n` or `at_once` below 1, or an attack with shared variables.
+    """
+    require_count("n", n)
+    require_count("at_once", at_once)
+    _require_per_example("restarts picks per example", attack)
+    return attack if n == 1 else Restarts(attack, n, min(at_once, n))
+
+
+# --- chunks ---------------------------------------------------------------------------------------------------------
+
+
+@pytree
+class InChunks(_Wrapped):
+    """An attack on a part of the batch at a time; see `in_chunks`. Its state is the attack's, stacked by chunk."""
+
+    attack: Any
+    size: int = static()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of every chunk."""
+        return self.attack.num_steps
+
+    def batch_sizes(self, size: int) -> set[int]:
+        return self.attack.batch_sizes(self._split(size)[1])
+
+    def begin(self, keys: Keys, predict: Predict, examples: Example) -> Any:
+        return self._map(self.attack.begin, self._deal(keys), predict, examples)
+
+    def move(self, state: Any, predict: Predict, examples: Example) -> Any:
+        return self._map(self.attack.move, state, predict, examples)
+
+    def end(self, state: Any, predict: Predict, examples: Example) -> Result:
+        return self._collect(self._map(self.attack.end, state, predict, examples), len(examples.image))
+
+    def run(self, driver: Any, keys: Keys, examples: Example) -> Result:
+        batch = len(examples.image)
+        if self._split(batch)[0] == 1:
+            return self.attack.run(driver, keys, examples)
+        found = driver.each(lambda chunk: self.attack.run(driver, *chunk), self._deal((keys, examples)))
+        return self._collect(found, batch)
+
+    def _map(self, function: Callable[..., Any], chunks: Any, predict: Predict, examples: Example) -> Any:
+        return jax.lax.map(lambda chunk: function(chunk[0], predict, chunk[1]), (chunks, self._deal(examples)))
+
+    def _split(self, batch: int) -> tuple[int, int]:
+        """How many chunks, of how many examples each."""
+        count = -(-batch // self.size)
+        return count, -(-batch // count)
+
+    def _deal(self, tree: Any) -> Any:
+        """Row i of the chunks lies where the i-th part of the batch lay: a sharded batch stays on its devices."""
+
+        def deal(leaf: Any) -> Any:
+            count, rows = self._split(len(leaf))
+            missing = rows * count - len(leaf)
+            full = jnp.concatenate([leaf, leaf[:missing]]) if missing else leaf
+            return jnp.swapaxes(full.reshape(rows, count, *leaf.shape[1:]), 0, 1)
+
+        return jax.tree.map(deal, tree)
+
+    def _collect(self, tree: Any, batch: int) -> Any:
+        def collect(leaf: Any) -> Any:
+            return jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:])[:batch]
+
+        return jax.tree.map(collect, tree)
+
+
+def in_chunks(attack: PureAttack, size: int) -> InChunks:
+    """The same attack on at most `size` examples at a time.
+
+    It needs the memory of one chunk. On a CPU it is quicker where activations then stay in the cache: 8 to 16
+    examples a device served a ResNet-20 best. The results are those of the whole batch at once, up to rounding.
+
+    Args:
+        attack: with per-example variables, on a victim that treats examples independently.
+        size: examples at a time over all devices, 1 or more; where devices share the batch, a multiple of their number.
+
+    Raises:
+        ValueError: `size` below 1, or an attack with shared variables.
+    """
+    require_count("size", size)
+    _require_per_example("in_chunks splits the batch", attack)
+    return InChunks(attack, size)
+
+
+# --- the strongest of several ---------------------------------------------------------------------------------------
+
+
+class WorstOfState(NamedTuple):
+    """Steps made, the attack's keys, and the state of each attack."""
+
+    step: Any
+    keys: Any
+    states: tuple[Any, ...]
+
+
+@pytree
+class WorstOf(PureAttack):
+    """Several attacks, the strongest per example; see `worst_of`."""
+
+    attacks: tuple[Any, ...]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all attacks, which are run one after the other."""
+        return sum(attack.num_steps for attack in self.attacks)
+
+    def inside(self, change: Callable[[Any], Any]) -> "WorstOf":
+        return WorstOf(tuple(attack.inside(change) for attack in self.attacks))
+
+    def batch_sizes(self, size: int) -> set[int]:
+        return {size}.union(*(attack.batch_sizes(size) for attack in self.attacks))
+
+    def begin(self, keys: Keys, predict: Predict, examples: Example) -> WorstOfState:
+        states = [attack.begin(stream(keys, RUN, i), predict, examples) for i, attack in enumerate(self.attacks)]
+        return WorstOfState(jnp.zeros((), jnp.int32), keys, tuple(states))
+
+    def move(self, state: WorstOfState, predict: Predict, examples: Example) -> WorstOfState:
+        def go(i: int, state: WorstOfState) -> WorstOfState:
+            own = self.attacks[i].move(state.states[i], predict, examples)
+            return state._replace(step=state.step + 1, states=(*state.states[:i], own, *state.states[i + 1 :]))
+
+        ends = list(itertools.accumulate(attack.num_steps for attack in self.attacks))
+        index = sum((state.step >= end).astype(jnp.int32) for end in ends[:-1])
+        return branch(index, [functools.partial(go, i) for i in range(len(self.attacks))], state)
+
+    def end(self, state: WorstOfState, predict: Predict, examples: Example) -> Result:
+        pairs = zip(self.attacks, state.states, strict=True)
+        results = tuple(attack.end(own, predict, examples) for attack, own in pairs)
+        return self.choose(state.keys, results, predict, examples)
+
+    def run(self, driver: Any, keys: Keys, examples: Example) -> Result:
+        results = [attack.run(driver, stream(keys, RUN, i), examples) for i, attack in enumerate(self.attacks)]
+        return driver.call(self, "choose", keys, tuple(results), examples)
+
+    def choose(self, keys: Keys, results: tuple[Result, ...], predict: Predict, examples: Example) -> Result:
+        """The strongest result per example, all of them judged anew."""
+
+        def judged(i: int, result: Result) -> Result:
+            logits = predict(stream(keys, JUDGE), result.x)
+            index = jnp.full(examples.label.shape, i, jnp.int32)
+            return Result(result.x, index, margin(logits, examples), misclassified(logits, examples))
+
+        winner = functools.reduce(better, [judged(i, result) for i, result in enumerate(results)])
+        found = tuple(result.variables for result in results)
+        return dataclasses.replace(winner, variables={"winner": winner.variables, "found": found})
+
+
+def worst_of(*attacks: PureAttack) -> WorstOf:
+    """Per example the strongest of several attacks: success first, then the larger margin, judged anew for all alike.
+
+    The result's `value` is the margin, its `variables` are `{"winner": index [b], "found": each attack's variables}`.
+
+    Raises:
+        ValueError: no attack was given, or one with shared variables.
+    """
+    if not attacks:
+        raise ValueError("worst_of() needs at least one attack")
+    for attack in attacks:
+        _require_per_example("worst_of picks per example", attack)
+    return WorstOf(tuple(attacks))

@@ -1,0 +1,166 @@
+"""Attacks by gradients on noise alone: FGSM, PGD, MI-FGSM and APGD."""
+
+import functools
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spa_jax import losses
+from spa_jax.attacks.iterative import IterativeAttack, Keep, default_step, make_attack
+from spa_jax.solvers import apgd, projected_gradient
+from spa_jax.spaces.noise import linf, noise_ball
+from spa_jax.types import Scalar
+from spa_jax.validation import is_traced, require_count, require_number
+
+
+def relative_step(
+    radius: Scalar, num_steps: int, step_size: Scalar | None, rel_step_size: Scalar | None, default: float
+) -> Any:
+    """A step size as a fraction of the radius.
+
+    Args:
+        radius: of the ball.
+        num_steps: gradient steps.
+        step_size: in the units of the radius, as papers give it.
+        rel_step_size: as a fraction of the radius.
+        default: the fraction where neither is given.
+
+    Warns:
+        UserWarning: all steps together are shorter than the radius, so that most of the ball cannot be reached.
+
+    Raises:
+        ValueError: both are given, or one is negative.
+    """
+    if step_size is not None and rel_step_size is not None:
+        raise ValueError(f"step_size={step_size!r}, rel_step_size={rel_step_size!r}: give one of the two")
+    if step_size is not None:
+        require_number("step_size", step_size, "0 or larger, in the units of the radius", lambda s: s >= 0)
+        rel_step_size = _ratio(step_size, radius)
+    rel_step_size = default if rel_step_size is None else rel_step_size
+    require_number("rel_step_size", rel_step_size, "0 or larger, a fraction of the radius", lambda s: s >= 0)
+    if not is_traced(rel_step_size) and 0 < rel_step_size * num_steps < 1 - 1e-6:
+        warnings.warn(
+            f"num_steps={num_steps} steps of {float(rel_step_size):.3g} radii cannot reach the boundary of the ball; "
+            "step_size is in the units of the radius, rel_step_size a fraction of it",
+            stacklevel=3,
+        )
+    return rel_step_size
+
+
+def _ratio(step_size: Scalar, radius: Scalar) -> Any:
+    if is_traced(step_size, radius):
+        return jnp.where(radius > 0, step_size / jnp.where(radius > 0, radius, 1), 0)
+    return step_size / radius if radius else 0.0
+
+
+def fgsm(radius: Scalar, norm: str = "linf", loss: Any = "cross_entropy") -> IterativeAttack:
+    """One full step along the gradient from the clean image (Goodfellow et al. 2015, section 4).
+
+    Args:
+        radius: of the ball, on the [0, 1] scale.
+        norm: "linf", "l2" or "l1".
+        loss: as for `make_attack`.
+
+    Raises:
+        ValueError: a negative radius, an unknown norm or loss.
+    """
+    return make_attack(noise_ball(norm, radius), loss, projected_gradient(1.0), 1, random_start=False)
+
+
+def pgd(
+    radius: Scalar,
+    num_steps: int = 10,
+    step_size: Scalar | None = None,
+    norm: str = "linf",
+    loss: Any = "cross_entropy",
+    random_start: bool = True,
+    keep: Keep = "best",
+    *,
+    rel_step_size: Scalar | None = None,
+) -> IterativeAttack:
+    """Projected gradient descent (Madry et al. 2018, section 2.1).
+
+    Args:
+        radius: of the ball, on the [0, 1] scale.
+        num_steps: gradient steps.
+        step_size: in the units of the radius: `pgd(8/255, step_size=2/255)`.
+        norm: "linf", "l2" or "l1".
+        loss, random_start, keep: as for `make_attack`.
+        rel_step_size: the step size as a fraction of the radius, instead. Default: 2.5 / num_steps, at most 1, the
+            heuristic of Madry et al.
+
+    Warns:
+        UserWarning: all steps together are shorter than the radius.
+
+    Raises:
+        ValueError: a number out of range, both step sizes, an unknown norm or loss.
+    """
+    step = relative_step(radius, num_steps, step_size, rel_step_size, default_step(num_steps))
+    space = noise_ball(norm, radius)
+    return make_attack(space, loss, projected_gradient(step), num_steps, keep=keep, random_start=random_start)
+
+
+@functools.lru_cache
+def _accumulate(decay: float) -> optax.GradientTransformation:
+    def per_l1_norm(gradient: Any) -> Any:
+        return jax.tree.map(lambda g: g / (jnp.sum(jnp.abs(g)) + 1e-12), gradient)
+
+    return optax.chain(optax.stateless(lambda updates, params: per_l1_norm(updates)), optax.trace(decay))
+
+
+def mi_fgsm(
+    radius: Scalar,
+    num_steps: int = 10,
+    decay: float = 1.0,
+    step_size: Scalar | None = None,
+    loss: Any = "cross_entropy",
+    keep: Keep = "best",
+    *,
+    rel_step_size: Scalar | None = None,
+) -> IterativeAttack:
+    """Momentum iterative FGSM (Dong et al. 2018, algorithm 1): accumulates gradients of unit L1 norm, steps by sign.
+
+    Args:
+        radius: of the l-infinity ball, on the [0, 1] scale.
+        num_steps: gradient steps; the paper uses 10.
+        decay: of the accumulated gradient; 1.0 is the paper's.
+        step_size: in the units of the radius.
+        loss, keep: as for `pgd`.
+        rel_step_size: as a fraction of the radius, instead. Default: 1 / num_steps, the paper's.
+
+    Raises:
+        ValueError: a number out of range, both step sizes, an unknown loss.
+    """
+    require_count("num_steps", num_steps)
+    step = relative_step(radius, num_steps, step_size, rel_step_size, 1 / num_steps)
+    solver = projected_gradient(step, gradient_rule=_accumulate(decay))
+    return make_attack(linf(radius), loss, solver, num_steps, keep=keep, random_start=False)
+
+
+def apgd_ce(radius: Scalar, num_steps: int = 100, norm: str = "linf") -> IterativeAttack:
+    """Auto-PGD on cross entropy (Croce & Hein 2020, algorithm 1); 100 steps as in AutoAttack.
+
+    Args:
+        radius: of the ball, on the [0, 1] scale.
+        num_steps: gradient steps.
+        norm: "linf", "l2" or "l1".
+
+    Raises:
+        ValueError: a number out of range, or an unknown norm.
+    """
+    return make_attack(noise_ball(norm, radius), losses.cross_entropy, apgd(), num_steps)
+
+
+def apgd_dlr(radius: Scalar, num_steps: int = 100, norm: str = "linf") -> IterativeAttack:
+    """Auto-PGD on the DLR loss (Croce & Hein 2020, eq. 6 and, with a target, eq. 7).
+
+    Args:
+        radius, num_steps, norm: as for `apgd_ce`.
+
+    Raises:
+        ValueError: a number out of range, or an unknown norm; when called, fewer than 3 classes (4 with a target).
+    """
+    return make_attack(noise_ball(norm, radius), losses.dlr, apgd(), num_steps)

@@ -1,0 +1,268 @@
+"""The general attack: stages of solvers that climb a loss over a space."""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spa_jax import losses
+from spa_jax.attacks.base import JUDGE, START, STEP, PureAttack, stream
+from spa_jax.goals import misclassified
+from spa_jax.solvers import Best, Problem, better, projected_gradient
+from spa_jax.spaces.lift import Lifted, per_example
+from spa_jax.trees import as_pytree, branch, pytree, static
+from spa_jax.types import Example, Images, Keys, Predict, Result, SeenVictim, Solver, Space, Variables
+from spa_jax.validation import require_choice, require_count
+
+Keep = Literal["best", "last"]
+
+
+@pytree
+class Stage:
+    """A part of an attack: a solver and how long it works; see `stage`."""
+
+    solver: Any
+    num_steps: int = static()
+    moves: tuple[str, ...] | None = static(default=None)
+    draws: tuple[str, ...] = static(default=())
+
+
+def stage(solver: Solver, num_steps: int, moves: Sequence[str] | None = None, draws: Sequence[str] = ()) -> Stage:
+    """A stage of an attack. It starts at the best point of the one before.
+
+    Args:
+        solver: how the variables climb.
+        num_steps: its steps, at least 1.
+        moves: names of the chained variables that it moves; None: all of them.
+        draws: names of the chained variables that start at a random value instead.
+
+    Raises:
+        ValueError: `num_steps` below 1.
+    """
+    require_count("num_steps", num_steps)
+    return Stage(solver, num_steps, None if moves is None else tuple(moves), tuple(draws))
+
+
+class AttackState(NamedTuple):
+    """The state of an attack between two steps; a pytree that can be saved, restored and gone on with.
+
+    Attributes:
+        step: int32 [], how many steps were made.
+        keys: [b] one for each example, or a single one where the variables are shared.
+        variables: where the next step starts.
+        solver: the state of each stage's solver.
+        best: the strongest variables so far, with their loss and success, or None where the last ones are kept.
+        prepared: what the space has computed of the images once for all steps.
+    """
+
+    step: Any
+    keys: Any
+    variables: Variables
+    solver: tuple[Any, ...]
+    best: Any
+    prepared: Any
+
+
+@pytree
+class IterativeAttack(PureAttack):
+    """Solvers climbing a loss over a space, stage by stage; see `make_attack`."""
+
+    space: Lifted
+    loss: Any
+    goal: Any
+    stages: tuple[Stage, ...]
+    keep: str = static()
+    random_start: bool = static()
+    without: tuple[str, ...] = static(default=())
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in all."""
+        return sum(stage.num_steps for stage in self.stages)
+
+    @property
+    def shared(self) -> bool:
+        return self.space.shared
+
+    def members(self) -> Mapping[str, Any]:
+        return self.space.members()
+
+    # --- the pure functions
+
+    def begin(self, keys: Keys, predict: Predict, examples: Example) -> AttackState:
+        clean, state = self.start(keys, predict, examples)
+        return self.judge(clean, state, predict, examples) if self.keep == "best" else state
+
+    def move(self, state: AttackState, predict: Predict, examples: Example) -> AttackState:
+        if len(self.stages) == 1:
+            return self.advance(state, predict, examples)
+        ends = list(itertools.accumulate(stage.num_steps for stage in self.stages))
+
+        def enter(i: int, state: AttackState) -> AttackState:
+            return self.enter(self.judge(state.variables, state, predict, examples), predict, examples, stage=i)
+
+        def go(i: int, state: AttackState) -> AttackState:
+            if i:
+                begins = (state.step == ends[i - 1]).astype(jnp.int32)
+                state = branch(begins, [lambda state: state, functools.partial(enter, i)], state)
+            return self.advance(state, predict, examples, stage=i)
+
+        index = sum((state.step >= end).astype(jnp.int32) for end in ends[:-1])
+        return branch(index, [functools.partial(go, i) for i in range(len(self.stages))], state)
+
+    def end(self, state: AttackState, predict: Predict, examples: Example) -> Result:
+        state = self.judge(state.variables, state, predict, examples, replace=self.keep == "last")
+        return self.finish(state, predict, examples)
+
+    def run(self, driver: Any, keys: Keys, examples: Example) -> Result:
+        clean, state = driver.call(self, "start", keys, examples)
+        if self.keep == "best":
+            state = driver.call(self, "judge", clean, state, examples, replace=False)
+        for i, own in enumerate(self.stages):
+            if i:
+                state = driver.call(self, "judge", state.variables, state, examples, replace=False)
+                state = driver.call(self, "enter", state, examples, stage=i)
+            state = driver.repeat(self, own.num_steps, state, examples, stage=i)
+        state = driver.call(self, "judge", state.variables, state, examples, replace=self.keep == "last")
+        return driver.call(self, "finish", state, examples)
+
+    # --- their parts; only `judge` and `advance` show images to the victim
+
+    def start(self, keys: Keys, predict: Predict, examples: Example) -> tuple[Variables, AttackState]:
+        """The variables of the clean images, and the state before anything is judged."""
+        prepared = None if self.shared else jax.vmap(self.space.space.prepare)(self._bound(keys, predict, examples))
+        problem = self._problem(0, keys, predict, examples.replace(prepared=prepared))
+        clean = self.space.identity(problem.examples)
+        v = self.space.init(stream(keys, START), problem.examples) if self.random_start else clean
+        best = self._weakest(problem, v, keys) if self._tracks(0) else None
+        solvers = tuple(stage.solver.init(problem, v) for stage in self.stages)
+        return clean, AttackState(jnp.zeros((), jnp.int32), keys, v, solvers, best, prepared)
+
+    def judge(
+        self, v: Variables, state: AttackState, predict: Predict, examples: Example, replace: bool = False
+    ) -> AttackState:
+        """The state with `v` as a further candidate for the best point, or in its place."""
+        problem = self._problem(0, state.keys, predict, examples.replace(prepared=state.prepared))
+        found = problem.candidate(v, problem.evaluate(v, stream(state.keys, JUDGE, state.step)))
+        return state._replace(best=found if replace else better(state.best, found))
+
+    def advance(self, state: AttackState, predict: Predict, examples: Example, stage: int = 0) -> AttackState:
+        """One step of a stage."""
+        problem = self._problem(stage, state.keys, predict, examples.replace(prepared=state.prepared))
+        keys, own = stream(state.keys, STEP, state.step), state.solver[stage]
+        moved, own, evaluation = self.stages[stage].solver.step(problem, state.variables, own, keys)
+        best = state.best
+        if self._tracks(stage):
+            best = better(best, problem.candidate(state.variables, evaluation))
+        solvers = (*state.solver[:stage], own, *state.solver[stage + 1 :])
+        return AttackState(state.step + 1, state.keys, moved, solvers, best, state.prepared)
+
+    def enter(self, state: AttackState, predict: Predict, examples: Example, stage: int = 0) -> AttackState:
+        """From the best point of the stage before to the start of this one."""
+        problem = self._problem(stage, state.keys, predict, examples.replace(prepared=state.prepared))
+        v = state.best.variables
+        if draws := self.stages[stage].draws:
+            drawn = self.space.init(stream(state.keys, START, stage), problem.examples)
+            v = self.space.project(v | {name: drawn[name] for name in draws}, problem.examples)
+        solvers = (*state.solver[:stage], self.stages[stage].solver.init(problem, v), *state.solver[stage + 1 :])
+        return state._replace(variables=v, solver=solvers)
+
+    def finish(self, state: AttackState, predict: Predict, examples: Example) -> Result:
+        """What has been found, with its images."""
+        examples = examples.replace(prepared=state.prepared)
+        v, value, success = state.best
+        if self.shared:
+            problem = self._problem(0, state.keys, predict, examples)
+            value, success, _ = problem.evaluate(v, stream(state.keys, JUDGE, state.step))
+        without = {name: self.make(v, predict, examples, without=(name,)) for name in self.without}
+        return Result(self.make(v, predict, examples), v, value, success, without)
+
+    def make(self, variables: Variables, predict: Predict, examples: Example, without: tuple[str, ...] = ()) -> Images:
+        """The images of variables, some of them left at their identity."""
+        space, bound = self.space, self._bound(None, predict, examples)
+        if without:
+            space = space.without(*without)
+            variables = {name: variables[name] for name in space.members()}
+        if next(iter(self.members())) in without:  # what was prepared is the first link's
+            bound = bound.replace(prepared=None)
+        if bound.prepared is None and not self.shared:
+            bound = bound.replace(prepared=jax.vmap(space.space.prepare)(bound))
+        return space.apply(variables, bound)
+
+    def _bound(self, keys: Keys | None, predict: Predict, examples: Example) -> Example:
+        """The examples as spaces see them: with the victim, and with a key of their own."""
+        own = keys if keys is not None and keys.ndim else None
+        return examples.replace(key=own, predict=SeenVictim(predict))
+
+    def _problem(self, stage: int, keys: Keys, predict: Predict, examples: Example) -> Problem:
+        own = self.stages[stage]
+        bound = self._bound(keys, predict, examples)
+        return Problem(self.space, bound, predict, self.loss, self.goal, own.num_steps, own.moves)
+
+    def _tracks(self, stage: int) -> bool:
+        """Whether the best point is kept: always, or as long as another stage will start there."""
+        return self.keep == "best" or stage < len(self.stages) - 1
+
+    def _weakest(self, problem: Problem, v: Variables, keys: Keys) -> Best:
+        """A candidate that every other one beats."""
+        shapes = jax.eval_shape(lambda v: problem.candidate(v, problem.evaluate(v, keys)), v)
+        value = jnp.full(shapes.value.shape, -jnp.inf, shapes.value.dtype)
+        return Best(v, value, jnp.zeros(shapes.success.shape, shapes.success.dtype))
+
+
+def make_attack(
+    space: Space,
+    loss: Any = losses.cross_entropy,
+    solver: Solver | Sequence[Stage] | None = None,
+    num_steps: int = 10,
+    *,
+    goal: Any = misclassified,
+    lift: Callable[[Space], Lifted] = per_example,
+    keep: Keep = "best",
+    random_start: bool = True,
+    without: Sequence[str] = (),
+) -> IterativeAttack:
+    """An attack from its parts.
+
+    Guarantees: the images are in [0, 1] and the variables in the space; with `keep="best"` no result is weaker than
+    the clean image or any point the solvers visited (success counts before loss); the same key gives the same result,
+    and each example's result does not depend on the others in the batch.
+
+    Args:
+        space: what may change about one image.
+        loss: what the attacker maximises: a loss, its name, or `{"name": ..., options}`.
+        solver: how the variables climb: a solver, or stages of them (`stage`), each starting at the best point of the
+            one before. Default: plain projected gradient with steps of 2.5 / num_steps radii.
+        num_steps: steps of a single solver, at least 1; stages have numbers of their own.
+        goal: what counts as success, `(logits, examples) -> flags [b]`.
+        lift: `per_example`, or `universal` for one set of variables for all images.
+        keep: "best", or "last" as in adversarial training (which saves two forward passes).
+        random_start: start at a random point of the space instead of at the clean image.
+        without: names of chained variables; for each of them the result holds the images without it.
+
+    Raises:
+        ValueError: a broken rule, naming the value.
+    """
+    require_choice("keep", keep, ("best", "last"))
+    if solver is None:
+        solver = projected_gradient(default_step(num_steps))
+    stages = tuple(solver) if isinstance(solver, Sequence) else (stage(solver, num_steps),)
+    lifted = lift(space)
+    named = {*without, *(name for own in stages for name in (*(own.moves or ()), *own.draws))}
+    if unknown := sorted(named - set(space.members())):
+        raise ValueError(f"variables {unknown} are not in the space; it has {', '.join(space.members())}")
+    loss, goal = losses.loss_from_spec(loss), as_pytree(goal)
+    return IterativeAttack(lifted, loss, goal, stages, keep, random_start, tuple(without))
+
+
+def default_step(num_steps: int) -> float:
+    """2.5 radii in all, so that every point of the set can be reached from any other (Madry et al.'s heuristic).
+
+    Raises:
+        ValueError: `num_steps` below 1.
+    """
+    require_count("num_steps", num_steps)
+    return min(1.0, 2.5 / num_steps)

@@ -1,0 +1,249 @@
+"""The semantic-preserving adversarial attack, which moves attributes and noise together, and attacks by one of them."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import optax
+
+from spa_jax.attacks.gradient import relative_step
+from spa_jax.attacks.iterative import IterativeAttack, Keep, Stage, default_step, make_attack, stage
+from spa_jax.solvers import apgd, grid, projected_gradient, random_search, steepest, take_turns
+from spa_jax.spaces.attribute import attribute
+from spa_jax.spaces.chain import chain
+from spa_jax.spaces.noise import noise_ball
+from spa_jax.types import Scalar, Solver, Space
+from spa_jax.validation import require_choice, require_count
+
+Search = Literal["joint", "alternating", "noise"]
+Start = Literal["grid", "random", "draws", "none"]
+StepSchedule = Literal["constant", "linear"]
+
+_AFTER_A_START = 0.1
+_APGD_STEP = 2.0
+_MOST_GRID_POINTS = 64
+
+
+def spa(
+    radius: Scalar,
+    attributes: Any = ("rotation",),
+    num_steps: int = 20,
+    *,
+    norm: str = "linf",
+    noise: Callable[[Any], Space] | None = None,
+    search: Search = "joint",
+    start: Start | None = None,
+    start_points: int | None = None,
+    solver: str | Solver = "apgd",
+    step_size: Scalar | None = None,
+    rel_step_size: Scalar | None = None,
+    attribute_step_size: Scalar | None = None,
+    step_schedule: StepSchedule = "constant",
+    loss: Any = "cross_entropy",
+    keep: Keep = "best",
+) -> IterativeAttack:
+    """The semantic-preserving adversarial attack: attributes and bounded noise together.
+
+    The image becomes clip(A(x, a) + d) with every attribute value `a` in its box and |d| <= radius around the *edited*
+    image. In the direct form `d` is searched pixel by pixel; in the generated form a trained generator makes it,
+    d = G(A(x, a), z), and its diversity variable `z` is searched. One backward pass moves all of them (SPA, IJCNN 2023;
+    the abstract fixes the joint optimisation, all numbers here are our choice). The result's `without["noise"]` holds
+    the edited images A(x, a).
+
+    It is an ordinary attack of two stages: a start without gradients, at one forward pass a point, then gradient steps
+    from its best point. Together these are, by `start` and `search`:
+
+    | `start` | `search` | what happens |
+    |---|---|---|
+    | "grid", "random" | "joint" | attribute values on a grid or at random, then steps on everything |
+    | "grid", "random" | "noise" | the same, then steps on the noise alone |
+    | "draws" | "joint" | random attribute values and noise, then steps on everything from the best draw |
+    | any | "alternating" | steps on attributes and noise in turns |
+    | "none" | any | steps from one random start |
+
+    Args:
+        radius: of the noise, on the [0, 1] scale.
+        attributes: names of edits in the order of application; or a mapping or sequence of `{"name": "rotation",
+            "low": -20, "high": 20}`; or a mapping of names to `spa_jax.attribute` spaces, of a learned manipulator too.
+        num_steps: gradient steps, one forward and one backward pass each.
+        norm: of direct noise, "linf", "l2" or "l1".
+        noise: how the space of noise is made from its radius, for noise that is generated:
+            `functools.partial(spa_jax.generated_noise, model, variables)`. Default: direct noise of that norm.
+        search: what the gradient steps move: "joint", "alternating" (attributes and noise in turns) or "noise".
+        start: where they start, see the table. Default: "grid" while that takes at most 64 points, else "draws".
+        start_points: grid points an attribute, or random points. Default: 9 for one attribute, 3 for two, 2 for more;
+            9 random ones.
+        solver: of the gradient steps, "apgd", "projected_gradient" or "random_search" (a random point each step), or a
+            solver object.
+        step_size: of the noise by the projected gradient, in the units of the radius.
+        rel_step_size: the same as a fraction of the radius. Default: 2.5 / num_steps; of the linear schedule's first
+            step, twice that and at least 0.5.
+        attribute_step_size: of the attributes by the projected gradient, in half ranges. Default: as the noise's
+            fraction; a tenth of it, with "apgd" too, after a start on the attributes, whose values long steps would
+            leave again (our choice, the strongest of those tried).
+        step_schedule: "constant", or "linear": the steps of the projected gradient shrink towards 0, so that the noise
+            comes to rest on the attribute value that it was made for.
+        loss, keep: as for `make_attack`.
+
+    Raises:
+        ValueError: a broken rule, naming the value; options that the chosen search would ignore.
+    """
+    require_count("num_steps", num_steps)
+    require_choice("search", search, ("joint", "alternating", "noise"))
+    require_choice("step_schedule", step_schedule, ("constant", "linear"))
+    members = _attribute_spaces(attributes)
+    edits = chain(**members)
+    space = chain(**members, noise=(functools.partial(noise_ball, norm) if noise is None else noise)(radius))
+    begins, points = _start_of(start, start_points, edits.grid_axes)
+    _refuse_unread(search, solver, step_size, rel_step_size, attribute_step_size, step_schedule)
+    first = _start_stage(begins, points, edits, tuple(members))
+    share = _AFTER_A_START if begins in ("grid", "random") else 1.0
+    if solver == "projected_gradient":
+        shrinks = step_schedule == "linear"
+        default = min(1.0, max(0.5, 2 * default_step(num_steps))) if shrinks else default_step(num_steps)
+        step = relative_step(radius, num_steps, step_size, rel_step_size, default)
+        attribute_step = share * step if attribute_step_size is None else attribute_step_size
+        sizes = dict.fromkeys(members, attribute_step) | {"noise": step}
+        solver = projected_gradient(sizes, _rule(search, tuple(members), num_steps if shrinks else None))
+    elif solver == "apgd":
+        solver = apgd(dict.fromkeys(members, share * _APGD_STEP) | {"noise": _APGD_STEP})
+    moves = ("noise",) if search == "noise" else None
+    draws = ("noise",) if begins in ("grid", "random") else ()
+    climb = stage(random_search() if isinstance(solver, str) else solver, num_steps, moves, draws)
+    random_start = begins in ("draws", "none")
+    return make_attack(space, loss, (*first, climb), keep=keep, random_start=random_start, without=("noise",))
+
+
+def _start_of(start: str | None, points: int | None, axes: int) -> tuple[str, int]:
+    """How the attack starts, and from how many points."""
+    a_grid = {1: 9, 2: 3}.get(axes, 2) if points is None else points
+    require_count("start_points", a_grid)
+    if start is None:
+        start = "grid" if a_grid**axes <= _MOST_GRID_POINTS else "draws"
+    require_choice("start", start, ("grid", "random", "draws", "none"))
+    return start, a_grid if start == "grid" else 9 if points is None else points
+
+
+def _start_stage(start: str, points: int, edits: Any, names: tuple[str, ...]) -> tuple[Stage, ...]:
+    if start == "grid":
+        solver = grid(points)
+        return (stage(solver, solver.num_steps(edits), names),)
+    if start == "random":
+        return (stage(random_search(), points, names),)
+    return (stage(random_search(), points - 1),) if start == "draws" and points > 1 else ()
+
+
+def _refuse_unread(search: str, solver: Any, *options: Any) -> None:
+    """Refuse options that the chosen search would ignore."""
+    if isinstance(solver, str):
+        require_choice("solver", solver, ("projected_gradient", "apgd", "random_search"))
+    if solver == "projected_gradient":
+        return
+    if search == "alternating":
+        raise ValueError(f"search={search!r} with solver={solver!r}: only 'projected_gradient' takes turns")
+    names = ("step_size", "rel_step_size", "attribute_step_size", "step_schedule")
+    given = {name: value for name, value in zip(names, options, strict=True) if value not in (None, "constant")}
+    if given:
+        listed = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ValueError(f"{listed} with solver={solver!r}: only 'projected_gradient' takes these steps")
+
+
+@functools.lru_cache
+def _rule(search: str, names: tuple[str, ...], shrink_over: int | None) -> optax.GradientTransformation:
+    """What a search moves, and how its steps shrink; cached, since equal rules then share a compilation."""
+    rules = [take_turns(names, ("noise",))] if search == "alternating" else []
+    if shrink_over is not None:
+        rules.append(optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, shrink_over)))
+    return optax.chain(*rules, steepest) if rules else steepest
+
+
+def _attribute_spaces(attributes: Any) -> dict[str, Space]:
+    if isinstance(attributes, Mapping):
+        named = [_named_attribute(name, entry) for name, entry in attributes.items()]
+    else:
+        named = [_named_attribute(None, entry) for entry in attributes]
+    names = [name for name, _ in named]
+    if not named or "noise" in names or len(set(names)) < len(names):
+        raise ValueError(f"attributes={attributes!r} must name at least one edit, none of them twice or 'noise'")
+    return dict(named)
+
+
+def _named_attribute(name: str | None, entry: Any) -> tuple[str, Space]:
+    """A named attribute space from a name, from `{"name": ..., "low": ..., "high": ...}`, or as it is."""
+    if isinstance(entry, str):
+        entry = {"name": entry}
+    if not isinstance(entry, Mapping):
+        if name is None:
+            raise ValueError(f"attributes hold {entry!r} without a name: pass a mapping of names to spaces")
+        return name, entry
+    options = {"name": name} | dict(entry)
+    edit = options.pop("name")
+    unknown = set(options) - {"low", "high"}
+    if unknown or not isinstance(edit, str):
+        raise ValueError(f"attributes hold {dict(entry)!r}: the valid keys are name, low, high")
+    return edit, attribute(edit, options.get("low"), options.get("high"))
+
+
+# --- one part alone -------------------------------------------------------------------------------------------------
+
+
+def noise_attack(
+    radius: Scalar,
+    noise: Callable[[Any], Space],
+    method: str = "random",
+    num_steps: int = 10,
+    rel_step_size: Scalar | None = None,
+    loss: Any = "cross_entropy",
+    keep: Keep = "best",
+) -> IterativeAttack:
+    """An attack by generated noise alone.
+
+    Args:
+        radius: of the noise, on the [0, 1] scale.
+        noise: how the space of noise is made from its radius, as for `spa`.
+        method: "random" (a new diversity variable each step, L2L-DA's own attack), or "gradient".
+        num_steps: random draws (10 in L2L-DA's code), or gradient steps.
+        rel_step_size: in radii of the diversity variable, for "gradient". Default: 2.5 / num_steps.
+        loss, keep: as for `make_attack`.
+
+    Raises:
+        ValueError: a number out of range, or an unknown method.
+    """
+    require_choice("method", method, ("gradient", "random"))
+    step = default_step(num_steps) if rel_step_size is None else rel_step_size
+    solver: Solver = random_search() if method == "random" else projected_gradient(step)
+    return make_attack(noise(radius), loss, solver, num_steps, keep=keep)
+
+
+def attribute_attack(
+    edit: Any,
+    low: Any = None,
+    high: Any = None,
+    method: str = "gradient",
+    num_steps: int = 10,
+    rel_step_size: Scalar | None = None,
+    loss: Any = "cross_entropy",
+    keep: Keep = "best",
+) -> IterativeAttack:
+    """An attack by one attribute alone.
+
+    Args:
+        edit: a name of `spa_jax.EDITS`, or a function `(image, value) -> image` (then with `low` and `high`).
+        low, high: range of the value. Default: the edit's documented range.
+        method: "gradient" (sign steps from a random value), "random", or "grid" (evenly spaced, bounds included).
+        num_steps: gradient steps, random draws, or grid points.
+        rel_step_size: in half ranges, for "gradient". Default: 2.5 / num_steps.
+        loss, keep: as for `make_attack`.
+
+    Raises:
+        ValueError: a number out of range, an unknown edit or method.
+    """
+    require_choice("method", method, ("gradient", "random", "grid"))
+    step = default_step(num_steps) if rel_step_size is None else rel_step_size
+    solvers: dict[str, Callable[[], Solver]] = {
+        "gradient": lambda: projected_gradient(step),
+        "random": random_search,
+        "grid": lambda: grid(num_steps),
+    }
+    space = attribute(edit, low, high)
+    return make_attack(space, loss, solvers[method](), num_steps, keep=keep, random_start=method != "grid")

@@ -1,0 +1,37 @@
+"""Goals `(logits [b, k], examples) -> flags [b]`: when an attack has succeeded."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from spa_jax.losses import margin
+from spa_jax.trees import pytree
+from spa_jax.types import Example, Flags, Logits, Scalar
+from spa_jax.validation import require_number
+
+
+def misclassified(logits: Logits, examples: Example) -> Flags:
+    """The prediction is not the label; with a target, it is the target."""
+    prediction = jnp.argmax(logits, axis=-1)
+    if examples.target is None:
+        return prediction != examples.label.astype(prediction.dtype)
+    return prediction == examples.target.astype(prediction.dtype)
+
+
+@pytree
+class Confident:
+    """Misclassified by a margin; see `confident`."""
+
+    bound: Any
+
+    def __call__(self, logits: Logits, examples: Example) -> Flags:
+        return misclassified(logits, examples) & (margin(logits, examples) >= self.bound)
+
+
+def confident(bound: Scalar) -> Confident:
+    """Misclassified, or at the target, by a margin of logits of at least `bound` (Carlini & Wagner 2017, their kappa).
+
+    Raises:
+        ValueError: `bound` is negative.
+    """
+    return Confident(require_number("bound", bound, "0 or larger", lambda b: b >= 0))

@@ -1,0 +1,484 @@
+"""From a config to the objects of a run: everything is checked before anything is read, compiled or written."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from spa_jax.attacks import PureAttack, attack_from_config
+from spa_jax.attacks.catalogue import check_attack, part_names
+from spa_jax.configuration import build, check_keys, check_spec, freeze
+from spa_jax.data import Augmentation, Dataset, load_dataset, steps_per_epoch
+from spa_jax.errors import ConfigError, listed, suggest
+from spa_jax.models import abstract_variables, create_model
+from spa_jax.parallel import check_divisible
+from spa_jax.runs.checkpoints import load_variables
+from spa_jax.runs.parts import TrainedPart, check_parts
+from spa_jax.training.learner import Learner
+from spa_jax.training.networks import Network
+from spa_jax.training.optimizers import OPTIMIZERS, SCHEDULES
+from spa_jax.training.placement import ENGINES, Engine, make_engine
+from spa_jax.training.recipes import STEPS, Validation, becomes, options_of
+from spa_jax.types import Example
+
+SCHEMA: Mapping[str, Any] = {
+    "name": str,
+    "seed": int,
+    "data": Mapping,
+    "normalization": Mapping | None,
+    "augmentation": Mapping | None,
+    "model": Mapping,
+    "recipe": Mapping,
+    "optimizer": Mapping,
+    "schedule": Mapping,
+    "training": {
+        "batch_size": int,
+        "num_epochs": float,
+        "engine": str,
+        "ema_decay": float,
+        "attack_warmup": float,
+        "separate_statistics": bool | None,
+        "evaluate_every": int,
+    },
+    "evaluation": {
+        "batch_size": int,
+        "attacks": Mapping,
+        "selection_attack": Mapping,
+        "select_by": str,
+        "survivors_only": bool,
+        "num_examples": int | None,
+        "radii": tuple | list | None,
+        "radius_attack": str | None,
+        "attribute_points": int,
+        "manipulation": Mapping | None,
+    },
+    "networks": Mapping | None,
+    "parts": Mapping | None,
+    "baselines": tuple | list | None,
+}
+"""Every key of a config and its type; what a key does stands in the README and in `configs/`."""
+
+MANIPULATION_SCHEMA: Mapping[str, Any] = {
+    "low": tuple | list,
+    "high": tuple | list,
+    "regressor": Mapping,
+    "classifier": Mapping,
+}
+"""How the manipulators of a config are judged: over which box, and by which parts, as `{"part": NAME}`."""
+
+NETWORK_SCHEMA: Mapping[str, Any] = {"model": Mapping, "optimizer": Mapping, "schedule": Mapping}
+"""An entry of `networks`: a network that the recipe trains beside the model."""
+
+_CARRIED = 4
+
+LoadData = Callable[[Mapping[str, Any]], Dataset]
+"""From a config to its data."""
+
+MAY_CHANGE = ("data.data_dir", "evaluation", "baselines")
+"""What may differ between a checkpoint's config and the config that goes on from it."""
+
+
+def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as plain data, with every key, name, type and number checked that can be without the data.
+
+    Raises:
+        ConfigError: an unknown or missing key, name or wrong type, by its dotted path.
+        ValueError: a number out of range.
+    """
+    config = dict(freeze(config))
+    check_keys(config, SCHEMA)
+    models = variants(config)
+    for name, variant in models.items():
+        path = "config" if name == config["name"] else f"config.baselines[{name}]"
+        _check_sections(variant, path)
+        check_parts(variant, models, path)
+    return config
+
+
+def _check_sections(config: Mapping[str, Any], path: str) -> None:
+    check_keys(config, SCHEMA, path)
+    check_spec(STEPS, config["recipe"], "recipe", f"{path}.recipe", ("learner",))
+    _check_updates(config, path)
+    for name, network in (config.get("networks") or {}).items():
+        check_keys(network, NETWORK_SCHEMA, f"{path}.networks.{name}")
+        _check_updates(network, f"{path}.networks.{name}")
+    check_spec({"augmentation": Augmentation}, _named(config, "augmentation"), "augmentation", f"{path}.augmentation")
+    check_spec({"normalization": _Normalization}, _named(config, "normalization"), "normalization", path)
+    for key in ("data", "model"):
+        if not isinstance(config[key].get("name"), str):
+            raise ConfigError(f"{path}.{key}.name={config[key].get('name')!r} must be a name")
+    _check_choice(f"{path}.training.engine", config["training"]["engine"], ENGINES)
+    _check_choice(f"{path}.evaluation.select_by", config["evaluation"]["select_by"], ("clean", "robust"))
+    if config["evaluation"].get("manipulation"):
+        check_keys(config["evaluation"]["manipulation"], MANIPULATION_SCHEMA, f"{path}.evaluation.manipulation")
+    curve = config["evaluation"].get("radius_attack")
+    if curve is not None:
+        _check_choice(f"{path}.evaluation.radius_attack", curve, tuple(config["evaluation"]["attacks"]))
+    for spec in attack_specs(config):
+        check_attack(spec)
+
+
+def _check_updates(config: Mapping[str, Any], path: str) -> None:
+    check_spec(OPTIMIZERS, config["optimizer"], "optimizer", f"{path}.optimizer", ("learning_rate",))
+    check_spec(SCHEDULES, config["schedule"], "schedule", f"{path}.schedule", ("total_steps",))
+
+
+def _check_choice(path: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{path}={value!r} must be one of {', '.join(choices)}")
+
+
+def _named(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {"name": key} | dict(config.get(key) or {})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Normalization:
+    mean: float | tuple = 0.0
+    std: float | tuple = 1.0
+
+
+def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The configs of all models that a config trains: its baselines in order, then its own.
+
+    A baseline holds its name and what differs. A mapping with a `name` replaces the config's mapping, one without is
+    merged into it; a network that is None is left out.
+
+    Raises:
+        ConfigError: a baseline without a name, or two models of one name.
+    """
+    own = {key: value for key, value in config.items() if key != "baselines"}
+    found: dict[str, dict[str, Any]] = {}
+    for i, change in enumerate([*(config.get("baselines") or ()), {"name": own["name"]}]):
+        if not isinstance(change, Mapping) or not isinstance(change.get("name"), str):
+            raise ConfigError(f"config.baselines[{i}]={change!r} must be a mapping with a `name`")
+        if change["name"] in found:
+            raise ConfigError(f"config.baselines: the name {change['name']!r} stands for two models")
+        found[change["name"]] = _merge(own, change)
+    return {name: _without_dropped_networks(variant) for name, variant in found.items()}
+
+
+def _without_dropped_networks(config: Mapping[str, Any]) -> dict[str, Any]:
+    networks = config.get("networks") or {}
+    kept = {name: network for name, network in networks.items() if network is not None}
+    return {**config, "networks": kept or None}
+
+
+def _merge(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = dict(config)
+    for key, value in change.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and "name" not in value
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged
+
+
+def classifies(config: Mapping[str, Any]) -> bool:
+    """Whether a config trains a classifier, and not a part of attacks or a judge of one."""
+    return options_of(config["recipe"])[0].validation is None
+
+
+def load_data(config: Mapping[str, Any]) -> Dataset:
+    """The data set of a config.
+
+    Raises:
+        ValueError: unknown name or option.
+        DataNotFoundError: it is not in `data.data_dir`.
+    """
+    return load_dataset(**config["data"])
+
+
+def data_loader() -> LoadData:
+    """`load_data` that reads the same data once, however many models are trained on them."""
+    known: dict[str, Dataset] = {}
+
+    def load(config: Mapping[str, Any]) -> Dataset:
+        name = json.dumps(config["data"], sort_keys=True)
+        if name not in known:
+            known[name] = load_data(config)
+        return known[name]
+
+    return load
+
+
+def evaluation_attacks(config: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> dict[str, PureAttack]:
+    """The attacks of the report, by the names the config gives them, made of the given parts."""
+    return {name: attack_from_config(spec, parts) for name, spec in config["evaluation"]["attacks"].items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What one model's training needs.
+
+    Attributes:
+        config: plain data.
+        dataset: the data.
+        mesh: the devices.
+        learner: network and optimiser.
+        engine: the compiled step.
+        total_steps: number of updates.
+        evaluate_every: steps between evaluations on the validation split, each followed by a checkpoint.
+        parts: networks trained before that this training needs, by name.
+    """
+
+    config: Mapping[str, Any]
+    dataset: Dataset
+    mesh: Mesh
+    learner: Learner
+    engine: Engine
+    total_steps: int
+    evaluate_every: int
+    parts: Mapping[str, TrainedPart]
+
+    @property
+    def needs(self) -> set[Path]:
+        """The directories of the models that have to be trained before."""
+        return {part.directory for part in self.parts.values()}
+
+    @functools.cached_property
+    def measure(self) -> Callable[..., Any]:
+        """Of a model that is not a classifier: what its recipe measures of a batch, compiled."""
+        _, options = options_of(self.config["recipe"])
+        return jax.jit(functools.partial(self.validation.measure, self.learner, **options))
+
+    @property
+    def validation(self) -> Validation:
+        """How a model that is not a classifier is judged."""
+        validation = options_of(self.config["recipe"])[0].validation
+        if validation is None:
+            raise ValueError(f"recipe={self.config['recipe']['name']!r} trains a classifier")
+        return validation
+
+    def carried(self) -> Any:
+        """What the recipe carries from step to step, before the first one."""
+        recipe, options = options_of(self.config["recipe"])
+        key = jax.random.fold_in(self.key, _CARRIED)
+        batch_size = self.config["training"]["batch_size"]
+        return recipe.init(self.learner, key, batch_size, self.dataset.image_shape, **options)
+
+    @property
+    def key(self) -> Any:
+        """The run's key; initialisation, training and evaluation fold it with a number each."""
+        return jax.random.key(self.config["seed"])
+
+
+def make_experiment(
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    mesh: Mesh,
+    parts: Mapping[str, TrainedPart] | None = None,
+    known: Mapping[str, TrainedPart] | None = None,
+) -> Experiment:
+    """Build model, optimiser, recipe and engine of a checked config.
+
+    Args:
+        config: of one model.
+        dataset: its data.
+        mesh: the devices.
+        parts: networks trained before that its training needs, see `find_parts`.
+        known: further ones, that only the attacks of the report need.
+
+    Raises:
+        ValueError: a name, option or number of the model is wrong; a batch cannot be split over the devices or is
+            larger than the training split.
+    """
+    training, parts = config["training"], parts or {}
+    check_divisible(training["batch_size"], mesh)
+    epoch = steps_per_epoch(dataset.train, training["batch_size"])
+    total_steps = round(training["num_epochs"] * epoch)
+    if total_steps < 1:
+        raise ValueError(
+            f"training.num_epochs={training['num_epochs']!r} must give at least one step of {epoch} an epoch"
+        )
+    learner = make_learner(config, dataset, total_steps)
+    _check_attacks(config, learner, {**parts, **(known or {})}, dataset.image_shape)
+    builders = {**learner.builders, **{name: part.build for name, part in parts.items()}}
+    learner = dataclasses.replace(learner, builders=builders)
+    engine = make_engine(training["engine"], mesh, learner, _recipe(config))
+    evaluate_every = max(1, training["evaluate_every"]) * epoch
+    return Experiment(config, dataset, mesh, learner, engine, total_steps, evaluate_every, parts)
+
+
+def find_parts(
+    config: Mapping[str, Any],
+    names: Iterable[str],
+    models: Mapping[str, Mapping[str, Any]],
+    workdir: Path,
+    load: LoadData = load_data,
+) -> dict[str, TrainedPart]:
+    """The parts of those names that a config declares: where they were or will be trained, and what they are.
+
+    Args:
+        config: of the model that is trained or attacked.
+        names: of parts, as `part_names` finds them in a recipe or in attacks; undeclared ones are passed over.
+        models: all models of the run, by name.
+        workdir: of the run.
+        load: gives the data of a config.
+
+    Raises:
+        ConfigError: a part's model is not there, or has no such network.
+        CheckpointError: the run of a part in another directory has no checkpoint.
+    """
+    found = {}
+    declared = config.get("parts") or {}
+    for name in sorted(set(names) & set(declared)):
+        entry = declared[name]
+        model, network = entry["model"].replace("{victim}", config["name"]), entry.get("network")
+        directory = Path(entry.get("workdir") or workdir) / model
+        if not entry.get("workdir") and model not in models:
+            raise ConfigError(f"parts.{name}.model={model!r} is not a model{suggest(model, models)}")
+        source = load_variables(directory, names=["step"]).config if entry.get("workdir") else models[model]
+        data = load({**source, "data": {**source["data"], **_data_dir(config)}})
+        learner = make_learner(source, data)
+        if network is not None and network not in learner.networks:
+            hint = suggest(network, learner.networks)
+            raise ConfigError(f"parts.{name}.network={network!r} is not a network of {model!r}{hint}")
+        trained = learner.model if network is None else learner.networks[network].model
+        build = becomes(source["recipe"], network, trained, learner.mean, learner.std)
+        if build is None:
+            raise ConfigError(f"parts.{name}.network={network!r} of {model!r} cannot be part of an attack")
+        found[name] = TrainedPart(directory, network, build, abstract_variables(trained, data.image_shape))
+    return found
+
+
+def training_order(experiments: Mapping[str, Experiment], workdir: Path) -> list[str]:
+    """The names of the models, each after those whose parts it needs, and otherwise in their own order.
+
+    Raises:
+        ConfigError: models that need each other.
+    """
+    ordered: list[str] = []
+    waiting = dict(experiments)
+    while waiting:
+        missing = {name: workdir / name for name in waiting}
+        ready = [name for name, own in waiting.items() if not own.needs & (set(missing.values()) - {missing[name]})]
+        if not ready:
+            raise ConfigError(f"config.parts: the models {listed(waiting)} need each other; none can be trained first")
+        ordered.append(ready[0])
+        del waiting[ready[0]]
+    return ordered
+
+
+def _data_dir(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"data_dir": config["data"].get("data_dir")}
+
+
+def attack_specs(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Every attack that a config trains or judges with."""
+    evaluation = config["evaluation"]
+    trained = [config["recipe"]["attack"]] if "attack" in config["recipe"] else []
+    return [*trained, evaluation["selection_attack"], *evaluation["attacks"].values()]
+
+
+def _check_attacks(
+    config: Mapping[str, Any],
+    learner: Learner,
+    parts: Mapping[str, TrainedPart],
+    image_shape: tuple[int, int, int],
+) -> None:
+    """Build every attack whose parts are known and apply its space to an image, abstractly.
+
+    A colour edit of grey images fails here, or a manipulator without the attribute that the attack names.
+    """
+    builders = {name: part.build for name, part in parts.items()} | dict(learner.builders)
+    abstract = {name: part.abstract for name, part in parts.items()}
+    for name, network in learner.networks.items():
+        abstract[name] = abstract_variables(network.model, image_shape)
+    for spec in attack_specs(config):
+        needed = part_names(spec)
+        if needed <= set(builders):
+            own = {name: abstract[name] for name in needed}
+            jax.eval_shape(functools.partial(_fits, spec, builders), own, jax.ShapeDtypeStruct(image_shape, np.float32))
+
+
+def _fits(spec: Mapping[str, Any], builders: Mapping[str, Any], variables: Mapping[str, Any], image: Any) -> Any:
+    attack = attack_from_config(spec, {name: builders[name](own) for name, own in variables.items()})
+    example = Example(image, np.int32(0))
+    for space in attack.members().values():
+        if space.grid_axes:
+            space.apply(space.init(jax.random.key(0), example.replace(prepared=space.prepare(example))), example)
+    return image
+
+
+def _recipe(config: Mapping[str, Any]) -> Callable[[Learner], Any]:
+    return lambda learner: build(STEPS, config["recipe"], "recipe", "config.recipe", learner=learner)
+
+
+def make_learner(config: Mapping[str, Any], dataset: Dataset, total_steps: int = 1) -> Learner:
+    """Networks, normalisation and optimisers of a config."""
+    model, optimizer = _network(config, dataset, total_steps)
+    networks = {
+        name: Network(*_network(spec, dataset, total_steps)) for name, spec in (config.get("networks") or {}).items()
+    }
+    normal = build({"normalization": _Normalization}, _named(config, "normalization"), "normalization")
+    augmentation = None
+    if config.get("augmentation"):
+        augmentation = build({"augmentation": Augmentation}, _named(config, "augmentation"), "augmentation")
+    mean, std = (_channels(name, value, dataset) for name, value in (("mean", normal.mean), ("std", normal.std)))
+    ema_decay, warmup = (_share(config, name) for name in ("ema_decay", "attack_warmup"))
+    return Learner(
+        model,
+        optimizer,
+        mean,
+        std,
+        ema_decay,
+        augmentation,
+        round(warmup * total_steps),
+        separate_statistics=bool(config["training"].get("separate_statistics")),
+        networks=networks,
+        builders=_builders(config, networks, mean, std),
+    )
+
+
+def _builders(config: Mapping[str, Any], networks: Mapping[str, Network], mean: Any, std: Any) -> dict[str, Any]:
+    """What the networks that the recipe trains beside the model become, by name."""
+    found = {
+        name: becomes(config["recipe"], name, network.model, mean, std) for name, network in networks.items()
+    }
+    return {name: build for name, build in found.items() if build is not None}
+
+
+def _network(spec: Mapping[str, Any], dataset: Dataset, total_steps: int) -> tuple[Any, Any]:
+    """A model that fits the data, and its optimiser."""
+    schedule = build(SCHEDULES, spec["schedule"], "schedule", "config.schedule", total_steps=total_steps)
+    optimizer = build(OPTIMIZERS, spec["optimizer"], "optimizer", "config.optimizer", learning_rate=schedule)
+    model = create_model(
+        **{"num_classes": dataset.num_classes, **spec["model"]},
+        num_attributes=len(dataset.attributes),
+        attribute_names=dataset.attribute_names,
+        **_attribute_statistics(dataset),
+        input_shape=dataset.image_shape,
+    )
+    return model, optimizer
+
+
+def _attribute_statistics(dataset: Dataset) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of every attribute over the training data, at most 10,000 examples of it."""
+    if not dataset.attributes:
+        return {}
+    known = dataset.train.take(np.arange(min(len(dataset.train), 10_000)))["attribute"].astype(np.float64)
+    spread = known.std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    return {"attribute_centre": tuple(known.mean(axis=0).tolist()), "attribute_scale": tuple(scale.tolist())}
+
+
+def _share(config: Mapping[str, Any], name: str) -> float:
+    value = config["training"][name]
+    if not 0 <= value < 1:
+        raise ValueError(f"training.{name}={value!r} must be in [0, 1)")
+    return value
+
+
+def _channels(name: str, value: Any, dataset: Dataset) -> np.ndarray:
+    channels = dataset.image_shape[-1]
+    array = np.asarray(value, np.float32)
+    if array.shape not in ((), (channels,)):
+        raise ValueError(f"normalization.{name}={value!r} must be one number or one per channel ({channels})")
+    if name == "std" and np.any(array <= 0):
+        raise ValueError(f"normalization.std={value!r} must be larger than 0")
+    return array

@@ -1,0 +1,284 @@
+"""From a run's directory to its report: the trained models of a config, judged side by side."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spa_jax.attacks import PureAttack, attack_from_config
+from spa_jax.attacks.catalogue import part_names
+from spa_jax.data.types import Dataset, Examples
+from spa_jax.edits import EDITS
+from spa_jax.evaluation.accuracy import evaluate
+from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
+from spa_jax.evaluation.manipulation import evaluate_manipulator
+from spa_jax.evaluation.manipulation_report import write_manipulation_report
+from spa_jax.evaluation.pictures import Sheet, make_sheet
+from spa_jax.evaluation.records import Check, Curve, ModelReport
+from spa_jax.evaluation.report import write_report
+from spa_jax.evaluation.sanity import sanity_checks
+from spa_jax.evaluation.sweep import evenly_spaced
+from spa_jax.parallel import data_mesh
+from spa_jax.runs.checkpoints import load_variables
+from spa_jax.runs.experiment import (
+    LoadData,
+    classifies,
+    evaluation_attacks,
+    find_parts,
+    load_data,
+    make_learner,
+    variants,
+)
+from spa_jax.runs.parts import load_model
+from spa_jax.training.recipes import becomes
+from spa_jax.types import Victim
+from spa_jax.victims import classifier
+
+_REPORT = 3
+_CURVE_EXAMPLES = 1000
+
+
+def load_victim(config: Mapping[str, Any], workdir: Path, dataset: Dataset, mesh: Mesh) -> Victim:
+    """The best checkpoint of one model, with its averaged weights where it has any, as a victim.
+
+    Raises:
+        CheckpointError: there is none, or it belongs to another network.
+    """
+    variables = load_model(workdir / config["name"], _everywhere(mesh))
+    learner = make_learner(config, dataset)
+    return classifier(learner.model, variables, learner.mean, learner.std)
+
+
+def load_part(workdir: str | os.PathLike, model: str, network: str | None = None) -> Any:
+    """A model of a finished run, for use in one's own program, on all devices.
+
+    Args:
+        workdir: of the run.
+        model: its name in the run's config.
+        network: one that its recipe trained beside it, or None for the model itself.
+
+    Returns:
+        A manipulator as an edit for `spa_jax.attribute`; a noise generator as a function from the radius to a space,
+        as `spa_jax.spa` takes it for `noise`; a classifier as a victim; a regressor as a function of keys and images.
+
+    Raises:
+        CheckpointError: there is no such run, or it is damaged.
+        ConfigError: the model has no such network.
+    """
+    entry = {"model": model, "network": network, "workdir": os.fspath(workdir)}
+    config = load_variables(Path(workdir) / model, names=["step"]).config
+    return load_parts({**config, "parts": {model: entry}}, {"part": model}, {}, Path(workdir), data_mesh())[model]
+
+
+def load_parts(
+    config: Mapping[str, Any],
+    wanted: Any,
+    models: Mapping[str, Any],
+    workdir: Path,
+    mesh: Mesh,
+    load: LoadData = load_data,
+) -> dict[str, Any]:
+    """The parts that a piece of a config, such as the attacks that judge a model, asks for.
+
+    Raises:
+        CheckpointError: one of them was not trained.
+    """
+    found = find_parts(config, part_names(wanted), models, workdir, load)
+    return {name: part.build(part.load(_everywhere(mesh))) for name, part in found.items()}
+
+
+def _everywhere(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh: Mesh) -> str:
+    """Judge every model of a config on the test split and write `report/` in the run's directory.
+
+    The curves come from at most 1,000 examples, evenly spaced; each of their points is a whole attack. Manipulators are
+    judged by `evaluation.manipulation`, each into a directory of its own below.
+
+    Args:
+        config: checked, see `spa_jax.runs.experiment`.
+        workdir: holds one directory a model.
+        load: gives the data of a config, as `data_loader()`.
+        mesh: the devices.
+
+    Returns:
+        The tables as text.
+    """
+    everyone, dataset = variants(config), load(config)
+    split = _test_split(config, dataset)
+    models: dict[str, ModelReport] = {}
+    sheets: dict[str, Sheet] = {}
+    with _progress() as show:
+        for name, variant in everyone.items():
+            if classifies(variant):
+                show(name)
+                parts = load_parts(variant, variant["evaluation"]["attacks"], everyone, workdir, mesh, load)
+                victim = load_victim(variant, workdir, dataset, mesh)
+                models[name], sheet = _judge(variant, parts, victim, split, mesh, show)
+                sheets |= {name: sheet} if sheet else {}
+    written = [_report_manipulator(variant, everyone, workdir, mesh, load) for variant in _manipulators(everyone)]
+    if models:
+        written.append(_write(config, workdir / "report", dataset, models, sheets))
+    return "\n".join(written)
+
+
+def _test_split(config: Mapping[str, Any], dataset: Dataset) -> Examples:
+    count = config["evaluation"].get("num_examples")
+    return dataset.test if count is None else evenly_spaced(dataset.test, count)
+
+
+def _common(config: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    key = jax.random.fold_in(jax.random.key(config["seed"]), _REPORT)
+    return {"key": key, "batch_size": config["evaluation"]["batch_size"], "mesh": mesh}
+
+
+def _judge(
+    config: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    victim: Victim,
+    split: Examples,
+    mesh: Mesh,
+    show: "_Shown",
+) -> tuple[ModelReport, Sheet | None]:
+    settings, common = config["evaluation"], _common(config, mesh)
+    attacks = evaluation_attacks(config, parts)
+    report = evaluate(victim, split, attacks, survivors_only=settings["survivors_only"], on_batch=show.batch, **common)
+    curves = _curves(config, parts, victim, evenly_spaced(split, _CURVE_EXAMPLES), common)
+    report = dataclasses.replace(report, curves=curves, checks=_checks(config, victim, split, common))
+    if not attacks:
+        return report, None
+    pictured = settings.get("radius_attack") or list(attacks)[-1]
+    return report, make_sheet(victim, split, attacks[pictured], name=pictured, **common)
+
+
+def _manipulators(models: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    asked = [model for model in models.values() if model["evaluation"].get("manipulation")]
+    return [model for model in asked if model["recipe"]["name"] == "manipulator"]
+
+
+def _report_manipulator(
+    config: Mapping[str, Any],
+    models: Mapping[str, Any],
+    workdir: Path,
+    mesh: Mesh,
+    load: LoadData,
+) -> str:
+    """Judge a manipulator by the regressor and the classifier that its config names."""
+    settings, dataset = config["evaluation"]["manipulation"], load(config)
+    judges = load_parts(config, settings, models, workdir, mesh, load)
+    learner = make_learner(config, dataset)
+    build = becomes(config["recipe"], None, learner.model, learner.mean, learner.std)
+    edit = build(load_model(workdir / config["name"], _everywhere(mesh)))
+    report = evaluate_manipulator(
+        edit,
+        _test_split(config, dataset),
+        low=settings["low"],
+        high=settings["high"],
+        attributes=dataset.attributes,
+        **{name: judges[settings[name]["part"]] for name in ("regressor", "classifier")},
+        **_common(config, mesh),
+    )
+    if jax.process_index() != 0:
+        return ""
+    return write_manipulation_report(
+        report,
+        workdir / "report" / config["name"],
+        title=f"{config['name']} on {dataset.name}",
+        dataset=f"{dataset.name}, test split",
+        seed=config["seed"],
+        config=config,
+        class_names=dataset.class_names,
+    )
+
+
+def _curves(
+    config: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    victim: Victim,
+    split: Examples,
+    common: Mapping[str, Any],
+) -> list[Curve]:
+    settings = config["evaluation"]
+    curves = []
+    if settings.get("radii") and settings.get("radius_attack"):
+        name = settings["radius_attack"]
+        spec = settings["attacks"][name]
+
+        def attack_at(radius: float) -> PureAttack:
+            return attack_from_config(spec | {"radius": radius}, parts)
+
+        curves.append(accuracy_by_radius(victim, split, attack_at, settings["radii"], name=name, **common))
+    if settings["attribute_points"]:
+        for edit, values in _attribute_values(evaluation_attacks(config, parts), settings["attribute_points"]).items():
+            curves.append(accuracy_by_attribute(victim, split, edit, values, **common))
+    return curves
+
+
+def _attribute_values(attacks: Mapping[str, PureAttack], points: int) -> dict[str, np.ndarray]:
+    """For each attribute that some attack moves, values over twice its range, to see where the accuracy ends."""
+    values = {}
+    for attack in attacks.values():
+        for space in attack.members().values():
+            if space.name not in EDITS:
+                continue
+            low, high = (2 * bound - space.identity_value for bound in (space.low, space.high))
+            values[space.name] = np.linspace(low, high, points)
+    return values
+
+
+def _checks(config: Mapping[str, Any], victim: Victim, split: Examples, common: Mapping[str, Any]) -> list[Check]:
+    radii = [spec["radius"] for spec in config["evaluation"]["attacks"].values() if spec.get("radius")]
+    if not radii:
+        return []
+    return sanity_checks(victim, split, radius=radii[0], key=common["key"], mesh=common["mesh"])
+
+
+def _write(
+    config: Mapping[str, Any],
+    directory: Path,
+    dataset: Dataset,
+    models: Mapping[str, ModelReport],
+    sheets: Mapping[str, Sheet],
+) -> str:
+    if jax.process_index() != 0:
+        return ""
+    title = f"{config['name']} on {dataset.name}"
+    return write_report(
+        models,
+        directory,
+        title=title,
+        dataset=f"{dataset.name}, test split",
+        seed=config["seed"],
+        config=config,
+        sheets=sheets,
+        class_names=dataset.class_names,
+    )
+
+
+class _Shown:
+    """A line in the terminal that says which model is under which attack."""
+
+    def __init__(self, status: Any) -> None:
+        self._status, self._model = status, ""
+
+    def __call__(self, model: str) -> None:
+        self._model = model
+
+    def batch(self, attack: str, done: int, total: int) -> None:
+        self._status.update(f"evaluating {self._model}: {attack} {done}/{total}")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[_Shown]:
+    from rich.console import Console
+
+    with Console(stderr=True).status("evaluating") as status:
+        yield _Shown(status)

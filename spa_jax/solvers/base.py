@@ -1,0 +1,98 @@
+"""What every solver works on: the problem of an attack, the best point so far, and streams of keys."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spa_jax.spaces.lift import Lifted
+from spa_jax.trees import select
+from spa_jax.types import Evaluation, Example, Goal, Keys, Logits, Loss, Predict, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What a solver sees.
+
+    Attributes:
+        space: lifted to the batch.
+        examples: what it acts on.
+        predict: the victim as the engine calls it, `(keys [b], images) -> logits`.
+        loss: what is maximised.
+        goal: what counts as success.
+        num_steps: how many steps there will be.
+        moves: names of the chained variables that may move; None: all.
+    """
+
+    space: Lifted
+    examples: Example
+    predict: Predict
+    loss: Loss
+    goal: Goal
+    num_steps: int
+    moves: tuple[str, ...] | None = None
+
+    def logits(self, v: Variables, keys: Keys) -> Logits:
+        """The victim's answer to the images that the variables make; differentiable."""
+        images = self.space.apply(v, self.examples)
+        return self.predict(self.space.example_keys(keys, len(images)), images)
+
+    def evaluate(self, v: Variables, keys: Keys) -> Evaluation:
+        """Loss, success and logits of each example."""
+        logits = self.logits(v, keys)
+        return Evaluation(self.loss(logits, self.examples), self.goal(logits, self.examples), logits)
+
+    def climb(self, v: Variables, keys: Keys) -> tuple[Evaluation, Variables]:
+        """The evaluation at `v` and the gradient of the loss there, by one forward and one backward pass."""
+
+        def objective(v: Variables) -> tuple[Any, Evaluation]:
+            evaluation = self.evaluate(v, keys)
+            return evaluation.value, evaluation
+
+        return self.space.gradient(objective, v, self.examples)
+
+    def direction(self, gradient: Variables) -> Variables:
+        """Steepest ascent of ONE set of variables, one radius long; 0 for those that may not move."""
+        direction = self.space.space.direction(gradient)
+        if self.moves is None:
+            return direction
+        return {name: d if name in self.moves else jax.tree.map(jnp.zeros_like, d) for name, d in direction.items()}
+
+    def hold(self, v: Variables, proposed: Variables) -> Variables:
+        """The proposed variables, with those that may not move as they were, projected."""
+        if self.moves is not None:
+            proposed = {name: new if name in self.moves else v[name] for name, new in proposed.items()}
+        return self.space.project(proposed, self.examples)
+
+    def candidate(self, v: Variables, evaluation: Evaluation) -> "Best":
+        """Variables with what decides about them: per example, or weighted means where they are shared."""
+        summary = [self.space.summarise(values, self.examples) for values in (evaluation.value, evaluation.success)]
+        return Best(v, *summary)
+
+
+class Best(NamedTuple):
+    """The strongest variables so far, their loss and their success: [b], or [] where the variables are shared."""
+
+    variables: Variables
+    value: Any
+    success: Any
+
+
+def better(old: Any, new: Any) -> Any:
+    """The stronger of two candidates or results, per example; see `is_stronger`."""
+    return select(is_stronger(new, old), new, old)
+
+
+def is_stronger(new: Any, old: Any) -> Any:
+    """Whether `new` beats `old`; both have `success` and `value`.
+
+    Success counts before the loss. NaN never beats a number, and a number always NaN.
+    """
+    beats = (new.success > old.success) | ((new.success == old.success) & (new.value > old.value))
+    return ~jnp.isnan(new.value) & (beats | jnp.isnan(old.value))
+
+
+def fold_in(keys: Keys, data: Any) -> Keys:
+    """Each key, or the single one, folded with the same number."""
+    return jax.random.fold_in(keys, data) if keys.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(keys, data)

@@ -1,0 +1,36 @@
+"""Spaces: what an attack may change about one image, and the lifts that take a space to a batch.
+
+Every space is a frozen pytree dataclass written for ONE example; its numbers are leaves, so one compiled attack serves
+every radius and range. The protocol is `spa_jax.types.Space`.
+"""
+
+from spa_jax.spaces.attribute import Attribute, attribute
+from spa_jax.spaces.base import SpaceBase
+from spa_jax.spaces.chain import Chain, chain
+from spa_jax.spaces.generated import generated_noise, victim_gradient
+from spa_jax.spaces.latent import Latent, latent
+from spa_jax.spaces.lift import Lifted, per_example, universal
+from spa_jax.spaces.noise import L1, L2, NORMS, LInf, l1, l2, linf, noise_ball
+
+__all__ = [
+    "L1",
+    "L2",
+    "NORMS",
+    "Attribute",
+    "Chain",
+    "LInf",
+    "Latent",
+    "Lifted",
+    "SpaceBase",
+    "attribute",
+    "chain",
+    "generated_noise",
+    "l1",
+    "l2",
+    "latent",
+    "linf",
+    "noise_ball",
+    "per_example",
+    "universal",
+    "victim_gradient",
+]

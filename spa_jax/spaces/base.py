@@ -1,0 +1,40 @@
+"""What every space answers unless it knows better."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from spa_jax.types import Example, Space, Variables
+
+
+class SpaceBase:
+    """Defaults of the questions that an attack, a grid or a report asks a space.
+
+    Attributes:
+        name: of its variables where the space stands alone.
+        grid_axes: how many numbers of it an exhaustive search goes through: those of an attribute, none of noise.
+    """
+
+    name: ClassVar[str] = "noise"
+    grid_axes: Any = 0
+
+    def members(self) -> Mapping[str, Any]:
+        """The space itself; a chain has its links."""
+        return {self.name: self}
+
+    def prepare(self, example: Example) -> Any:
+        """What does not depend on the variables, computed once for all steps: `Example.prepared`."""
+        return None
+
+    def at_grid_point(self, v: Variables, index: Any, points: int) -> Variables:
+        """`v` with its attributes at point `index` of the grid of `points` values for each axis."""
+        return v
+
+
+def require_space(space: Any) -> None:
+    """Check that something has the methods of a space.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not (isinstance(space, Space) and hasattr(space, "grid_axes")) or isinstance(space, type):
+        raise ValueError(f"space={space!r} must be a space, such as spa_jax.spaces.linf(8/255), or inherit SpaceBase")

@@ -1,0 +1,256 @@
+"""Bounded noise around the image: balls of the norms l-infinity, l2 and l1, each within the image's [0, 1]."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spa_jax.numerics import clip_to_unit
+from spa_jax.spaces.base import SpaceBase
+from spa_jax.trees import pytree, repeat, static
+from spa_jax.types import Example, Image, Scalar, Space
+from spa_jax.validation import require_choice, require_number
+
+TINY = 1e-12
+_ROUNDING = 1e-6
+_BISECTIONS = 40
+
+
+def checked_radius(radius: Scalar) -> Scalar:
+    """A radius of 0 or larger.
+
+    Raises:
+        ValueError: it is negative, or not a number.
+    """
+    return require_number("radius", radius, "a radius, 0 or larger", lambda r: r >= 0)
+
+
+def _within_image(noise: Any, example: Example | None) -> Any:
+    if example is None:
+        return noise
+    return jnp.clip(noise, -example.image, 1 - example.image)
+
+
+class _Noise(SpaceBase):
+    """What the norm balls share: additive noise, zero as the identity."""
+
+    radius: Any
+
+    def scaled(self, share: Any) -> Any:
+        return dataclasses.replace(self, radius=share * self.radius)  # type: ignore[type-var]
+
+    def identity(self, example: Example) -> Image:
+        return jnp.zeros_like(example.image)
+
+    def apply(self, v: Image, example: Example) -> Image:
+        return _clip_rounding(example.image + v)
+
+
+@jax.custom_jvp
+def _clip_rounding(x: Any) -> Any:
+    """`clip_to_unit` with gradient 1 also a rounding error outside.
+
+    Projection and application compute an edited image separately, so noise that ends at a bound may overshoot by 1e-8.
+    """
+    return clip_to_unit(x)
+
+
+@_clip_rounding.defjvp
+def _clip_rounding_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    (x,), (dot,) = primals, tangents
+    return clip_to_unit(x), jnp.where(_is_outside(x), 0, dot)
+
+
+def _is_outside(x: Any) -> Any:
+    return (x < -_ROUNDING) | (x > 1 + _ROUNDING)
+
+
+@pytree
+class LInf(_Noise):
+    """Noise with every pixel within `radius`; see `linf`."""
+
+    radius: Any
+
+    def init(self, key: Any, example: Example) -> Image:
+        image = example.image
+        noise = jax.random.uniform(key, image.shape, image.dtype, -1.0, 1.0) * self.radius
+        return self.project(noise, example)
+
+    def project(self, v: Image, example: Example | None) -> Image:
+        return _within_image(jnp.clip(v, -self.radius, self.radius), example)
+
+    def direction(self, g: Image) -> Image:
+        return self.radius * jnp.sign(g)
+
+
+@pytree
+class L2(_Noise):
+    """Noise of Euclidean norm within `radius`; see `l2`."""
+
+    radius: Any
+
+    def init(self, key: Any, example: Example) -> Image:
+        image = example.image
+        direction_key, length_key = jax.random.split(key)
+        noise = jax.random.normal(direction_key, image.shape, image.dtype)
+        length = jax.random.uniform(length_key, (), image.dtype) ** (1 / image.size)
+        return self.project(self.radius * length * noise / l2_norm(noise), example)
+
+    def project(self, v: Image, example: Example | None) -> Image:
+        return _project_onto_ball(v, example, self.radius, l2_norm, _l2_shrink, jnp.asarray(1.0, v.dtype))
+
+    def direction(self, g: Image) -> Image:
+        return self.radius * unit_l2(g)
+
+
+@pytree
+class L1(_Noise):
+    """Noise of L1 norm within `radius`; see `l1`."""
+
+    radius: Any
+    sparsity: float = static(default=0.99)
+
+    def init(self, key: Any, example: Example) -> Image:
+        image = example.image
+        noise_key, slack_key = jax.random.split(key)
+        noise = jax.random.laplace(noise_key, image.shape, image.dtype)
+        slack = jax.random.exponential(slack_key, (), image.dtype)
+        return self.project(self.radius * noise / (_l1_norm(noise) + slack), example)
+
+    def project(self, v: Image, example: Example | None) -> Image:
+        return _project_onto_ball(v, example, self.radius, _l1_norm, _l1_shrink, jnp.max(jnp.abs(v)))
+
+    def direction(self, g: Image) -> Image:
+        count = max(1, round((1 - self.sparsity) * g.size))
+        magnitude = jnp.abs(g)
+        threshold = jax.lax.top_k(magnitude.reshape(-1), count)[0][-1]
+        chosen = jnp.where((magnitude >= threshold) & (magnitude > 0), jnp.sign(g), 0)
+        return self.radius * chosen / (_l1_norm(chosen) + TINY)
+
+    def apply(self, v: Image, example: Example) -> Image:
+        return _add_within_unit(example.image, v)
+
+
+@jax.custom_vjp
+def _add_within_unit(image: Image, v: Image) -> Image:
+    """The clipped sum, whose gradient in `v` is 0 at a pixel that already lies on the bound it points to.
+
+    A sparse step would otherwise be spent on pixels that cannot move, again and again.
+    """
+    return clip_to_unit(image + v)
+
+
+def _add_forward(image: Image, v: Image) -> tuple[Image, tuple[Image, Image]]:
+    return _add_within_unit(image, v), (image, v)
+
+
+def _add_backward(inputs: tuple[Image, Image], cotangent: Image) -> tuple[Image, Image]:
+    total = inputs[0] + inputs[1]
+    stuck = ((total >= 1 - _ROUNDING) & (cotangent > 0)) | ((total <= _ROUNDING) & (cotangent < 0))
+    inside = jnp.where(_is_outside(total), 0, cotangent)
+    return inside, jnp.where(stuck, 0, inside)
+
+
+_add_within_unit.defvjp(_add_forward, _add_backward)
+
+
+def l2_norm(v: Any) -> Any:
+    """The norm, with gradient 0 at 0 instead of NaN, for those who differentiate through an attack."""
+    squared = jnp.sum(v**2)
+    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+
+def unit_l2(g: Any) -> Any:
+    """`g` at L2 norm 1, however small a saturated victim has made it; zero stays zero."""
+    largest = jnp.max(jnp.abs(g))
+    scaled = g / jnp.where(largest > 0, largest, 1)
+    return scaled / (l2_norm(scaled) + TINY)
+
+
+def _l1_norm(v: Any) -> Any:
+    return jnp.sum(jnp.abs(v))
+
+
+def _l2_shrink(v: Any, amount: Any) -> Any:
+    return v * (1 - amount)
+
+
+def _l1_shrink(v: Any, amount: Any) -> Any:
+    return jnp.sign(v) * jnp.maximum(jnp.abs(v) - amount, 0)
+
+
+def _project_onto_ball(v: Any, example: Example | None, radius: Any, norm: Any, shrink: Any, most: Any) -> Any:
+    """The Euclidean projection onto ball and image box at once.
+
+    The multiplier of the norm constraint shrinks every pixel separately before the box cuts it, and the norm falls
+    as it grows (KKT conditions; Croce & Hein 2021, section 2, for L1). Bisection finds it.
+    """
+
+    def at(amount: Any) -> Any:
+        return _within_image(shrink(v, amount), example)
+
+    def halve(bounds: tuple[Any, Any]) -> tuple[Any, Any]:
+        low, high = bounds
+        middle = (low + high) / 2
+        inside = norm(at(middle)) <= radius
+        return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
+
+    boxed = at(jnp.zeros_like(most))
+    _, high = repeat(halve, (jnp.zeros_like(most), most), _BISECTIONS)
+    found = jnp.where(norm(boxed) <= radius * (1 + 1e-6), boxed, at(high))
+    # Squares of tiny noise vanish, so a norm of 0 proves nothing.
+    return jnp.where(radius > 0, found, jnp.zeros_like(found))
+
+
+def linf(radius: Scalar) -> LInf:
+    """Noise with every pixel within `radius` of the image, and the sum within [0, 1].
+
+    Args:
+        radius: largest change of a pixel, on the [0, 1] scale. A random start is uniform in the cube (Madry et al.
+            2018, section 5).
+
+    Raises:
+        ValueError: `radius` is negative.
+    """
+    return LInf(checked_radius(radius))
+
+
+def l2(radius: Scalar) -> L2:
+    """Noise of Euclidean norm at most `radius` over all pixels of an image, and the sum within [0, 1].
+
+    The projection is the exact one onto ball and box together. A random start is uniform in the ball.
+
+    Raises:
+        ValueError: `radius` is negative.
+    """
+    return L2(checked_radius(radius))
+
+
+def l1(radius: Scalar, sparsity: float = 0.99) -> L1:
+    """Noise of L1 norm at most `radius` over all pixels of an image, and the sum within [0, 1].
+
+    The projection is the exact one onto ball and box together (Croce & Hein 2021). A step moves the share
+    `1 - sparsity` of the pixels with the largest gradients (Tramer & Boneh 2019, SLIDE; 0.99 is their setting), out of
+    those that are not on the bound they would move to.
+
+    Raises:
+        ValueError: `radius` is negative, or `sparsity` outside [0, 1).
+    """
+    sparsity = require_number("sparsity", sparsity, "in [0, 1)", lambda s: 0 <= s < 1)
+    return L1(checked_radius(radius), sparsity)
+
+
+NORMS: Mapping[str, Callable[[Any], Space]] = {"linf": linf, "l2": l2, "l1": l1}
+"""The balls of noise by the name of their norm."""
+
+
+def noise_ball(norm: str, radius: Scalar) -> Space:
+    """The ball of noise of a norm by name.
+
+    Raises:
+        ValueError: unknown norm, or a negative radius.
+    """
+    require_choice("norm", norm, tuple(NORMS))
+    return NORMS[norm](radius)

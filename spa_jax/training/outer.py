@@ -1,0 +1,158 @@
+"""Outer objectives of adversarial training by name: what a classifier learns from clean, edited and attacked images."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+
+from spa_jax import losses
+from spa_jax.configuration import build
+from spa_jax.types import Example, Logits, Values
+from spa_jax.validation import require_number
+
+IMAGES = ("clean", "edited", "attacked")
+"""What an objective may see: the images, the attack's images without their noise, and the attack's images."""
+
+
+class Outer(Protocol):
+    """An objective that training minimises.
+
+    Attributes:
+        images: which of `IMAGES` it sees, in that order.
+        attack_loss: what the attack maximises instead of its own loss, or None.
+    """
+
+    images: tuple[str, ...]
+    attack_loss: Any
+
+    def __call__(self, logits: Mapping[str, Logits], examples: Example, attacked_share: Any = 1.0) -> Values:
+        """Values [b] from the logits in training mode; `attacked_share` scales the weight of the attacked images."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+    """The weighted mean of the cross entropies on clean, edited and attacked images.
+
+    Weights are 0 or larger and are made to sum to 1; images of weight 0 are not shown to the network.
+
+    Attributes:
+        clean_weight: 0 is Madry et al.'s (2018), equal weights are Goodfellow et al.'s (2015).
+        edited_weight: of the attack's images without their noise, A(x, a).
+        attacked_weight: of the attack's images.
+
+    Raises:
+        ValueError: a weight is negative, or all are 0.
+    """
+
+    clean_weight: float = 0.0
+    edited_weight: float = 0.0
+    attacked_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_weights(self._weights)
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        return {"clean": self.clean_weight, "edited": self.edited_weight, "attacked": self.attacked_weight}
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(name for name in IMAGES if self._weights[name])
+
+    @property
+    def attack_loss(self) -> None:
+        return None
+
+    def __call__(self, logits: Mapping[str, Logits], examples: Example, attacked_share: Any = 1.0) -> Values:
+        values = {name: losses.cross_entropy(logits[name], examples) for name in self.images}
+        return _weighted_mean(values, self._weights, attacked_share)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpaSamples(CrossEntropy):
+    """SPA training's weighted samples: clean, attribute-only and joint images.
+
+    The default weights are those of the authors' public code (one batch of 1, 2 and 2 parts).
+    """
+
+    clean_weight: float = 0.2
+    edited_weight: float = 0.4
+    attacked_weight: float = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class Trades:
+    """TRADES: CE(x) + beta * KL(p(x) || p(x')) (Zhang et al. 2019, eq. 5).
+
+    With an `edited_weight`, x' are edited and attacked images, and the divergence is their weighted mean.
+
+    Attributes:
+        beta: weight of the divergence, 0 or larger; 6 is the paper's for CIFAR-10.
+        edited_weight, attacked_weight: shares of the divergence.
+        attack_maximises: "kl_divergence", the divergence from the clean answer as in the paper, or "own", the loss that
+            the attack has.
+
+    The random start is that of the attack (uniform in the ball for "pgd"; the authors' code starts from Gaussian noise
+    of 0.001). Clean and attacked images share one BatchNorm batch, unless the training keeps statistics apart.
+
+    Raises:
+        ValueError: a number out of range, or another `attack_maximises`.
+    """
+
+    beta: float = 6.0
+    edited_weight: float = 0.0
+    attacked_weight: float = 1.0
+    attack_maximises: str = "kl_divergence"
+
+    def __post_init__(self) -> None:
+        require_number("beta", self.beta, "0 or larger", lambda beta: beta >= 0)
+        _check_weights(self._weights)
+        if self.attack_maximises not in ("kl_divergence", "own"):
+            raise ValueError(f"attack_maximises={self.attack_maximises!r} must be 'kl_divergence' or 'own'")
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        return {"edited": self.edited_weight, "attacked": self.attacked_weight}
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        return ("clean", *(name for name, weight in self._weights.items() if weight))
+
+    @property
+    def attack_loss(self) -> Any:
+        return losses.kl_divergence if self.attack_maximises == "kl_divergence" else None
+
+    def __call__(self, logits: Mapping[str, Logits], examples: Example, attacked_share: Any = 1.0) -> Values:
+        reference = examples.replace(reference=logits["clean"])
+        divergences = {name: losses.kl_divergence(logits[name], reference) for name in self.images[1:]}
+        divergence = _weighted_mean(divergences, self._weights, attacked_share)
+        return losses.cross_entropy(logits["clean"], examples) + self.beta * divergence
+
+
+def _check_weights(weights: Mapping[str, float]) -> None:
+    for name, weight in weights.items():
+        require_number(f"{name}_weight", weight, "0 or larger", lambda w: w >= 0)
+    if not any(weights.values()):
+        named = ", ".join(f"{name}_weight={weight!r}" for name, weight in weights.items())
+        raise ValueError(f"{named} must not all be 0")
+
+
+def _weighted_mean(values: Mapping[str, Values], weights: Mapping[str, float], attacked_share: Any) -> Values:
+    shares = {name: weights[name] * (attacked_share if name == "attacked" else 1.0) for name in values}
+    total = jnp.maximum(sum(shares.values()), 1e-12)
+    return sum(shares[name] * values[name] for name in values) / total
+
+
+OUTER: Mapping[str, Callable[..., Any]] = {"cross_entropy": CrossEntropy, "spa": SpaSamples, "trades": Trades}
+"""Outer objectives by name."""
+
+
+def outer_from_spec(outer: str | Mapping[str, Any]) -> Any:
+    """An outer objective from its name, or from `{"name": "trades", "beta": 6.0}`.
+
+    Raises:
+        ConfigError: an unknown name or option, or a wrong type.
+        ValueError: a number out of range.
+    """
+    return build(OUTER, {"name": outer} if isinstance(outer, str) else outer, "outer objective", "recipe.outer")

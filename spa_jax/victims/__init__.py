@@ -1,0 +1,22 @@
+"""Victims: any function from images to logits, with the defences that stand before it, ready for a compiled attack.
+
+On a CPU a victim is rewritten so that its convolutions and max-poolings are quick; `rewriting(False)` switches it off.
+"""
+
+from spa_jax.types import Victim
+from spa_jax.victims.tracing import as_victim, call, rewriting
+from spa_jax.victims.wrappers import Classifier, classifier, eot, normalize, purify, randomized, straight_through
+
+__all__ = [
+    "Classifier",
+    "Victim",
+    "as_victim",
+    "call",
+    "classifier",
+    "eot",
+    "normalize",
+    "purify",
+    "randomized",
+    "rewriting",
+    "straight_through",
+]

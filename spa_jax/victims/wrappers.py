@@ -1,0 +1,224 @@
+"""Victims from networks, and what may stand before them; normalisation and purification belong to them, not to attacks.
+
+A victim is any function from images [b, h, w, c] in [0, 1] to logits [b, k]; `randomized(f)` marks one that takes
+`(keys, images)`, one key an image. So do purifiers, from images to images.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from spa_jax.trees import pytree, static
+from spa_jax.validation import is_traced, require_count
+from spa_jax.victims.tracing import call
+
+_Images = Float[Array, "b h w c"]
+_Logits = Float[Array, "b k"]
+
+
+@pytree
+class Classifier:
+    """A network with its weights and its input normalisation; see `classifier`."""
+
+    variables: Any
+    mean: Any
+    std: Any
+    apply: Callable[[Any, Any], Any] = static()
+
+    def __call__(self, images: _Images) -> _Logits:
+        return self.apply(self.variables, _normalised(images, self.mean, self.std))
+
+
+def _statistics(mean: Any, std: Any) -> tuple[Any, Any]:
+    mean, std = _statistic("mean", mean), _statistic("std", std)
+    if not is_traced(std) and bool(np.any(np.asarray(std) <= 0)):
+        raise ValueError(f"std={std!r} must be larger than 0 in every channel")
+    return mean, std
+
+
+def _statistic(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"{name}={value!r} must be a number or one number per channel")
+    return jnp.asarray(value, jnp.float32)
+
+
+def _normalised(images: _Images, mean: Any, std: Any) -> _Images:
+    mean, std = (jnp.broadcast_to(value.astype(images.dtype), images.shape) for value in (mean, std))
+    return (images - mean) / std
+
+
+class _InferenceMode:
+    """`model.apply` in inference mode, comparing equal for equal modules so that compiled attacks are reused."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, variables: Any, images: _Images) -> _Logits:
+        return self.model.apply(variables, images, train=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _InferenceMode) and self.model == other.model
+
+    def __hash__(self) -> int:
+        return hash(self.model)
+
+
+def classifier(model: Any, variables: Any, mean: Any = 0.0, std: Any = 1.0) -> Classifier:
+    """A victim from a flax.linen module called as `model.apply(variables, images, train=False)`.
+
+    BatchNorm thus uses its running statistics: per-example gradients are independent of the rest of the batch. The
+    weights are leaves, so new weights do not recompile.
+
+    Args:
+        model: the module.
+        variables: its collections, `{"params": ..., "batch_stats": ...}`.
+        mean, std: of the pixels on the [0, 1] scale, a number or one per channel; the network sees (x - mean) / std.
+
+    Raises:
+        ValueError: a `std` of 0 or below.
+    """
+    return Classifier(variables, *_statistics(mean, std), _InferenceMode(model))
+
+
+# --- victims that draw at random, and what stands before a victim ---------------------------------------------------
+
+
+def _is_randomized(victim: Any) -> bool:
+    return getattr(victim, "is_randomized", False)
+
+
+def _keys_and_images(is_randomized: bool, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+    if len(arguments) != 1 + is_randomized:
+        raise TypeError(f"takes {'(keys, images)' if is_randomized else '(images)'}, got {len(arguments)} arguments")
+    return (None, *arguments) if len(arguments) == 1 else arguments
+
+
+@pytree
+class _Randomized:
+    function: Any
+
+    is_randomized = True
+
+    def __call__(self, keys: Key[Array, "..."], images: _Images) -> Any:
+        return self.function(keys, images)
+
+
+def randomized(function: Any) -> Any:
+    """Mark `function(keys, images)` as a victim or purifier that draws at random from one key an image.
+
+    With a key of its own, what an image meets does not depend on how a batch is laid out.
+
+    Raises:
+        ValueError: `function` is none.
+    """
+    if not callable(function):
+        raise ValueError(f"function={function!r} must be a function of (keys, images)")
+    return function if _is_randomized(function) else _Randomized(function)
+
+
+@pytree
+class _Normalised:
+    victim: Any
+    mean: Any
+    std: Any
+
+    @property
+    def is_randomized(self) -> bool:
+        return _is_randomized(self.victim)
+
+    def __call__(self, *arguments: Any) -> _Logits:
+        keys, images = _keys_and_images(self.is_randomized, arguments)
+        return call(self.victim, keys, _normalised(images, self.mean, self.std))
+
+
+def normalize(victim: Callable[..., Any], mean: Any, std: Any) -> Any:
+    """The victim behind an input normalisation: it sees (x - mean) / std, the attack sees [0, 1].
+
+    Raises:
+        ValueError: a `std` of 0 or below.
+    """
+    return _Normalised(victim, *_statistics(mean, std))
+
+
+@pytree
+class _Purified:
+    victim: Any
+    purifier: Any
+
+    @property
+    def is_randomized(self) -> bool:
+        return _is_randomized(self.victim) or _is_randomized(self.purifier)
+
+    def __call__(self, *arguments: Any) -> _Logits:
+        keys, images = _keys_and_images(self.is_randomized, arguments)
+        if keys is None:
+            return call(self.victim, None, call(self.purifier, None, images))
+        halves = jax.vmap(jax.random.split)(keys)
+        return call(self.victim, halves[:, 1], call(self.purifier, halves[:, 0], images))
+
+
+def purify(victim: Callable[..., Any], purifier: Callable[..., Any]) -> Any:
+    """The victim behind a purifier, a function from images to images in [0, 1]; each gets keys of its own."""
+    return _Purified(victim, purifier)
+
+
+@pytree
+class _StraightThrough:
+    purifier: Any
+
+    @property
+    def is_randomized(self) -> bool:
+        return _is_randomized(self.purifier)
+
+    def __call__(self, *arguments: Any) -> _Images:
+        keys, images = _keys_and_images(self.is_randomized, arguments)
+        return images + jax.lax.stop_gradient(call(self.purifier, keys, images) - images)
+
+
+def straight_through(purifier: Callable[..., Any]) -> Any:
+    """The same purifier with the identity as its gradient (BPDA, Athalye et al. 2018, section 4.1).
+
+    A defence with a purifier is judged with its full gradient and with this one, and the worst is reported.
+    """
+    return _StraightThrough(purifier)
+
+
+@pytree
+class _Averaged:
+    victim: Any
+    draws: int = static()
+    average: str = static(default="logits")
+
+    is_randomized = True
+
+    def __call__(self, keys: Key[Array, "..."] | None, images: _Images) -> _Logits:
+        if keys is None:
+            raise ValueError("keys=None: eot draws the victim's randomness from one key per image")
+        outputs = jax.vmap(self._draw, in_axes=(None, None, 0))(keys, images, jnp.arange(self.draws))
+        if self.average == "logits":
+            return jnp.mean(outputs, axis=0)
+        return jax.nn.logsumexp(jax.nn.log_softmax(outputs), axis=0) - jnp.log(float(self.draws))
+
+    def _draw(self, keys: Any, images: _Images, i: Any) -> _Logits:
+        return call(self.victim, jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i), images)
+
+
+def eot(victim: Callable[..., Any], n: int, average: Literal["logits", "probabilities"] = "logits") -> Any:
+    """The expectation over a randomized victim's draws, by `n` of them at once (Athalye et al. 2018, section 4.2).
+
+    Args:
+        victim: a randomized one; the draws of any other are all equal.
+        n: draws per call; compute and memory grow with it.
+        average: the mean of logits, or the log of the mean of probabilities.
+
+    Raises:
+        ValueError: `n` below 1, or another `average`.
+    """
+    require_count("n", n)
+    if average not in ("logits", "probabilities"):
+        raise ValueError(f"average={average!r} must be 'logits' or 'probabilities'")
+    return _Averaged(victim, n, average)

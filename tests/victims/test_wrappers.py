@@ -1,0 +1,186 @@
+"""Victims: normalisation, purification, straight-through gradients, expectation over randomness."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spa_jax import classifier, eot, normalize, pgd, purify, randomized, straight_through
+from tests.analytic_victims import SIZE, images, labels, linear, weights
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+BATCH = 6
+KEYS = jax.random.split(jax.random.key(0), BATCH)
+X, W = images(batch=BATCH), weights()
+MEAN, STD = [0.2, 0.4, 0.5], [0.5, 0.25, 2.0]
+
+
+@randomized
+def shaken(keys, x):
+    """A stochastic victim: every image gets noise of its own before the linear one."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, SIZE))(keys)
+    return linear(W)(x + noise)
+
+
+def rounded(x):
+    """A purifier without a useful gradient."""
+    return jnp.round(x * 4) / 4
+
+
+def bits(keys):
+    return np.asarray(jax.random.key_data(keys))
+
+
+# --- normalisation --------------------------------------------------------------------------------------------------
+
+
+def flat_sums(x):
+    return 2 * jnp.sum(x, axis=(1, 2))
+
+
+def test_the_network_sees_normalised_pixels_and_the_attack_plain_ones():
+    x = images(batch=BATCH, size=(4, 4, 3))
+    expected = 2 * np.sum((np.asarray(x, np.float64) - MEAN) / STD, axis=(1, 2))
+    np.testing.assert_allclose(normalize(flat_sums, MEAN, STD)(x), expected, rtol=1e-5)
+    keyed = normalize(randomized(lambda keys, x: flat_sums(x)), MEAN, STD)
+    np.testing.assert_allclose(keyed(KEYS, x), expected, rtol=1e-5)
+
+
+class SmallNetwork(nn.Module):
+    """Batch statistics and one dense layer."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(self.classes)(x.reshape(x.shape[0], -1))
+
+
+def test_a_classifier_uses_running_statistics_and_equal_models_are_one_program():
+    variables = jax.jit(lambda: SmallNetwork(3).init(jax.random.key(0), X, train=False))()
+    first, second = classifier(SmallNetwork(3), variables), classifier(SmallNetwork(3), variables)
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    assert jax.tree.structure(first) != jax.tree.structure(classifier(SmallNetwork(4), variables))
+    run = jax.jit(lambda predict, x: predict(x))
+    np.testing.assert_allclose(run(first, X)[:1], run(first, X.at[1:].set(0))[:1], atol=1e-6)
+
+
+def test_a_classifier_normalises_as_normalize_does():
+    variables = jax.jit(lambda: SmallNetwork(3).init(jax.random.key(0), X, train=False))()
+    expected = normalize(classifier(SmallNetwork(3), variables), 0.5, 0.25)(X)
+    np.testing.assert_allclose(classifier(SmallNetwork(3), variables, 0.5, 0.25)(X), expected, rtol=1e-6)
+
+
+# --- purification ---------------------------------------------------------------------------------------------------
+
+
+def test_purifier_and_classifier_get_keys_of_their_own():
+    seen = {}
+
+    @randomized
+    def purifier(keys, x):
+        seen["purifier"] = bits(keys)
+        return x / 2
+
+    @randomized
+    def predict(keys, x):
+        seen["classifier"] = bits(keys)
+        return linear(W)(x)
+
+    logits = purify(predict, purifier)(KEYS, X)
+    np.testing.assert_allclose(logits, linear(W)(X / 2), rtol=1e-5)
+    together = np.concatenate([bits(KEYS), seen["purifier"], seen["classifier"]])
+    assert len(np.unique(together, axis=0)) == 3 * BATCH
+    np.testing.assert_allclose(purify(linear(W), rounded)(X), linear(W)(rounded(X)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: normalize(f, 0.0, 1.0), lambda f: purify(f, rounded), straight_through])
+def test_a_wrapper_is_randomized_if_what_it_wraps_is(wrap):
+    assert not wrap(linear(W)).is_randomized
+    assert wrap(randomized(lambda keys, x: x)).is_randomized
+    assert purify(linear(W), randomized(lambda keys, x: x)).is_randomized
+    with pytest.raises(TypeError, match=r"takes \(images\), got 2 arguments"):
+        wrap(linear(W))(KEYS, X)
+    with pytest.raises(TypeError, match=r"takes \(keys, images\), got 1 arguments"):
+        wrap(randomized(lambda keys, x: x))(X)
+
+
+def test_marking_twice_is_marking_once():
+    assert randomized(shaken) is shaken
+    with pytest.raises(ValueError, match="function=3 must be a function of"):
+        randomized(3)
+
+
+def test_straight_through_keeps_the_value_and_has_the_gradient_of_the_identity():
+    passed = straight_through(rounded)
+    np.testing.assert_allclose(passed(X), rounded(X), atol=1e-7)
+    slopes = jnp.cos(jnp.arange(X.size)).reshape(X.shape)
+
+    def slope(purifier):
+        return jax.grad(lambda x: jnp.sum(slopes * purifier(x)))(X)
+
+    np.testing.assert_allclose(slope(passed), slopes)
+    np.testing.assert_array_equal(slope(rounded), 0)
+
+
+def test_an_attack_gets_past_a_rounding_purifier_only_straight_through():
+    x, y = images(low=0.3, high=0.7), labels()
+    clean = linear(W)(rounded(x))
+    attack = pgd(0.2, 5, loss="margin", random_start=False)
+    blind = attack(KEYS[0], purify(linear(W), rounded), x, y)
+    np.testing.assert_array_equal(blind.x, x)
+    seeing = attack(KEYS[0], purify(linear(W), straight_through(rounded)), x, y)
+    gain = seeing.value - (clean[jnp.arange(4), 1 - y] - clean[jnp.arange(4), y])
+    assert np.all(gain > 0.5)
+
+
+# --- expectation over randomness ------------------------------------------------------------------------------------
+
+
+def draws(n):
+    """The outputs of a stochastic victim for each draw, one after the other."""
+    return jnp.stack([shaken(jax.vmap(jax.random.fold_in, (0, None))(KEYS, i), X) for i in range(n)])
+
+
+def test_eot_is_the_mean_over_draws():
+    each = np.asarray(draws(3), np.float64)
+    np.testing.assert_allclose(eot(shaken, 3)(KEYS, X), each.mean(0), rtol=1e-4, atol=1e-5)
+    probabilities = np.exp(each) / np.exp(each).sum(-1, keepdims=True)
+    averaged = eot(shaken, 3, "probabilities")(KEYS, X)
+    np.testing.assert_allclose(averaged, np.log(probabilities.mean(0)), rtol=1e-4, atol=1e-5)
+
+
+def test_eot_approaches_the_expectation_and_its_gradient():
+    logits, gradient = jax.jit(jax.value_and_grad(lambda x: eot(shaken, 2000)(KEYS, x)[0, 1]))(X)
+    np.testing.assert_allclose(logits, linear(W)(X)[0, 1], atol=0.15)
+    np.testing.assert_allclose(gradient[0], W / 2, atol=1e-5)
+
+
+def test_eot_does_not_depend_on_the_layout_of_the_batch():
+    averaged = eot(shaken, 4)
+    together = averaged(KEYS, X)
+    np.testing.assert_allclose(averaged(KEYS[::-1], X[::-1])[::-1], together, rtol=1e-5, atol=1e-6)
+
+
+def test_another_average_is_refused():
+    """Beside our own error, the annotation says so in these tests."""
+    with pytest.raises((ValueError, TypeError), match="median"):
+        eot(shaken, 2, "median")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: normalize(flat_sums, 0.0, 0.0), r"std=.*must be larger than 0 in every channel"),
+        (lambda: classifier(SmallNetwork(3), {}, 0.0, [1.0, -1.0, 1.0]), r"std=.*larger than 0"),
+        (lambda: normalize(flat_sums, "imagenet", 1.0), r"mean='imagenet' must be a number or one number per channel"),
+        (lambda: eot(shaken, 0), r"n=0 must be an integer of at least 1"),
+        (lambda: eot(shaken, 2)(None, X), r"keys=None: eot draws"),
+    ],
+)
+def test_bad_victims_are_refused_with_value_and_rule(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
