@@ -169,14 +169,14 @@ class Attack(Protocol):
     def shared(self) -> bool:
         """Whether all images share one set of variables."""
 
-    def init(self, key: Any, victim: Victim, images: Any, labels: Any, target: Any = None) -> Any:
+    def init(self, key: Any, victim: Victim, images: Any, labels: Any, target: Any = None, **extra: Any) -> Any:
         """The state before the first step."""
 
-    def step(self, state: Any, victim: Victim, images: Any, labels: Any, target: Any = None) -> Any:
+    def step(self, state: Any, victim: Victim, images: Any, labels: Any, target: Any = None, **extra: Any) -> Any:
         """One step."""
 
-    def result(self, state: Any, victim: Victim, images: Any, labels: Any, target: Any = None) -> Any:
+    def result(self, state: Any, victim: Victim, images: Any, labels: Any, target: Any = None, **extra: Any) -> Any:
         """What the state has found."""
 
-    def __call__(self, key: Any, victim: Victim, images: Any, labels: Any, target: Any = None) -> Any:
+    def __call__(self, key: Any, victim: Victim, images: Any, labels: Any, target: Any = None, **extra: Any) -> Any:
         """Attack the images: `init`, all steps, `result`."""

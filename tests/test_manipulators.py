@@ -135,7 +135,9 @@ def test_gradients_through_values_are_finite_and_those_of_differences(residual):
     np.testing.assert_allclose(jax.grad(score)(start), slopes, rtol=0.02, atol=2e-3)
 
 
-@pytest.mark.parametrize("shape", [(12, 12, 1), (28, 28, 1), (9, 14, 3), (64, 64, 3)])
+@pytest.mark.parametrize(
+    "shape", [(12, 12, 1), pytest.param((28, 28, 1), marks=pytest.mark.slow), (9, 14, 3), (64, 64, 3)]
+)
 def test_edits_of_any_shape_are_images_and_the_same_compiled_or_not(shape):
     edit = trained_like_edit(shape)
     image, value = images(6, 1, shape)[0], jnp.array([20.0, 2.0, 3.0])

@@ -176,6 +176,8 @@ def test_step_sizes_are_those_of_the_documentation():
     assert sizes(start="none", step_size=0.1) == {"rotation": 0.5, "noise": 0.5}
     assert sizes(start="random", rel_step_size=0.5, attribute_step_size=0.3) == {"rotation": 0.3, "noise": 0.5}
     assert sizes(start="none", step_schedule="linear") == {"rotation": 0.5, "noise": 0.5}
+    by_start = {start: spa(0.2, ROTATION, start=start).stages[-1].solver.rel_step_size for start in ("grid", "none")}
+    assert by_start == {"grid": {"rotation": 0.2, "noise": 2.0}, "none": {"rotation": 2.0, "noise": 2.0}}
 
 
 @pytest.mark.parametrize(

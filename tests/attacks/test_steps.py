@@ -1,4 +1,4 @@
-"""Every attack is pure steps on a visible state: called, stepped, scanned, mapped or resumed, the result is the same."""
+"""Every attack is pure steps on a visible state: called, stepped, scanned, mapped or resumed, the result is one."""
 
 import functools
 import subprocess
@@ -127,6 +127,22 @@ def test_states_can_be_scanned_and_vmapped(name):
     found = jax.jit(jax.vmap(lambda keys: scanned(attack, keys, X, Y)))(twice)
     for i, keys in enumerate(twice):
         assert_same(name, jax.tree.map(lambda leaf, i=i: leaf[i], found), attack(keys, VICTIM, X, Y))
+
+
+def test_a_batch_of_states_takes_a_step_by_vmap_alone():
+    twice = jnp.stack([KEYS, checked_keys(jax.random.key(1), BATCH)])
+    states = jax.vmap(lambda keys: PGD.init(keys, VICTIM, X, Y))(twice)
+    states = jax.vmap(lambda state: PGD.step(state, VICTIM, X, Y))(states)
+    for i, keys in enumerate(twice):
+        alone = PGD.step(PGD.init(keys, VICTIM, X, Y), VICTIM, X, Y)
+        np.testing.assert_allclose(states.variables[i], alone.variables, atol=1e-6)
+
+
+@pytest.mark.parametrize("radius", [0.1, np.float32(0.1), jnp.float32(0.1)], ids=["python", "numpy", "jax"])
+def test_an_attack_is_a_function_to_be_jitted_whatever_its_numbers_are(radius):
+    attack = pgd(radius, 3)
+    assert_same("pgd_linf", jax.jit(attack)(KEYS, VICTIM, X, Y), PGD(KEYS, VICTIM, X, Y))
+    assert hash(spa(radius, EDITS, 3, **PROJECTED)) and attack != pgd(radius, 3)
 
 
 @pytest.mark.parametrize("name", BY_NAME)

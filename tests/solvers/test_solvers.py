@@ -145,7 +145,7 @@ def test_apgd_follows_the_algorithm_of_the_paper(norm, space, num_steps):
         np.testing.assert_allclose(np.asarray(evaluation.value)[:, i], values, rtol=1e-6, atol=1e-8)
         compared = before_rounding_decides(values)
         final_steps.add(float(steps[compared][-1]))
-        np.testing.assert_allclose(np.asarray(state.step_size)[compared, i] * space.radius, steps[compared])
+        np.testing.assert_allclose(np.asarray(state.step_share)[compared, i] * 2 * space.radius, steps[compared])
     assert len(final_steps) > 1 and min(final_steps) < space.radius, "examples should differ in how often they halve"
 
 
@@ -209,9 +209,9 @@ SIGN = 1 - 2 * np.asarray(Y)
 UP = {"light": SIGN * np.sign(np.sum(np.asarray(W))), "noise": SIGN[:, None, None, None] * np.sign(W)}
 
 
-def moved(rule, num_steps=3, step_size=0.01, random_start=False):
+def moved(rule, num_steps=3, step_size=0.01, random_start=False, solver=None):
     """How far each variable went in the direction of ascent, in radii."""
-    solver = projected_gradient(step_size, rule)
+    solver = projected_gradient(step_size, rule) if solver is None else solver
     attack = make_attack(SPACE, margin, solver, num_steps, keep="last", random_start=random_start)
     variables = attack(KEY, linear(W), X, Y).variables
     return {name: np.asarray(variables[name]) * UP[name] / 0.1 for name in UP}
@@ -225,6 +225,11 @@ def assert_moved(distance, light, noise):
 def test_the_plain_rule_moves_step_size_radii_a_step():
     assert_moved(moved(steepest), 0.03, 0.03)
     assert_moved(moved(steepest, step_size={"light": 0.02, "noise": 0.05}), 0.06, 0.15)
+
+
+def test_apgd_takes_a_first_step_for_each_variable():
+    assert_moved(moved(None, 1, solver=apgd(0.02)), 0.02, 0.02)
+    assert_moved(moved(None, 1, solver=apgd({"light": 0.02, "noise": 0.05})), 0.02, 0.05)
 
 
 def test_momentum_accumulates_the_direction():
@@ -306,6 +311,7 @@ def test_a_solver_may_read_and_differentiate_the_logits():
             r"grid\(points=4\) over 9 attributes has 262,144 points.*more than 100,000.*random_search",
         ),
         (lambda: apgd(rel_step_size=-1.0), r"rel_step_size=-1\.0"),
+        (lambda: apgd({"light": 0.1, "noise": -1.0}), r"rel_step_size=-1\.0"),
         (lambda: take_turns(), r"at least one group"),
         (lambda: moved(optax.chain(take_turns(("noise",)), steepest)), r"leave out the variables \['light'\]"),
         (lambda: moved(steepest, step_size={"lihgt": 0.1, "noise": 0.1}), r"lihgt"),

@@ -97,11 +97,12 @@ def test_starts_and_projections_lie_in_the_set_and_in_the_unit_range(name):
 def test_projection_is_idempotent_and_leaves_inner_points_alone(name):
     space, x = SPACES[name], images(batch=BATCH)
     once = project(space, far_points(space, x), x)
-    twice = project(space, once, x)
     inside = start(space, keys(), x)
     tolerance = 1e-6 if name == "latent" else 0
-    for before, after in ((once, twice), (inside, project(space, inside, x))):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), before, after)
+    chex.assert_trees_all_close(project(space, once, x), once, rtol=tolerance, atol=tolerance)
+    if name == "chain":  # another program made the start, and rounds the edited image in its own way
+        tolerance = 1e-6
+    chex.assert_trees_all_close(project(space, inside, x), inside, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -64,11 +64,15 @@ def test_both_networks_learn(tiny_net, batch):
     assert {"accuracy", "edited_accuracy", "robust_accuracy", "loss", "generator_loss"} <= set(metrics)
 
 
-def test_during_the_warm_up_the_joint_images_do_not_count(tiny_net, batch):
+def test_during_the_warm_up_the_joint_images_do_not_count(plain_net, batch):
     def loss(warmup=0, **weights):
-        options = {"outer": {"name": "spa", **weights}, "generator": GENERATOR, "generator_warmup": warmup}
-        recipe = functools.partial(adversarial, attack=SPA, **options)
-        return _train(_learner(tiny_net), recipe, batch, steps=1)[1]["loss"]
+        options = {
+            "outer": {"name": "spa", **weights},
+            "generator": GENERATOR | {"radius": 0.3},
+            "generator_warmup": warmup,
+        }
+        recipe = functools.partial(adversarial, attack=SPA | {"radius": 0.3}, **options)
+        return _train(_learner(plain_net), recipe, batch, steps=1)[1]["loss"]
 
     warming = loss(warmup=1)
     np.testing.assert_allclose(warming, loss(attacked_weight=0.0), rtol=1e-5)

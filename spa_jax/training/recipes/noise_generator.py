@@ -13,6 +13,7 @@ from spa_jax.attacks import noise_attack
 from spa_jax.attacks.catalogue import names_part
 from spa_jax.losses import diversity
 from spa_jax.solvers import fold_in
+from spa_jax.spaces import chain, per_example
 from spa_jax.spaces.generated import add_noise, generated_noise, painter, recursive_noise, victim_look
 from spa_jax.training.learner import Learner, Metrics, TrainStep
 from spa_jax.training.state import TrainState
@@ -121,9 +122,10 @@ def noise_generator(
 
 def edited_at_random(attack: Any, examples: Example) -> Images:
     """The images at random values of an attack's attributes, without its noise."""
-    edits = attack.space.without("noise") if "noise" in attack.members() else None
-    if edits is None or not edits.members():
+    members = {name: space for name, space in attack.members().items() if space.grid_axes}
+    if not members:
         return examples.image
+    edits = per_example(chain(**members))
     seen = examples.replace(prepared=jax.vmap(edits.space.prepare)(examples))
     return edits.apply(edits.init(fold_in(examples.key, _VALUES), seen), seen)
 
