@@ -72,7 +72,7 @@ def test_during_the_warm_up_the_joint_images_do_not_count(plain_net, batch):
             "generator_warmup": warmup,
         }
         recipe = functools.partial(adversarial, attack=SPA | {"radius": 0.3}, **options)
-        return _train(_learner(plain_net), recipe, batch, steps=1)[1]["loss"]
+        return _train(_learner(plain_net, std=np.float32(0.1)), recipe, batch, steps=1)[1]["loss"]
 
     warming = loss(warmup=1)
     np.testing.assert_allclose(warming, loss(attacked_weight=0.0), rtol=1e-5)
