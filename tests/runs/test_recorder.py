@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from spa_jax.training import records
+from spa_jax.runs import recorder
 from spa_jax.runs.recorder import Recorder
 
 
@@ -28,7 +28,7 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(records, "time", clock)
+    monkeypatch.setattr(recorder, "time", clock)
     return clock
 
 
