@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -140,6 +141,7 @@ class Learner:
         and are normalised by statistics of their own, and inference uses those of all others (after Xie et al. 2020,
         who keep scales and biases apart too and infer with the clean ones).
         """
+        chex.assert_equal_shape(list(images.values()))
         if state.clean_batch_stats is None or "clean" not in images:
             logits, statistics = self.logits(params, state, interleave(*images.values()))
             return dict(zip(images, separate(logits, len(images)), strict=True)), statistics

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import flax.struct
 
 
@@ -31,8 +32,8 @@ class Carried(flax.struct.PyTreeNode):
         per_example: a pytree with one entry for each place of the global batch, [b, ...], split over the devices.
     """
 
-    shared: Any = None
-    per_example: Any = None
+    shared: chex.ArrayTree = None
+    per_example: chex.ArrayTree = None
 
 
 class TrainState(flax.struct.PyTreeNode):
