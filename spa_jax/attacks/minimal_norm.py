@@ -10,7 +10,7 @@ import optax
 from spa_jax.attacks.base import JUDGE, STEP, PureAttack, stream
 from spa_jax.goals import confident, misclassified
 from spa_jax.losses import margin
-from spa_jax.trees import pytree, select, static
+from spa_jax.trees import branch, pytree, select, static
 from spa_jax.types import Example, Images, Keys, Predict, Result, Scalar, Values
 from spa_jax.validation import require_count, require_number
 
@@ -112,10 +112,14 @@ class CarliniWagner(PureAttack):
     def _next_const(self, state: CarliniWagnerState, x: Images) -> CarliniWagnerState:
         """After the last step of a constant, the next one, from the start again; else the state as it is."""
         is_next = (state.step > 0) & (state.step % self.steps_per_const == 0)
-        const, low, high = _halved(state.const, state.low, state.high, state.reached)
-        w, adam = self._start(x)
-        fresh = state._replace(w=w, adam=adam, const=const, low=low, high=high, reached=jnp.zeros_like(state.reached))
-        return jax.tree.map(lambda new, old: old if new is old else jnp.where(is_next, new, old), fresh, state)
+
+        def start_again(state: CarliniWagnerState) -> CarliniWagnerState:
+            const, low, high = _halved(state.const, state.low, state.high, state.reached)
+            w, adam = self._start(x)
+            reached = jnp.zeros_like(state.reached)
+            return state._replace(w=w, adam=adam, const=const, low=low, high=high, reached=reached)
+
+        return branch(is_next.astype(jnp.int32), [lambda state: state, start_again], state)
 
 
 def _image(w: Any) -> Images:
