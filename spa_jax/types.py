@@ -128,7 +128,10 @@ class Evaluation(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """How the variables climb; a frozen pytree dataclass. `problem` is a `spa_jax.solvers.Problem`."""
+    """How the variables climb; a frozen pytree dataclass. `problem` is a `spa_jax.solvers.Problem`.
+
+    A solver whose steps take no gradient says `takes_gradient = False`.
+    """
 
     def init(self, problem: Any, v: Variables) -> Any:
         """The solver's state before the first step."""

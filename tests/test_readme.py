@@ -10,8 +10,11 @@ def _blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
-def test_the_example_of_one_attack_runs(capsys):
-    exec(_blocks("python")[0], {})
+def test_the_examples_run_in_their_order(capsys):
+    names = {}
+    for block in _blocks("python"):
+        exec(block, names)
+    assert names["perturbed"].shape == names["images"].shape
     assert "[" in capsys.readouterr().out
 
 

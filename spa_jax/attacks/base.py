@@ -7,17 +7,18 @@ slowly. Inside a compiled program, and on accelerators, the step is scanned.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from spa_jax.losses import loss_from_spec
-from spa_jax.trees import beside, is_in_shard_map, pytree, repeat, varying_as
+from spa_jax.trees import beside, is_in_shard_map, repeat, varying_as
 from spa_jax.types import Example, Images, Keys, Result, Variables, Victim
 from spa_jax.validation import check_values, checked_examples, checked_keys, is_traced
-from spa_jax.victims import as_victim
+from spa_jax.victims import as_victim, trace_for
 
 AttackT = TypeVar("AttackT", bound="PureAttack")
 
@@ -33,6 +34,12 @@ def stream(keys: Keys, purpose: int, number: Any = 0) -> Keys:
         return jax.random.fold_in(jax.random.fold_in(key, purpose), number)
 
     return fold(keys) if keys.ndim == 0 else jax.vmap(fold)(keys)
+
+
+def part_of(step: Any, lengths: Iterable[int]) -> Any:
+    """Which of several parts, run one after the other, a step belongs to; steps beyond the last are of the last."""
+    ends = list(itertools.accumulate(lengths))
+    return sum((step >= end).astype(jnp.int32) for end in ends[:-1]) if ends[:-1] else jnp.zeros((), jnp.int32)
 
 
 # --- how the steps of an attack are run -----------------------------------------------------------------------------
@@ -110,26 +117,13 @@ def _whole(attack: Any, predict: Any, keys: Keys, examples: Example) -> Any:
     return attack.run(Inline(predict), keys, examples)
 
 
-@pytree
-class _BySize:
-    """A victim traced for several batch sizes."""
-
-    victims: dict[int, Any]
-
-    def __call__(self, keys: Any, images: Images) -> Any:
-        return self.victims[len(images)](keys, images)
-
-
 def _prepared(victim: Victim, attack: Any, images: Images) -> Any:
     """The victim `(keys, images) -> logits` for every batch size in which the attack shows it the images."""
-
-    def of_size(size: int) -> Any:
-        found = as_victim(victim, jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype), inline=False)
-        # Weights that lie on one device would be sent to the others at every step.
-        return found if is_traced(images) else beside(images, found)
-
     sizes = attack.batch_sizes(len(images))
-    return of_size(sizes.pop()) if len(sizes) == 1 else _BySize({size: of_size(size) for size in sizes})
+    form = jax.ShapeDtypeStruct((min(sizes), *images.shape[1:]), images.dtype)
+    found = as_victim(victim if len(sizes) == 1 else trace_for(victim, form, sizes), form, inline=False)
+    # Weights that lie on one device would be sent to the others at every step.
+    return found if is_traced(images) else beside(images, found)
 
 
 # --- the attack -----------------------------------------------------------------------------------------------------

@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from spa_jax.attacks.base import JUDGE, RUN, PureAttack, stream
+from spa_jax.attacks.base import JUDGE, RUN, PureAttack, part_of, stream
 from spa_jax.goals import misclassified
 from spa_jax.losses import margin
 from spa_jax.solvers import better
@@ -227,8 +226,7 @@ class WorstOf(PureAttack):
             own = self.attacks[i].move(state.states[i], predict, examples)
             return state._replace(step=state.step + 1, states=(*state.states[:i], own, *state.states[i + 1 :]))
 
-        ends = list(itertools.accumulate(attack.num_steps for attack in self.attacks))
-        index = sum((state.step >= end).astype(jnp.int32) for end in ends[:-1])
+        index = part_of(state.step, [attack.num_steps for attack in self.attacks])
         return branch(index, [functools.partial(go, i) for i in range(len(self.attacks))], state)
 
     def end(self, state: WorstOfState, predict: Predict, examples: Example) -> Result:

@@ -1,7 +1,6 @@
 """The general attack: stages of solvers that climb a loss over a space."""
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from spa_jax import losses
-from spa_jax.attacks.base import JUDGE, START, STEP, PureAttack, stream
+from spa_jax.attacks.base import JUDGE, START, STEP, PureAttack, part_of, stream
 from spa_jax.goals import misclassified
 from spa_jax.solvers import Best, Problem, better, projected_gradient
 from spa_jax.spaces.lift import Lifted, per_example
@@ -99,19 +98,18 @@ class IterativeAttack(PureAttack):
     def move(self, state: AttackState, predict: Predict, examples: Example) -> AttackState:
         if len(self.stages) == 1:
             return self.advance(state, predict, examples)
-        ends = list(itertools.accumulate(stage.num_steps for stage in self.stages))
+        lengths = [stage.num_steps for stage in self.stages]
 
         def enter(i: int, state: AttackState) -> AttackState:
             return self.enter(self.judge(state.variables, state, predict, examples), predict, examples, stage=i)
 
         def go(i: int, state: AttackState) -> AttackState:
             if i:
-                begins = (state.step == ends[i - 1]).astype(jnp.int32)
+                begins = (state.step == sum(lengths[:i])).astype(jnp.int32)
                 state = branch(begins, [lambda state: state, functools.partial(enter, i)], state)
             return self.advance(state, predict, examples, stage=i)
 
-        index = sum((state.step >= end).astype(jnp.int32) for end in ends[:-1])
-        return branch(index, [functools.partial(go, i) for i in range(len(self.stages))], state)
+        return branch(part_of(state.step, lengths), [functools.partial(go, i) for i in range(len(self.stages))], state)
 
     def end(self, state: AttackState, predict: Predict, examples: Example) -> Result:
         state = self.judge(state.variables, state, predict, examples, replace=self.keep == "last")

@@ -10,7 +10,6 @@ import jax
 
 from spa_jax.attacks.base import PureAttack
 from spa_jax.losses import cross_entropy
-from spa_jax.solvers import Grid, RandomSearch
 from spa_jax.types import Attack, Example, Images, Keys, Labels, Predict, Victim
 from spa_jax.victims import as_victim
 
@@ -130,7 +129,7 @@ def count_passes(attack: Any) -> Passes:
     if hasattr(attack, "attack"):
         return count_passes(attack.attack) * getattr(attack, "n", 1)
     stages = getattr(attack, "stages", ())
-    searched = sum(stage.num_steps for stage in stages if isinstance(stage.solver, Grid | RandomSearch))
+    searched = sum(stage.num_steps for stage in stages if not getattr(stage.solver, "takes_gradient", True))
     return Passes(attack.num_steps - searched, searched)
 
 

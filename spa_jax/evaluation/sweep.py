@@ -15,11 +15,9 @@ from jaxtyping import Int
 from spa_jax.data.batching import eval_batches, to_unit_float
 from spa_jax.data.types import Examples, IndexArray
 from spa_jax.parallel import data_mesh, replicate, shard_batch, to_host
-from spa_jax.trees import pytree, static
 from spa_jax.types import Example, Images, Key, Keys, Labels, Predict, Victim
 from spa_jax.validation import check_values
-from spa_jax.victims import as_victim
-from spa_jax.victims.tracing import Traced
+from spa_jax.victims import as_victim, trace_for
 
 _LABELLED_EXAMPLES = 1000
 
@@ -73,12 +71,10 @@ class Sweep:
             victim: any.
             attacks: that will attack it; some show it parts of a batch.
         """
-        if isinstance(self.predict(victim), Traced):
-            sizes = {self.batch_size}
-            for attack in attacks:
-                sizes |= attack.batch_sizes(self.batch_size) if hasattr(attack, "batch_sizes") else set()
-            victim = trace_once(victim, self.blank, sizes)
-        return replicate(victim, self.mesh)
+        sizes = {self.batch_size}
+        for attack in attacks:
+            sizes |= attack.batch_sizes(self.batch_size) if hasattr(attack, "batch_sizes") else set()
+        return replicate(trace_for(victim, self.blank, sizes), self.mesh)
 
     def predict(self, victim: Victim) -> Predict:
         """The victim as `(keys [b], images) -> logits`, for a compiled function to take as an argument."""
@@ -129,28 +125,6 @@ class Sweep:
 
 
 _floats = jax.jit(to_unit_float)
-
-
-@pytree
-class TracedOnce:
-    """A plain function that was traced for several batch sizes; called as it is."""
-
-    by_size: dict[int, Any]
-    is_randomized: bool = static()
-
-    def __call__(self, *arguments: Any) -> Any:
-        keys, images = arguments if self.is_randomized else (None, *arguments)
-        return self.by_size[len(images)](keys, images)
-
-
-def trace_once(victim: Victim, images: Images, sizes: Iterable[int]) -> TracedOnce:
-    """A plain function as a pytree of the arrays that it closes over, for batches like `images` of these sizes."""
-
-    def traced(size: int) -> Predict:
-        form = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
-        return as_victim(victim, form, inline=False, rewrite=False)  # who calls the pytree rewrites it
-
-    return TracedOnce({size: traced(size) for size in sizes}, getattr(victim, "is_randomized", False))
 
 
 def make_sweep(split: Examples, batch_size: int, mesh: Mesh | None, on_batch: Progress | None = None) -> Sweep:

@@ -281,7 +281,7 @@ def make_experiment(
         dataset: its data.
         mesh: the devices.
         parts: networks trained before that its training needs, see `find_parts`.
-        known: further ones, that only the attacks of the report need.
+        known: these, and those that only the attacks of the report need, which are checked here. Default: `parts`.
 
     Raises:
         ValueError: a name, option or number of the model is wrong; a batch cannot be split over the devices or is
@@ -296,7 +296,7 @@ def make_experiment(
             f"training.num_epochs={training['num_epochs']!r} must give at least one step of {epoch} an epoch"
         )
     learner = make_learner(config, dataset, total_steps)
-    _check_attacks(config, learner, {**parts, **(known or {})}, dataset.image_shape)
+    _check_attacks(config, learner, parts if known is None else known, dataset.image_shape)
     builders = {**learner.builders, **{name: part.build for name, part in parts.items()}}
     learner = dataclasses.replace(learner, builders=builders)
     engine = make_engine(training["engine"], mesh, learner, _recipe(config))

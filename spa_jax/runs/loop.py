@@ -86,8 +86,8 @@ def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, di
     for name, variant in models.items():
         judged = [variant["evaluation"]["selection_attack"]] if classifies(variant) else []
         needed = part_names([variant["recipe"], *judged]) - set(variant.get("networks") or {})
-        parts = find_parts(variant, needed, models, workdir, load)
-        known = find_parts(variant, part_names(variant["evaluation"]) - needed, models, workdir, load)
+        known = find_parts(variant, needed | part_names(variant["evaluation"]), models, workdir, load)
+        parts = {part: known[part] for part in sorted(needed & set(known))}
         experiments[name] = make_experiment(variant, load(variant), mesh, parts, known)
     order = training_order(experiments, workdir)
     workdir = prepare_workdir(workdir)

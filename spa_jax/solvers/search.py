@@ -1,6 +1,6 @@
 """Searches without a gradient: independent random points, and every point of a grid over the attributes."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -16,6 +16,8 @@ MOST_GRID_POINTS = 100_000
 @pytree
 class RandomSearch:
     """Independent random points; see `random_search`."""
+
+    takes_gradient: ClassVar[bool] = False
 
     def init(self, problem: Problem, v: Variables) -> tuple[()]:
         return ()
@@ -34,6 +36,7 @@ def random_search() -> RandomSearch:
 class Grid:
     """Exhaustive search over attributes; see `grid`."""
 
+    takes_gradient: ClassVar[bool] = False
     points: int = static()
 
     def init(self, problem: Problem, v: Variables) -> Any:

@@ -128,7 +128,8 @@ def universal(space: Space, axis_name: str | None = None) -> Lifted:
 
     Shared noise is kept in its ball; each image's sum with it is clipped to [0, 1] when it is applied. The loss is the
     mean over the batch, weighted by `weight`, so that padding does not count. The state of such an attack can be
-    carried over batches: `attack.init` on the first, `attack.step` on each.
+    carried over batches: `attack.init` on the first, `attack.step` on each. Keep the last
+    variables then (`keep="last"`): the best ones would be compared across batches, of which some are easier.
 
     Args:
         space: what may change about an image.

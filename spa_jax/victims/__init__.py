@@ -3,13 +3,11 @@
 On a CPU a victim is rewritten so that its convolutions and max-poolings are quick; `rewriting(False)` switches it off.
 """
 
-from spa_jax.types import Victim
-from spa_jax.victims.tracing import as_victim, call, rewriting
+from spa_jax.victims.tracing import as_victim, call, rewriting, trace_for
 from spa_jax.victims.wrappers import Classifier, classifier, eot, normalize, purify, randomized, straight_through
 
 __all__ = [
     "Classifier",
-    "Victim",
     "as_victim",
     "call",
     "classifier",
@@ -19,4 +17,5 @@ __all__ = [
     "randomized",
     "rewriting",
     "straight_through",
+    "trace_for",
 ]

@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -72,6 +72,22 @@ def as_victim(model: Any, images: Any, *, inline: bool, rewrite: bool | None = N
     return Kept(model, rewrite) if inline or _is_of_arrays(model) else _trace(model, images, rewrite)
 
 
+def trace_for(model: Any, images: Any, sizes: Iterable[int]) -> Any:
+    """The model as a pytree of arrays that is called as before: itself if it is one, else traced for several batches.
+
+    Args:
+        model: any victim.
+        images: [b, h, w, c], or a `jax.ShapeDtypeStruct`: what it is shown, but for the number of images.
+        sizes: how many images it is shown at a time.
+    """
+    _require_function(model)
+    if _is_of_arrays(model):
+        return model
+    forms = {size: jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype) for size in sizes}
+    by_size = {size: _trace(model, form, rewrite=False) for size, form in forms.items()}
+    return TracedForSizes(by_size, getattr(model, "is_randomized", False))
+
+
 def _is_of_arrays(model: Any) -> bool:
     leaves, structure = jax.tree.flatten(model)
     if jax.tree_util.treedef_is_leaf(structure) or not all(isinstance(leaf, _NUMBERS) for leaf in leaves):
@@ -119,6 +135,18 @@ class Traced:
         rule = quick_form if self.rewrite and jax.default_backend() == "cpu" else _as_it_is
         (logits,) = evaluate(self.program.jaxpr, self.consts, (keys, images), rule)
         return logits
+
+
+@pytree
+class TracedForSizes:
+    """A victim that was traced for several batch sizes; who calls it rewrites it."""
+
+    by_size: dict[int, Traced]
+    is_randomized: bool = static()
+
+    def __call__(self, *arguments: Any) -> Any:
+        keys, images = arguments if self.is_randomized else (None, *arguments)
+        return self.by_size[len(images)](keys, images)
 
 
 def _as_it_is(equation: Any) -> Any:

@@ -13,7 +13,7 @@ from spa_jax.errors import CheckpointError, ConfigError
 from spa_jax.parallel import data_mesh
 from spa_jax.runs import loop
 from spa_jax.runs.experiment import check_config, load_data, make_experiment, variants
-from tests.training.conftest import tiny_config
+from tests.training.conftest import stop_requested_at, tiny_config
 
 
 def _experiment(config):
@@ -49,19 +49,9 @@ def test_a_run_leaves_checkpoints_and_records(uninterrupted):
 
 
 @pytest.mark.parametrize("stop_at", [3, 5, 11])
-def test_stopped_and_started_again_it_ends_bit_identical(stop_at, uninterrupted, tmp_path, monkeypatch):
-    batches = loop._batches
-
-    def with_signal(experiment, start):
-        for step, batch in enumerate(batches(experiment, start), start + 1):
-            if step == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    monkeypatch.setattr(loop, "_batches", with_signal)
-    with pytest.raises(loop.Interrupted, match=f"step={stop_at} of 15, saved"):
+def test_stopped_and_started_again_it_ends_bit_identical(stop_at, uninterrupted, tmp_path):
+    with stop_requested_at(stop_at), pytest.raises(loop.Interrupted, match=f"step={stop_at} of 15, saved"):
         _train(tiny_config(), tmp_path)
-    monkeypatch.undo()
     _assert_identical(_train(tiny_config(), tmp_path), uninterrupted[1])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 16))

@@ -14,7 +14,7 @@ from spa_jax.parallel import data_mesh
 from spa_jax.runs import loop
 from spa_jax.runs.experiment import check_config, load_data, make_experiment, training_order, variants
 from spa_jax.runs.parts import TrainedPart
-from tests.training.conftest import tiny_config
+from tests.training.conftest import stop_requested_at, tiny_config
 
 ADAM = {"optimizer": {"name": "adam"}, "schedule": {"name": "constant", "peak": 1e-3}}
 NOISE = {"part": "generator", "num_steps": 1}
@@ -52,21 +52,11 @@ def _train(config, workdir):
     return load_variables(workdir / "tiny", step="latest")
 
 
-def test_generator_and_classifier_go_on_bit_identically(tmp_path, monkeypatch):
+def test_generator_and_classifier_go_on_bit_identically(tmp_path):
     whole = _train(joint_config(), tmp_path / "whole")
     assert whole.variables["networks"]["generator"]["params"]
-    batches = loop._batches
-
-    def with_signal(experiment, start):
-        for step, batch in enumerate(batches(experiment, start), start + 1):
-            if step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    monkeypatch.setattr(loop, "_batches", with_signal)
-    with pytest.raises(loop.Interrupted, match="step=2 of 5, saved"):
+    with stop_requested_at(2), pytest.raises(loop.Interrupted, match="step=2 of 5, saved"):
         _train(joint_config(), tmp_path / "stopped")
-    monkeypatch.undo()
     resumed = _train(joint_config(), tmp_path / "stopped")
     for a, b in zip(jax.tree.leaves(resumed.variables), jax.tree.leaves(whole.variables), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

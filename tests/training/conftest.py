@@ -1,5 +1,8 @@
 """A tiny network with BatchNorm, a tiny batch, and a config that trains in seconds."""
 
+import contextlib
+import os
+import signal
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +12,7 @@ import pytest
 
 from spa_jax.models.layers import batch_norm, conv
 from spa_jax.parallel import data_mesh
+from spa_jax.runs import loop
 from spa_jax.training.placement import make_engine
 
 
@@ -62,6 +66,22 @@ def run_steps(learner, recipe, state, batch, engine="jit", devices=1, steps=2):
         state, metrics = engine.step(state, engine.place_batch(batch), key)
         seen.append(jax.device_get(metrics))
     return jax.device_get(state), seen
+
+
+@contextlib.contextmanager
+def stop_requested_at(stop):
+    """Within, a run is asked to stop while it takes this step."""
+    batches = loop._batches
+
+    def with_signal(experiment, start):
+        for step, batch in enumerate(batches(experiment, start), start + 1):
+            if step == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_batches", with_signal)
+        yield
 
 
 def assert_trees_close(left, right, rtol=1e-4, atol=1e-5):

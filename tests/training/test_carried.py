@@ -1,8 +1,6 @@
 """What a recipe carries: the same on any layout, and saved and resumed bit for bit."""
 
 import functools
-import os
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ from spa_jax.solvers import projected_gradient
 from spa_jax.training.learner import Learner
 from spa_jax.training.recipes import RECIPES, STEPS, Recipe
 from spa_jax.training.state import Carried
-from tests.training.conftest import assert_trees_close, run_steps, tiny_config
+from tests.training.conftest import assert_trees_close, run_steps, stop_requested_at, tiny_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -84,18 +82,8 @@ def test_the_slot_is_saved_and_resumed_bit_for_bit(tmp_path, monkeypatch):
 
     whole = train(tmp_path / "whole")
     assert np.any(np.asarray(whole.variables["carried"]["shared"]["variables"]))
-    batches = loop._batches
-
-    def with_signal(experiment, start):
-        for step, batch in enumerate(batches(experiment, start), start + 1):
-            if step == 7:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    monkeypatch.setattr(loop, "_batches", with_signal)
-    with pytest.raises(loop.Interrupted, match="step=7 of 15, saved"):
+    with stop_requested_at(7), pytest.raises(loop.Interrupted, match="step=7 of 15, saved"):
         train(tmp_path / "stopped")
-    monkeypatch.setattr(loop, "_batches", batches)
     resumed = train(tmp_path / "stopped")
     for a, b in zip(jax.tree.leaves(resumed.variables), jax.tree.leaves(whole.variables), strict=True):
         if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
