@@ -25,7 +25,6 @@ def test_measure_reports_speed_compilation_and_floor():
         "examples_per_s", "compile_s", "seconds", "cpu_seconds", "multiple_of_floor", "cpu_multiple_of_floor",
     }  # fmt: skip
     assert found["examples_per_s"] == pytest.approx(4 / found["seconds"])
-    assert found["compile_s"] > found["seconds"]
     assert found["multiple_of_floor"] > 0
 
 
