@@ -134,23 +134,29 @@ class Learner:
         logits, updates = quick(apply)(variables, images)
         return logits, updates.get("batch_stats", state.batch_stats)
 
-    def responses(self, params: Any, state: TrainState, images: Mapping[str, Images]) -> tuple[dict[str, Logits], Any]:
+    def responses(
+        self, params: Any, state: TrainState, images: Mapping[str, Images], apart: bool = False
+    ) -> tuple[dict[str, Logits], Any]:
         """Logits in training mode of several images of each example, by name, and the new BatchNorm statistics.
 
-        All images go through the network as one batch. Where statistics are kept apart, "clean" images go by themselves
-        and are normalised by statistics of their own, and inference uses those of all others (after Xie et al. 2020,
-        who keep scales and biases apart too and infer with the clean ones).
+        All images go through the network as one batch, or with `apart` each kind by itself, one after the other, which
+        moves the running statistics in turn. Where these are kept apart, "clean" images go by themselves and move
+        statistics of their own, and inference uses those of all others (after Xie et al. 2020, who keep scales and
+        biases apart too and infer with the clean ones).
         """
         chex.assert_equal_shape(list(images.values()))
-        if state.clean_batch_stats is None or "clean" not in images:
-            logits, statistics = self.logits(params, state, interleave(*images.values()))
-            return dict(zip(images, separate(logits, len(images)), strict=True)), statistics
-        others = {name: own for name, own in images.items() if name != "clean"}
-        with_clean = state.replace(batch_stats=state.clean_batch_stats)
-        clean, clean_statistics = self.logits(params, with_clean, images["clean"])
-        logits, statistics = self.logits(params, state, interleave(*others.values()))
-        named = {"clean": clean, **dict(zip(others, separate(logits, len(others)), strict=True))}
-        return named, SeparateStatistics(statistics, clean_statistics)
+        if state.clean_batch_stats is not None and "clean" in images:
+            with_clean = state.replace(batch_stats=state.clean_batch_stats)
+            clean, clean_statistics = self.logits(params, with_clean, images["clean"])
+            others = {name: own for name, own in images.items() if name != "clean"}
+            named, statistics = self.responses(params, state, others, apart)
+            return {"clean": clean, **named}, SeparateStatistics(statistics, clean_statistics)
+        named = {}
+        for names in [[name] for name in images] if apart else [list(images)]:
+            logits, statistics = self.logits(params, state, interleave(*(images[name] for name in names)))
+            named |= zip(names, separate(logits, len(names)), strict=True)
+            state = state.replace(batch_stats=statistics)
+        return named, state.batch_stats
 
     def average(self, values: Values, weights: Values) -> jax.Array:
         """This device's share of the weighted mean over the global batch; `total` of the shares is the mean."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from spa_jax import losses
 from spa_jax.configuration import build
 from spa_jax.types import Example, Logits, Values
-from spa_jax.validation import require_number
+from spa_jax.validation import require_choice, require_number
 
 IMAGES = ("clean", "edited", "attacked")
 """What an objective may see: the images, the attack's images without their noise, and the attack's images."""
@@ -21,10 +21,13 @@ class Outer(Protocol):
     Attributes:
         images: which of `IMAGES` it sees, in that order.
         attack_loss: what the attack maximises instead of its own loss, or None.
+        apart: whether each kind of image goes through the network by itself, so that BatchNorm normalises it by its own
+            statistics; else all are one batch.
     """
 
     images: tuple[str, ...]
     attack_loss: Any
+    apart: bool
 
     def __call__(self, logits: Mapping[str, Logits], examples: Example, attacked_share: Any = 1.0) -> Values:
         """Values [b] from the logits in training mode; `attacked_share` scales the weight of the attacked images."""
@@ -64,6 +67,10 @@ class CrossEntropy:
     def attack_loss(self) -> None:
         return None
 
+    @property
+    def apart(self) -> bool:
+        return False
+
     def __call__(self, logits: Mapping[str, Logits], examples: Example, attacked_share: Any = 1.0) -> Values:
         values = {name: losses.cross_entropy(logits[name], examples) for name in self.images}
         return _weighted_mean(values, self._weights, attacked_share)
@@ -92,24 +99,33 @@ class Trades:
         edited_weight, attacked_weight: shares of the divergence.
         attack_maximises: "kl_divergence", the divergence from the clean answer as in the paper, or "own", the loss that
             the attack has.
+        batch_norm: what BatchNorm sees as one batch in training. "together": clean and attacked images, which is our
+            choice, in one pass through the network. "apart": each kind in a pass of its own, as in the authors' code;
+            the running statistics then move towards those of each kind in turn, clean images first (the authors pass
+            clean images a second time, after the attacked ones).
 
     The random start is that of the attack (uniform in the ball for "pgd"; the authors' code starts from Gaussian noise
-    of 0.001). Clean and attacked images share one BatchNorm batch, unless the training keeps statistics apart.
+    of 0.001). `separate_statistics` of the training passes clean images apart, too, and keeps statistics of each.
 
     Raises:
-        ValueError: a number out of range, or another `attack_maximises`.
+        ValueError: a number out of range, or another `attack_maximises` or `batch_norm`.
     """
 
     beta: float = 6.0
     edited_weight: float = 0.0
     attacked_weight: float = 1.0
     attack_maximises: str = "kl_divergence"
+    batch_norm: str = "together"
 
     def __post_init__(self) -> None:
         require_number("beta", self.beta, "0 or larger", lambda beta: beta >= 0)
         _check_weights(self._weights)
-        if self.attack_maximises not in ("kl_divergence", "own"):
-            raise ValueError(f"attack_maximises={self.attack_maximises!r} must be 'kl_divergence' or 'own'")
+        require_choice("attack_maximises", self.attack_maximises, ("kl_divergence", "own"))
+        require_choice("batch_norm", self.batch_norm, ("together", "apart"))
+
+    @property
+    def apart(self) -> bool:
+        return self.batch_norm == "apart"
 
     @property
     def _weights(self) -> dict[str, float]:

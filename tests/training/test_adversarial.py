@@ -109,6 +109,63 @@ def test_trades_adds_the_divergence_of_both_kinds_of_images(plain_net, batch):
     np.testing.assert_allclose(mixed - clean, 2 * (0.25 * (edited - clean) + 0.75 * (attacked - clean)), rtol=1e-3)
 
 
+def _trades_by_hand(model, state, batch, beta, apart):
+    """Weights and running statistics after a step of SGD on CE(x) + beta KL(p(x) || p(x')), x' of one FGSM step."""
+    images, labels = jnp.asarray(batch["image"], jnp.float32) / 255, batch["label"]
+    weights = batch["mask"] / batch["mask"].sum()
+
+    def cross_entropy(logits):
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+    def clean_loss(images):
+        return cross_entropy(model.apply({"params": state.params, "batch_stats": state.batch_stats}, images)).sum()
+
+    attacked = jnp.clip(images + 0.1 * jnp.sign(jax.grad(clean_loss)(images)), 0, 1)
+
+    def respond(params, statistics, images):
+        variables = {"params": params, "batch_stats": statistics}
+        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return logits, updates["batch_stats"]
+
+    def loss(params):
+        if apart:
+            clean, statistics = respond(params, state.batch_stats, images)
+            moved, statistics = respond(params, statistics, attacked)
+        else:
+            both, statistics = respond(params, state.batch_stats, jnp.concatenate([images, attacked]))
+            clean, moved = both[: len(images)], both[len(images) :]
+        log_p = jax.nn.log_softmax(clean)
+        divergence = jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(moved)), axis=1)
+        return jnp.sum(weights.astype(np.float32) * (cross_entropy(clean) + beta * divergence)), statistics
+
+    gradient, statistics = jax.grad(loss, has_aux=True)(state.params)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient), statistics
+
+
+def test_trades_passes_clean_and_attacked_images_together_or_apart(tiny_net, batch):
+    learner, found = _learner(tiny_net), {}
+    start = learner.init(jax.random.key(0), SHAPE)
+    for batch_norm in ("together", "apart"):
+        outer = {"name": "trades", "beta": 2.0, "attack_maximises": "own", "batch_norm": batch_norm}
+        recipe = functools.partial(adversarial, attack={"name": "fgsm", "radius": 0.1}, outer=outer)
+        state, _ = _train(learner, recipe, batch, steps=1)
+        expected = _trades_by_hand(tiny_net, start, batch, 2.0, batch_norm == "apart")
+        assert_trees_close((state.params, state.batch_stats), jax.device_get(expected))
+        found[batch_norm] = state.batch_stats
+    differing = zip(*(jax.tree.leaves(statistics) for statistics in found.values()), strict=True)
+    assert any(np.abs(together - apart).max() > 1e-3 for together, apart in differing)
+
+
+def test_statistics_kept_apart_go_with_passes_apart(tiny_net, batch):
+    """Each kind has statistics of its own, so a pass of its own changes nothing for one attacked image an example."""
+    outer = {"name": "trades", "attack_maximises": "own"}
+    states = []
+    for batch_norm in ("together", "apart"):
+        recipe = functools.partial(adversarial, attack=DIRECT, outer=outer | {"batch_norm": batch_norm})
+        states.append(_train(_learner(tiny_net, separate_statistics=True), recipe, batch, steps=1)[0])
+    assert_trees_close(*states)
+
+
 def test_separate_statistics_are_those_of_their_own_images(tiny_net, batch):
     learner = _learner(tiny_net, separate_statistics=True)
     recipe = functools.partial(adversarial, attack=DIRECT, outer="spa")

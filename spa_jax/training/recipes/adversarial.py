@@ -35,7 +35,8 @@ def adversarial(
     | L2L-DA (Jang et al. 2019) | "noise" with the part "generator" | any, and `generator` |
 
     The attack runs in inference mode (running BatchNorm statistics). All images that the outer objective sees go
-    through the network as one batch, so that BatchNorm sees them all, unless the learner keeps the statistics of clean
+    through the network as one batch, so that BatchNorm sees them all, unless the objective passes each kind apart
+    (`trades` with `batch_norm="apart"`, as its authors do) or the learner keeps the statistics of clean
     images apart. With a `generator`, each step first updates the noise generator, `networks["generator"]`, against the
     classifier as it is, on images at random values of the attack's attributes and with two random diversity variables
     each (the order of SPA's public code).
@@ -69,7 +70,7 @@ def adversarial(
         share = jnp.asarray(state.step >= generator_warmup, jnp.float32) if generator_warmup else 1.0
 
         def loss(params: Any) -> Any:
-            logits, statistics = learner.responses(params, state, images)
+            logits, statistics = learner.responses(params, state, images, objective.apart)
             seen = {_METRICS[name]: learner.accuracy(own, examples) for name, own in logits.items()}
             return learner.average(objective(logits, examples, share), examples.weight), (statistics, seen)
 
