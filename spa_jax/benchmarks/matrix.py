@@ -127,7 +127,16 @@ def _judge(config: Mapping[str, Any], models: Mapping[str, Any], load: LoadData,
     attacks = evaluation_attacks(config, load_parts(config, settings["attacks"], models, workdir, mesh, load))
     victim = load_victim(config, workdir, dataset, mesh)
     key = jax.random.fold_in(jax.random.key(config["seed"]), _EVALUATE)
-    return evaluate(victim, split, attacks, key=key, batch_size=settings["batch_size"], mesh=mesh, survivors_only=False)
+    return evaluate(
+        victim,
+        split,
+        attacks,
+        key=key,
+        batch_size=settings["batch_size"],
+        mesh=mesh,
+        survivors_only=False,
+        sanity=False,
+    )
 
 
 def _row(panel: str, model: str, attack: str, values: Sequence[tuple[float, int]]) -> Row:

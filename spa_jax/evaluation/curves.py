@@ -12,6 +12,7 @@ from jaxtyping import Float
 from spa_jax.data.types import Examples
 from spa_jax.edits import Edit, get_edit
 from spa_jax.evaluation.accuracy import evaluate
+from spa_jax.evaluation.judging import is_answer
 from spa_jax.evaluation.records import Curve
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Progress, example_keys, make_sweep, stream
 from spa_jax.trees import as_pytree
@@ -53,7 +54,8 @@ def accuracy_by_radius(
         raise ValueError("radii must not be empty")
     ascending = sorted({require_number("radius", float(r), "0 or larger", lambda r: r >= 0) for r in radii})
     attacks = {f"{name} at {radius:g}": attack_at(radius) for radius in ascending}
-    report = evaluate(victim, split, attacks, key=key, batch_size=batch_size, mesh=mesh, on_batch=on_batch)
+    options: dict[str, Any] = {"key": key, "batch_size": batch_size, "mesh": mesh, "on_batch": on_batch}
+    report = evaluate(victim, split, attacks, sanity=False, **options)
     correct = tuple(int(record.correct.sum()) for record in report.attacks.values())
     return Curve("radius", name, tuple(ascending), correct, len(split))
 
@@ -106,4 +108,5 @@ def _correct_at(
     function: Any, predict: Predict, key: Key, value: Any, index: Any, images: Images, labels: Labels
 ) -> Flags:
     edited = jax.vmap(function, in_axes=(0, None))(images, value)
-    return jnp.argmax(predict(example_keys(key, index), edited), axis=-1) == labels
+    logits = predict(example_keys(key, index), edited)
+    return (jnp.argmax(logits, axis=-1) == labels) & is_answer(logits)

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from spa_jax.attacks.base import PureAttack
 from spa_jax.data.types import Examples
-from spa_jax.evaluation.accuracy import run_attack
 from spa_jax.evaluation.changes import attack_distances, attribute_spaces, moves_noise
+from spa_jax.evaluation.judging import run_attack
 from spa_jax.evaluation.sweep import DeviceBatch, Progress, example_keys, make_sweep, stream
 from spa_jax.types import Flags, Images, Key, Labels, Predict, Victim
 

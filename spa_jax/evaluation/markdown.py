@@ -118,12 +118,19 @@ def _warnings(models: Mapping[str, ModelReport]) -> list[str]:
     lines = []
     for name, report in models.items():
         for finding in report.findings:
-            lines.append(f"- **{name}, {finding.name}**: {finding.message}. What to do: {finding.advice}.")
+            cause = f"{finding.cause}. " if finding.cause else ""
+            lines.append(f"- **{name}, {finding.name}**: {cause}{finding.message}. What to do: {finding.advice}.")
         for attack, record in report.attacks.items():
             if record.invalid:
                 lines.append(
-                    f"- **{name}, {attack}**: {record.invalid} of {record.attacked} images were not finite or not in "
-                    "[0, 1] and count as no success. What to do: mend the attack."
+                    f"- **{name}, {attack}**: {record.invalid} of {record.attacked} images were not in [0, 1] and "
+                    "count as no success. What to do: mend the attack."
+                )
+            if record.broken:
+                lines.append(
+                    f"- **{name}, {attack}**: {record.broken} of {record.attacked} attacked images, or the logits of "
+                    "them, were not finite and count as misclassified. What to do: find where the victim makes NaN or "
+                    "infinity."
                 )
     checked = [name for name, report in models.items() if report.checks]
     nothing = f"None of the sanity checks of {', '.join(checked)} raised one." if checked else "No sanity checks ran."

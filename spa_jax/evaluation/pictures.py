@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 
 from spa_jax.data.types import Examples
 from spa_jax.edits import EDITS
-from spa_jax.evaluation.accuracy import run_attack
 from spa_jax.evaluation.changes import attribute_spaces, attribute_values, moves_noise, names_of_numbers
 from spa_jax.evaluation.drawing import (
     MARKERS,
@@ -37,6 +36,7 @@ from spa_jax.evaluation.drawing import (
     with_unit,
     write_title,
 )
+from spa_jax.evaluation.judging import run_attack
 from spa_jax.evaluation.records import Curve
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, example_keys, first_of_each_class, make_sweep, stream
 from spa_jax.types import Images, Key, Labels, Predict, Victim

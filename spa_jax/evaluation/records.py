@@ -127,12 +127,13 @@ class AttackRecord:
     Attributes:
         correct: [n], still classified correctly: under this attack, or in a cascade under this and all before it.
         attacked: how many of them the attack was run on; the others were misclassified before.
-        invalid: of these, how many images it returned that were not finite or not in [0, 1]; they count as no success.
+        invalid: of these, how many images it returned that were finite and not in [0, 1]; they count as no success.
         seconds: wall time, compilation included.
         parameters: what the attack is made of, as plain data.
         distances: of `attack_distances`, over the examples that the attack fooled; empty where there are none. The
             others say nothing of the attack: their images are whatever the search ended on.
         attributes: the values of each attribute at which the attack fooled, empty where it fooled none.
+        broken: of those attacked, how many are wrong because the image, or the victim's answer, was not finite.
     """
 
     correct: ExampleFlags
@@ -142,6 +143,7 @@ class AttackRecord:
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     distances: Mapping[str, Distance] = dataclasses.field(default_factory=dict)
     attributes: Mapping[str, AttributeValues] = dataclasses.field(default_factory=dict)
+    broken: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +156,7 @@ class Check:
         message: what was seen, with the numbers.
         advice: what to do where it did not pass.
         numbers: the measured values.
+        cause: what makes the accuracy doubtful, in a few words; empty where the check passed.
     """
 
     name: str
@@ -161,6 +164,7 @@ class Check:
     message: str
     advice: str
     numbers: Mapping[str, float]
+    cause: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +203,7 @@ class ModelReport:
         attacks: by name, in the order in which they ran.
         survivors_only: True: a cascade, each attack ran on what all before it had left, so its accuracy is the worst
             case so far. False: each attack ran on everything classified correctly clean and has its own accuracy.
-        checks: of `sanity_checks`.
+        checks: of `sanity_checks`; `findings` are those that did not pass.
         curves: of `accuracy_by_radius` and `accuracy_by_attribute`.
     """
 

@@ -216,6 +216,7 @@ def _model_as_data(report: ModelReport) -> dict[str, Any]:
                 "correct": _flags_as_text(record.correct),
                 "attacked": record.attacked,
                 "invalid": record.invalid,
+                "broken": record.broken,
                 "seconds": record.seconds,
                 "parameters": record.parameters,
                 "distances": {of: dataclasses.asdict(distance) for of, distance in record.distances.items()},

@@ -1,29 +1,45 @@
-"""Signs that an accuracy under attack is too good to be true: gradient masking, and victims that only mislead attacks.
+"""Signs that an accuracy under attack is too good to be true: what is measured, and on which images.
 
-The signs are those of Athalye, Carlini & Wagner (2018), section 3.1, and Carlini et al. (2019), section 5; the
-thresholds are our choice. Passing all checks proves nothing, failing one is a reason not to believe the number.
+The signs are those of Athalye, Carlini & Wagner (2018), section 3.1, and Carlini et al. (2019), section 5, and some of
+our own; what each measurement means is decided in `spa_jax.evaluation.checks`.
 """
 
-import warnings
-from typing import Any
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
 
 from spa_jax.attacks import fgsm, pgd
 from spa_jax.data.types import Examples
-from spa_jax.evaluation.accuracy import evaluate
-from spa_jax.evaluation.records import Check, ExampleFlags, ModelReport
-from spa_jax.evaluation.sweep import DeviceBatch, Sweep, evenly_spaced, example_keys, make_sweep, stream
+from spa_jax.evaluation import checks
+from spa_jax.evaluation.judging import is_answer, judge_all
+from spa_jax.evaluation.records import Check
+from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Sweep, evenly_spaced, example_keys, make_sweep, stream
 from spa_jax.losses import cross_entropy, margin
-from spa_jax.types import Example, Flags, Images, Key, Labels, Logits, Predict, Scalar, Victim
-from spa_jax.validation import check_logits, require_number
+from spa_jax.spaces.generated import NoisePainter
+from spa_jax.spaces.noise import L1, L2, LInf, noise_ball
+from spa_jax.types import Example, Flags, Images, Key, Labels, Logits, Loss, Predict, Scalar, Space, Victim
+from spa_jax.validation import require_number
 
-_TOLERATED_ZERO_GRADIENTS = 0.05
+_EXAMPLES = 128
+_STEPS = 20
 _LARGE_RADIUS = 0.5
+_PART_OF_THE_RADIUS = 0.25
+
+
+class Ball(NamedTuple):
+    """Noise that an attack searches: its norm, "linf", "l2" or "l1", and its radius on the [0, 1] scale."""
+
+    norm: str
+    radius: float
+
+    def __str__(self) -> str:
+        """As checks are named after it: `linf 0.1`."""
+        return f"{self.norm} {self.radius:g}"
 
 
 def sanity_checks(
@@ -31,26 +47,43 @@ def sanity_checks(
     split: Examples,
     *,
     radius: Scalar,
+    norm: str = "linf",
     key: Key,
-    batch_size: int = 128,
-    num_examples: int = 128,
-    num_steps: int = 20,
+    batch_size: int = _EXAMPLES,
+    num_examples: int = _EXAMPLES,
+    num_steps: int = _STEPS,
     mesh: Mesh | None = None,
 ) -> list[Check]:
-    """Run five checks on a part of a split; one that does not pass is a warning.
+    """Look on a part of a split for signs that an accuracy under attack is too good; a check that fails is a warning.
 
-    - `usable_logits`: raw scores, finite, not saturated (`spa_jax.check_logits`).
+    - `finite`: logits, and gradients of cross entropy and margin, are finite at the images and near them.
+    - `usable_logits`: raw scores, not probabilities, not saturated (`spa_jax.check_logits`).
+    - `flat_logits`: on most images the two largest logits lie at least 0.1 and four rounding errors apart. Where they
+      do not, the softmax is almost uniform: cross entropy hardly tells the nearest class, and rounding decides.
     - `deterministic`: two calls with different keys give the same logits.
+    - `independent`: the logits of an image stay the same when the other images of its batch are replaced by black ones.
+      BatchNorm in training mode fails.
     - `gradients`: at most 5 % of the images have a cross-entropy gradient of exactly zero.
-    - `many_steps`: one step (FGSM) does not fool more images than many (PGD): the difference lies within two standard
-      errors, as in McNemar's test.
+    - `margin_gradients`: on most images the gradient of the margin is large enough to matter: followed for 0.5 in every
+      pixel, at which any image can be turned into the same grey, it changes the margin by 1/1000 of itself or more.
+    - `gradient_size[linf 0.1]`: a quarter of the radius along the gradient changes the margin by 1/10 to 10 times what
+      the gradient promises. A gradient that was hidden promises less, a shattered one more.
+    - `many_steps[linf 0.1]`: one step (FGSM) does not fool more images than many (PGD): the difference lies within two
+      standard errors, as in McNemar's test.
     - `large_radius`: at an l-infinity radius of 0.5 every image can be turned into the same grey, so no classifier
       can keep more than the share of the most frequent class; what it keeps beyond is the attack's failure.
+
+    The thresholds are our choice. Passing all checks proves nothing: a victim that knows the images of the test set by
+    heart, such as a median over those it has stored, looks like an honest one, and no check of this kind can tell.
+    Failing one is a reason not to believe the number.
+
+    It costs about 50 forward and backward passes at the default of 20 steps. The victim sees batches of one size.
 
     Args:
         victim: any function from images to logits, or `spa_jax.randomized(f)`.
         split: the examples.
-        radius: l-infinity radius of the accuracy in question.
+        radius: of the accuracy in question, on the [0, 1] scale.
+        norm: "linf", "l2" or "l1".
         key: of all draws.
         batch_size: as for `evaluate`.
         num_examples: how many, evenly spaced over the split.
@@ -58,36 +91,85 @@ def sanity_checks(
         mesh: as for `evaluate`.
 
     Raises:
-        ValueError: a radius that is not positive, `num_examples` below 1; else as `evaluate`.
+        ValueError: a radius that is not positive, an unknown norm, `num_examples` below 1; else as `evaluate`.
     """
     require_number("radius", radius, "larger than 0", lambda r: r > 0)
-    part = evenly_spaced(split, num_examples)
-    sweep = make_sweep(part, batch_size, mesh)
-    attacks = {
-        "one_step": fgsm(radius),
-        "many_steps": pgd(radius, num_steps),
-        "large_radius": pgd(_LARGE_RADIUS, num_steps),
-    }
-    options: dict[str, Any] = {"key": stream(key, "sanity"), "batch_size": batch_size, "mesh": sweep.mesh}
-    victim = sweep.place(victim)
-    report = evaluate(victim, part, attacks, survivors_only=False, **options)
-    logits, others, zero_gradients, zero_margins = _probe(sweep.predict(victim), sweep, stream(key, "probe"))
+    noise_ball(norm, radius)
+    sweep = make_sweep(evenly_spaced(split, num_examples), batch_size, mesh)
+    return check_victim(sweep.place(victim), sweep, [Ball(norm, float(radius))], key, num_examples, num_steps)
+
+
+def noise_balls(attacks: Iterable[AnyAttack]) -> list[Ball]:
+    """The balls of noise that attacks search, each once; a function of one's own does not say."""
+    found: dict[Ball, None] = {}
+
+    def note(attack: Any) -> Any:
+        for space in map(_noise_of, attack.members().values()):
+            if type(space) in _NORMS and float(space.radius) > 0:
+                found[Ball(_NORMS[type(space)], float(space.radius))] = None
+        return attack
+
+    for attack in attacks:
+        if hasattr(attack, "inside"):
+            attack.inside(note)
+    return list(found)
+
+
+_NORMS = {LInf: "linf", L2: "l2", L1: "l1", NoisePainter: "linf"}
+
+
+def _noise_of(space: Any) -> Any:
+    """The space itself, or the generator of its noise."""
+    return getattr(space, "decode", space)
+
+
+def check_victim(
+    victim: Victim,
+    sweep: Sweep,
+    balls: Sequence[Ball],
+    key: Key,
+    num_examples: int = _EXAMPLES,
+    num_steps: int = _STEPS,
+) -> list[Check]:
+    """The checks of a victim that is placed on the sweep's devices, on a part of its split; see `sanity_checks`."""
+    whole_batches = -(-num_examples // sweep.batch_size) * sweep.batch_size
+    sweep, key = dataclasses.replace(sweep, split=evenly_spaced(sweep.split, whole_batches)), stream(key, "sanity")
+    seen = _probe(sweep.predict(victim), sweep, [noise_ball(*ball) for ball in balls], stream(key, "probe"))
+    attacks = {"large_radius": pgd(_LARGE_RADIUS, num_steps)}
+    for ball in balls:
+        attacks[f"one_step[{ball}]"] = fgsm(ball.radius, ball.norm)
+        attacks[f"many_steps[{ball}]"] = pgd(ball.radius, num_steps, norm=ball.norm)
+    report = judge_all(victim, sweep, attacks, key, survivors_only=False)
+    correct = {name: record.correct for name, record in report.attacks.items()}
+    steps = zip(balls, seen["steps"], strict=True)
     return [
-        _check_usable_logits(logits),
-        _check_deterministic(logits, others),
-        _check_gradients(zero_gradients, zero_margins),
-        _check_many_steps(report, radius, num_steps),
-        _check_large_radius(report),
+        checks.finite(seen),
+        checks.usable_logits(seen["logits"]),
+        checks.flat_logits(seen["logits"]),
+        checks.deterministic(seen["logits"], seen["other_draw"]),
+        checks.independent(seen["logits"], seen["other_batch"]),
+        checks.gradients(seen["cross_entropy"], seen["margin"]),
+        checks.margin_gradients(seen["cross_entropy"], seen["margin"]),
+        *(checks.gradient_size(ball, step) for ball, step in steps),
+        *(checks.many_steps(ball, correct[f"one_step[{ball}]"], correct[f"many_steps[{ball}]"]) for ball in balls),
+        checks.large_radius(correct["large_radius"], report.labels),
     ]
 
 
-def _probe(predict: Predict, sweep: Sweep, key: Key) -> Any:
-    """Logits of two calls, and whether the gradients of cross entropy and margin are exactly zero."""
+def _probe(predict: Predict, sweep: Sweep, balls: Sequence[Space], key: Key) -> Any:
+    """What the victim answers, and what its gradients are like, at each image and a step away from it."""
     first, second = stream(key, "first"), stream(key, "second")
 
     def look(batch: DeviceBatch) -> Any:
-        zeros = _zero_gradients(predict, first, batch.index, batch.images, batch.labels)
-        return *(_logits(predict, k, batch.index, batch.images) for k in (first, second)), *zeros
+        seen = batch.index, batch.images
+        return {
+            "logits": _logits(predict, first, *seen),
+            "other_draw": _logits(predict, second, *seen),
+            "other_batch": _among_black_images(predict, first, *seen),
+            "cross_entropy": _gradient(cross_entropy, predict, first, *seen, batch.labels),
+            "margin": _gradient(margin, predict, first, *seen, batch.labels),
+            "steps": [_step(ball, predict, first, *seen, batch.labels) for ball in balls],
+        }
 
     return sweep.run("sanity", look, np.arange(len(sweep.split)))
 
@@ -98,93 +180,79 @@ def _logits(predict: Predict, key: Key, index: Any, images: Images) -> Logits:
 
 
 @jax.jit
-def _zero_gradients(predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> tuple[Flags, Flags]:
-    logits, pull_back = jax.vjp(lambda images: predict(example_keys(key, index), images), images)
+def _among_black_images(predict: Predict, key: Key, index: Any, images: Images) -> Logits:
+    """The logits of each image with every other image of its batch made black: of the even ones, then of the odd."""
+    keys, is_even = example_keys(key, index), jnp.arange(len(images)) % 2 == 0
 
-    def is_zero(loss: Any) -> Flags:
-        slope = jax.grad(lambda logits: jnp.sum(loss(logits, Example(images, labels))))(logits)
-        return jnp.all(pull_back(slope)[0] == 0, axis=(1, 2, 3))
+    def logits_of(kept: Flags) -> Logits:
+        return predict(keys, jnp.where(kept[:, None, None, None], images, 0))
 
-    return is_zero(cross_entropy), is_zero(margin)
+    return jnp.where(is_even[:, None], logits_of(is_even), logits_of(~is_even))
 
 
-def _check_usable_logits(logits: Float[np.ndarray, "n k"]) -> Check:
-    complaint = ""
-    placeholder = jnp.zeros((len(logits), 1, 1, 1))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            check_logits(lambda images: logits, placeholder)
-        except ValueError as error:
-            complaint = str(error)
-    complaint = complaint or "; ".join(str(warning.message) for warning in caught)
-    top = np.sort(logits, axis=-1)[:, -2:]
-    gap = float(np.median(top[:, -1] - top[:, 0]))
-    return Check(
-        "usable_logits",
-        not complaint,
-        complaint or f"finite raw scores, the median gap between the two largest is {gap:.3g}",
-        "give the attack raw scores, and add attacks on the margin or DLR loss, which do not saturate",
-        {"median_gap": gap} if np.isfinite(gap) else {},
+class Gradient(NamedTuple):
+    """Of a loss at an image, [b].
+
+    Attributes:
+        finite: whether every entry is.
+        zero: whether every entry is exactly 0.
+        reach: by how much a step of 0.5 in every pixel along its signs would change the loss, were it linear.
+        value: the loss.
+    """
+
+    finite: Any
+    zero: Any
+    reach: Any
+    value: Any
+
+
+@jax.jit(static_argnums=0)
+def _gradient(loss: Loss, predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Gradient:
+    values, gradient = _value_and_gradient(loss, predict, example_keys(key, index), images, labels)
+    pixels = gradient.reshape(len(images), -1)
+    return Gradient(
+        jnp.all(jnp.isfinite(pixels), axis=1),
+        jnp.all(pixels == 0, axis=1),
+        _LARGE_RADIUS * jnp.sum(jnp.abs(pixels), axis=1),
+        values.astype(jnp.float32),
     )
 
 
-def _check_deterministic(logits: Float[np.ndarray, "n k"], others: Float[np.ndarray, "n k"]) -> Check:
-    differ = float(np.mean(np.any(logits != others, axis=-1)))
-    flip = float(np.mean(logits.argmax(axis=-1) != others.argmax(axis=-1)))
-    return Check(
-        "deterministic",
-        differ == 0,
-        f"another key changes the logits of {_percent(differ)} and the predictions of {_percent(flip)} of the images",
-        "attack the expectation: wrap the victim in spa_jax.eot, raise its draws until accuracy stops falling, and "
-        "report several keys",
-        {"logits_differ": differ, "predictions_differ": flip},
-    )
+def _value_and_gradient(loss: Loss, predict: Predict, keys: Any, images: Images, labels: Labels) -> tuple[Any, Images]:
+    def total(images: Images) -> tuple[Any, Any]:
+        values = loss(predict(keys, images), Example(images, labels))
+        return jnp.sum(values), values
+
+    (_, values), gradient = jax.value_and_grad(total, has_aux=True)(images)
+    return values, gradient
 
 
-def _check_gradients(zero: ExampleFlags, zero_margin: ExampleFlags) -> Check:
-    share, share_of_margin = float(np.mean(zero)), float(np.mean(zero_margin))
-    saturated = share_of_margin <= _TOLERATED_ZERO_GRADIENTS
-    return Check(
-        "gradients",
-        share <= _TOLERATED_ZERO_GRADIENTS,
-        f"the gradient of the cross entropy is exactly zero on {_percent(share)} of the images, that of the margin on "
-        f"{_percent(share_of_margin)}",
-        "the loss saturates, the network does not: attack the margin or DLR loss"
-        if saturated
-        else "the victim passes no gradient: replace what is not differentiable by spa_jax.straight_through, and add "
-        "attacks without gradients (random or grid search, transfer from another model)",
-        {"zero_cross_entropy_gradients": share, "zero_margin_gradients": share_of_margin},
-    )
+class Step(NamedTuple):
+    """A step along the gradient of the margin, a quarter of a radius long, [b].
+
+    Attributes:
+        promised: the change of the margin by the gradient.
+        change: of the margin.
+        finite: whether the victim's answer there is.
+    """
+
+    promised: Any
+    change: Any
+    finite: Any
 
 
-def _check_many_steps(report: ModelReport, radius: Scalar, num_steps: int) -> Check:
-    one, many = report.attacks["one_step"].correct, report.attacks["many_steps"].correct
-    only_one, only_many = int(np.sum(many & ~one)), int(np.sum(one & ~many))
-    return Check(
-        "many_steps",
-        bool(only_one - only_many <= 2 * np.sqrt(only_one + only_many)),
-        f"at radius {radius:g}, {_percent(np.mean(one))} are right after one step (FGSM), {_percent(np.mean(many))} "
-        f"after {num_steps} (PGD); {only_one} images are fooled by the one step alone, {only_many} by the many alone",
-        "the loss surface misleads the gradient: try restarts, smaller steps, APGD, other losses, and transfer from "
-        "another model",
-        {"one_step": float(np.mean(one)), "many_steps": float(np.mean(many))},
-    )
+@jax.jit
+def _step(ball: Space, predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Step:
+    keys = example_keys(key, index)
+    before, gradient = _value_and_gradient(margin, predict, keys, images, labels)
+    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
 
+    def move(image: Any, gradient: Any) -> Any:
+        example = Example(image)
+        return ball.apply(ball.project(_PART_OF_THE_RADIUS * ball.direction(gradient), example), example)
 
-def _check_large_radius(report: ModelReport) -> Check:
-    kept = float(np.mean(report.attacks["large_radius"].correct))
-    possible = float(np.max(np.bincount(report.labels)) / len(report.labels))
-    return Check(
-        "large_radius",
-        kept <= possible,
-        f"at radius {_LARGE_RADIUS}, {_percent(kept)} are right after PGD; there any image can be turned into the same "
-        f"grey, so at most {_percent(possible)} can be",
-        "the attack fails where it cannot but succeed: do not believe accuracies at smaller radii either; look for "
-        "what stops the gradient",
-        {"accuracy": kept, "possible": possible},
-    )
-
-
-def _percent(share: Any) -> str:
-    return f"{100 * float(share):.1f} %"
+    moved = jax.vmap(move)(images, gradient)
+    logits = predict(keys, moved)
+    promised = jnp.sum(gradient * (moved - images), axis=(1, 2, 3))
+    after = margin(logits, Example(moved, labels))
+    return Step(promised, after.astype(jnp.float32) - before.astype(jnp.float32), is_answer(logits))

@@ -128,7 +128,7 @@ _floats = jax.jit(to_unit_float)
 
 
 def make_sweep(split: Examples, batch_size: int, mesh: Mesh | None, on_batch: Progress | None = None) -> Sweep:
-    """A sweep in batches of `batch_size`, or of the split if that is smaller, rounded up to a multiple of the devices.
+    """A sweep in batches of `batch_size`, rounded up to a multiple of the devices, of which the last is padded.
 
     Args:
         split: the examples.
@@ -144,7 +144,7 @@ def make_sweep(split: Examples, batch_size: int, mesh: Mesh | None, on_batch: Pr
     if not len(split):
         raise ValueError("split holds no examples")
     mesh = data_mesh() if mesh is None else mesh
-    shares = -(-min(batch_size, len(split)) // mesh.size)
+    shares = -(-batch_size // mesh.size)
     return Sweep(split, shares * mesh.size, mesh, on_batch)
 
 

@@ -188,6 +188,7 @@ def _judge_classifier(experiment: Experiment, state: TrainState) -> tuple[dict[s
         key=jax.random.fold_in(experiment.key, _EVALUATE),
         batch_size=experiment.config["evaluation"]["batch_size"],
         mesh=experiment.mesh,
+        sanity=False,
     )
     accuracies = {
         "accuracy": found.accuracies["clean"].value,

@@ -20,9 +20,8 @@ from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
 from spa_jax.evaluation.manipulation import evaluate_manipulator
 from spa_jax.evaluation.manipulation_report import write_manipulation_report
 from spa_jax.evaluation.pictures import Sheet, make_sheet
-from spa_jax.evaluation.records import Check, Curve, ModelReport
+from spa_jax.evaluation.records import Curve, ModelReport
 from spa_jax.evaluation.report import write_report
-from spa_jax.evaluation.sanity import sanity_checks
 from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.parallel import data_mesh
 from spa_jax.runs.checkpoints import load_variables
@@ -152,7 +151,7 @@ def _judge(
     attacks = evaluation_attacks(config, parts)
     report = evaluate(victim, split, attacks, survivors_only=settings["survivors_only"], on_batch=show.batch, **common)
     curves = _curves(config, parts, victim, evenly_spaced(split, _CURVE_EXAMPLES), common)
-    report = dataclasses.replace(report, curves=curves, checks=_checks(config, victim, split, common))
+    report = dataclasses.replace(report, curves=curves)
     if not attacks:
         return report, None
     pictured = settings.get("radius_attack") or list(attacks)[-1]
@@ -232,13 +231,6 @@ def _attribute_values(attacks: Mapping[str, PureAttack], points: int) -> dict[st
             low, high = (2 * bound - space.identity_value for bound in (space.low, space.high))
             values[space.name] = np.linspace(low, high, points)
     return values
-
-
-def _checks(config: Mapping[str, Any], victim: Victim, split: Examples, common: Mapping[str, Any]) -> list[Check]:
-    radii = [spec["radius"] for spec in config["evaluation"]["attacks"].values() if spec.get("radius")]
-    if not radii:
-        return []
-    return sanity_checks(victim, split, radius=radii[0], key=common["key"], mesh=common["mesh"])
 
 
 def _write(

@@ -1,20 +1,23 @@
 """Clean, per-attack and worst-case accuracy against victims whose answer is known."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import fgsm, in_chunks, make_attack, pgd, randomized, spa, universal
+from spa_jax import evaluation, fgsm, in_chunks, make_attack, pgd, randomized, spa, universal
 from spa_jax.attacks.base import PureAttack
 from spa_jax.data.types import Split
-from spa_jax.evaluation import accuracy, evaluate
+from spa_jax.evaluation import judging
 from spa_jax.parallel import data_mesh
 from spa_jax.spaces import linf
 from spa_jax.trees import pytree
 from spa_jax.types import Result
 
 KEY = jax.random.key(7)
+evaluate = functools.partial(evaluation.evaluate, sanity=False)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 RADII = (0.002, 0.005, 0.01)
 CASCADE = {f"fgsm_{radius}": fgsm(radius) for radius in RADII}
@@ -135,11 +138,64 @@ def test_claimed_success_is_judged_anew(linear_victim, split, margins):
     assert report.attacks["fake"].invalid == 0
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.01, -0.01])
-def test_images_that_break_the_constraints_are_no_success(linear_victim, split, value):
+@pytest.mark.parametrize("value", [1.01, -0.01])
+def test_images_outside_of_the_range_are_no_success(linear_victim, split, value):
     report = evaluate(linear_victim, split, {"fake": Fake(value)}, key=KEY, batch_size=32)
     np.testing.assert_array_equal(report.attacks["fake"].correct, report.clean)
-    assert report.attacks["fake"].invalid == report.clean.sum()
+    assert (report.attacks["fake"].invalid, report.attacks["fake"].broken) == (report.clean.sum(), 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_images_that_are_not_finite_make_no_victim_robust(linear_victim, split, value):
+    report = evaluate(linear_victim, split, {"fake": Fake(value)}, key=KEY, batch_size=32)
+    assert not report.attacks["fake"].correct.any()
+    assert (report.attacks["fake"].invalid, report.attacks["fake"].broken) == (0, report.clean.sum())
+    assert report.attacks["fake"].distances == {}
+
+
+def answering_on_white(answer, images):
+    """Class 1 with certainty; on white images the given logits."""
+    is_white = jnp.all(images > 0.99, axis=(1, 2, 3))
+    return jnp.where(is_white[:, None], answer, jnp.asarray([0.0, 9.0, -jnp.inf]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "broken"),
+    [
+        ((0.0, np.nan, 0.0), True),
+        ((np.nan, 9.0, 0.0), True),
+        ((0.0, np.inf, 0.0), True),
+        ((-np.inf, -np.inf, -np.inf), True),
+        ((-np.inf, 0.0, -np.inf), False),
+    ],
+)
+def test_answers_that_are_not_finite_make_no_victim_robust(split, answer, broken):
+    """Minus infinity says that a class is impossible, which is an answer as long as another one is possible."""
+    victim = jax.tree_util.Partial(answering_on_white, jnp.asarray(answer, jnp.float32))
+    report = evaluate(victim, split, {"fake": Fake(1.0)}, key=KEY, batch_size=32)
+    np.testing.assert_array_equal(report.clean, split.labels == 1)
+    np.testing.assert_array_equal(report.attacks["fake"].correct, report.clean & (not broken))
+    assert report.attacks["fake"].broken == (report.clean.sum() if broken else 0)
+
+
+def test_a_randomised_victim_is_judged_with_fresh_keys(coin_victim, split):
+    """An attack of radius 0 meets a wrong draw in some step, and says so; the judge's draw is one of its own."""
+    attack = pgd(0.0, num_steps=10)
+    claimed = attack(KEY, coin_victim, jnp.asarray(split.images), jnp.asarray(split.labels)).success
+    report = evaluate(coin_victim, split, {"pgd": attack}, key=KEY, batch_size=32)
+    judged = report.attacks["pgd"].correct.sum() / report.clean.sum()
+    assert claimed.mean() > 0.9 and 0.2 < judged < 0.8
+
+
+@pytest.mark.parametrize("count", [5, 101])
+def test_a_victim_of_a_fixed_batch_size_sees_no_other(linear_victim, split, margins, count):
+    def logits(images):
+        assert images.shape == (16, 4, 4, 1)
+        return linear_victim.func(linear_victim.args[0], images)
+
+    options = {"key": KEY, "batch_size": 16, "mesh": one_device()}
+    report = evaluate(logits, split.subset(np.arange(count)), {"fgsm": fgsm(0.005)}, sanity=True, **options)
+    np.testing.assert_array_equal(report.attacks["fgsm"].correct, margins[:count] > 0.005)
 
 
 def test_nan_logits_are_wrong(split):
@@ -177,9 +233,9 @@ def test_nothing_recompiles_between_radii_survivors_and_models(traced, split):
 
 def test_judging_compiles_once_whatever_the_attack(linear_victim, split):
     attacks = {"a": spa(0.01, attributes=("brightness",), num_steps=1), "b": fgsm(0.01)}
-    accuracy._judge.clear_cache()
+    judging.judge.clear_cache()
     evaluate(linear_victim, split, attacks, key=KEY, batch_size=16)
-    assert accuracy._judge._cache_size() == 1
+    assert judging.judge._cache_size() == 1
 
 
 def test_a_plain_function_is_traced_once_for_an_evaluation_and_not_for_each_batch(linear_victim, split, margins):

@@ -1,17 +1,24 @@
-"""Every finding fires on the victim it is made for, and an honest victim raises none."""
+"""Every check fires on the victim it is made for, each planted defence is named, and an honest victim raises none."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spa_jax import apgd_ce, attribute_attack, cw, fgsm, pgd, restarts, spa, worst_of
 from spa_jax.data.types import Split
-from spa_jax.evaluation import evenly_spaced, sanity_checks
+from spa_jax.evaluation import evaluate, evenly_spaced, read_report, sanity_checks, write_report
+from spa_jax.evaluation.sanity import Ball, noise_balls
 from spa_jax.parallel import data_mesh
 from spa_jax.trees import pytree
+from tests import planted_defences
 
 KEY = jax.random.key(3)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def one_device():
+    return data_mesh(jax.devices()[:1])
 
 
 def as_it_is(keys, images):
@@ -73,15 +80,20 @@ def masked(victim, before=as_it_is, after=honest):
 
 
 def findings(victim, split):
-    mesh = data_mesh(jax.devices()[:1])
-    checks = sanity_checks(victim, split, radius=0.01, key=KEY, num_steps=5, mesh=mesh)
+    checks = sanity_checks(victim, split, radius=0.01, key=KEY, num_steps=5, mesh=one_device())
     assert [check.name for check in checks] == [
+        "finite",
         "usable_logits",
+        "flat_logits",
         "deterministic",
+        "independent",
         "gradients",
-        "many_steps",
+        "margin_gradients",
+        "gradient_size[linf 0.01]",
+        "many_steps[linf 0.01]",
         "large_radius",
     ]
+    assert all(check.cause == "" for check in checks if check.passed)
     return {check.name: check for check in checks if not check.passed}
 
 
@@ -137,7 +149,7 @@ def test_nan_logits_are_noticed(linear_victim, split):
 def test_a_surface_that_misleads_many_steps_is_noticed(linear_victim, split):
     images = np.round(split.images * 1000).astype(np.float32) / np.float32(1000)
     found = findings(masked(linear_victim, before=turned_round), Split(images, split.labels))
-    assert found["many_steps"].numbers["one_step"] < found["many_steps"].numbers["many_steps"]
+    assert found["many_steps[linf 0.01]"].numbers["one_step"] < found["many_steps[linf 0.01]"].numbers["many_steps"]
 
 
 def test_a_part_of_the_split_is_evenly_spaced(split):
@@ -151,3 +163,87 @@ def test_a_part_of_the_split_is_evenly_spaced(split):
 def test_radius_is_checked(linear_victim, split):
     with pytest.raises(ValueError, match="radius=0 must be larger than 0"):
         sanity_checks(linear_victim, split, key=KEY, radius=0)
+    with pytest.raises(ValueError, match="norm='l3' must be one of linf, l2, l1"):
+        sanity_checks(linear_victim, split, key=KEY, radius=0.1, norm="l3")
+
+
+HIDDEN_GRADIENT = ("gradients", "the victim passes no gradient")
+PLANTED = {
+    planted_defences.quantiser: HIDDEN_GRADIENT,
+    planted_defences.times_1000: ("usable_logits", "saturated"),
+    planted_defences.squashed: ("margin_gradients", "squashes its scores"),
+    planted_defences.noise_and_resize: ("deterministic", "draws at random"),
+    planted_defences.median_detached: HIDDEN_GRADIENT,
+    planted_defences.median_with_a_thousandth: ("gradient_size[linf 0.1]", "much smaller than what the victim does"),
+    planted_defences.sine_shatter: ("gradient_size[linf 0.1]", "shattered"),
+    planted_defences.dct_quantiser: HIDDEN_GRADIENT,
+    planted_defences.temperature: ("flat_logits", "almost uniform"),
+    planted_defences.tiny_float16: ("flat_logits", "almost uniform"),
+    planted_defences.log_softmax_float16: ("finite", "NaN or infinity"),
+    planted_defences.one_hot: HIDDEN_GRADIENT,
+    planted_defences.batch_norm_in_training_mode: ("independent", "BatchNorm in training mode"),
+    planted_defences.norm_of_zero_columns: ("finite", "NaN or infinity in its gradient"),
+    planted_defences.nan_off_the_8_bit_grid: ("finite", "NaN or infinity"),
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return planted_defences.split()
+
+
+def findings_of_an_evaluation(victim, split, attacks):
+    report = evaluate(victim, split, attacks, key=KEY, batch_size=96, mesh=one_device())
+    return report, {check.name: check for check in report.findings}
+
+
+@pytest.mark.parametrize("defence", PLANTED, ids=lambda defence: defence.__name__)
+def test_an_evaluation_names_what_makes_a_planted_defence_look_good(defence, digits):
+    check, cause = PLANTED[defence]
+    attack = {"pgd": pgd(planted_defences.RADIUS, 20)}
+    _, found = findings_of_an_evaluation(planted_defences.victim(defence), digits, attack)
+    assert cause in f"{found[check].cause}: {found[check].message}"
+
+
+@pytest.mark.parametrize("attacked", [False, True], ids=["undefended", "trained_on_pgd"])
+def test_an_honest_network_raises_nothing_in_any_norm(attacked, digits):
+    attacks = {
+        "linf": pgd(0.1, 20),
+        "larger": restarts(pgd(0.2, 20), 2),
+        "l2": worst_of(pgd(0.6, 20, norm="l2"), fgsm(0.1)),
+        "l1": pgd(2.0, 20, norm="l1"),
+    }
+    victim = jax.tree_util.Partial(planted_defences.mlp, planted_defences.trained(attacked))
+    report, found = findings_of_an_evaluation(victim, digits, attacks)
+    assert found == {}
+    balls = ["linf 0.1", "linf 0.2", "l2 0.6", "l1 2"]
+    assert [check.name for check in report.checks if "[" in check.name] == [
+        f"{name}[{ball}]" for name in ("gradient_size", "many_steps") for ball in balls
+    ]
+
+
+def test_the_noise_of_attacks_is_read_from_them():
+    joint, own = spa(0.3, ["rotation"], 2), lambda key, victim, images, labels: None
+    attacks = [attribute_attack("rotation"), cw(), own, joint, worst_of(fgsm(0.1), restarts(fgsm(0.2, "l2"), 2))]
+    assert noise_balls([*attacks, fgsm(0.1), apgd_ce(0.0)]) == [Ball("linf", 0.3), Ball("linf", 0.1), Ball("l2", 0.2)]
+
+
+def test_checks_without_a_radius_run_where_no_noise_is_known(linear_victim, split):
+    attacks = {"brighter": attribute_attack("brightness")}
+    report = evaluate(linear_victim, split, attacks, key=KEY, batch_size=101, mesh=one_device())
+    assert [check.name for check in report.checks if "[" in check.name] == []
+    assert {"independent", "large_radius"} <= {check.name for check in report.checks}
+
+
+def test_checks_can_be_left_out_and_need_an_attack(linear_victim, split):
+    options = {"key": KEY, "batch_size": 101, "mesh": one_device()}
+    assert evaluate(linear_victim, split, {"fgsm": fgsm(0.01)}, sanity=False, **options).checks == ()
+    assert evaluate(linear_victim, split, {}, **options).checks == ()
+
+
+def test_a_cause_is_in_the_report(linear_victim, split, tmp_path):
+    victim = masked(linear_victim, after=noisy)
+    report = evaluate(victim, split, {"fgsm": fgsm(0.01)}, key=KEY, batch_size=101, mesh=one_device())
+    write_report({"noisy": report}, tmp_path, title="", dataset="", seed=0, config={})
+    assert "**noisy, deterministic**: the victim draws at random. another key" in (tmp_path / "report.md").read_text()
+    assert read_report(tmp_path / "report.json")["noisy"].findings == report.findings

@@ -1,0 +1,140 @@
+"""Who is classified correctly, clean and under each attack: every attacked image is judged anew."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spa_jax.evaluation.changes import (
+    attack_distances,
+    attribute_spaces,
+    attribute_values,
+    edited_images,
+    names_of_numbers,
+)
+from spa_jax.evaluation.description import describe
+from spa_jax.evaluation.records import (
+    AttackRecord,
+    AttributeValues,
+    Distance,
+    ExampleFlags,
+    ExampleLabels,
+    ModelReport,
+)
+from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Sweep, example_keys, stream
+from spa_jax.types import Flags, Images, Key, Labels, Logits, Predict, Victim
+
+_ROUNDING = 1e-6
+
+
+class Verdict(NamedTuple):
+    """What was found of each image, [b].
+
+    Attributes:
+        correct: the victim answers its label; an image that is not in [0, 1] is cut to it first.
+        finite: the image is finite, and so is the victim's answer: no logit is NaN, and the largest is a number. A
+            logit of minus infinity is an answer, namely that a class is impossible.
+        inside: the image is finite and lies in [0, 1], to 1e-6.
+    """
+
+    correct: Any
+    finite: Any
+    inside: Any
+
+
+def judge_all(
+    victim: Victim, sweep: Sweep, attacks: Mapping[str, AnyAttack], key: Key, survivors_only: bool
+) -> ModelReport:
+    """Classify every example of a sweep as it is and under each attack; see `spa_jax.evaluation.evaluate`."""
+    clean, labels = _classify_clean(victim, sweep, key)
+    records = {}
+    standing = clean
+    for name, attack in attacks.items():
+        candidates = standing if survivors_only else clean
+        records[name] = _attack_all(name, attack, victim, sweep, key, candidates)
+        standing = standing & records[name].correct
+    return ModelReport(labels, clean, records, survivors_only)
+
+
+def _classify_clean(victim: Victim, sweep: Sweep, key: Key) -> tuple[ExampleFlags, ExampleLabels]:
+    sweep.check_labels(victim, sweep.split.take(np.arange(1))["label"])
+    predict, judge_key = sweep.predict(victim), stream(key, "clean")
+
+    def classify(batch: DeviceBatch) -> Any:
+        return judge(predict, judge_key, batch.index, batch.images, batch.labels), batch.labels
+
+    found, labels = sweep.run("clean", classify, np.arange(len(sweep.split)))
+    if not found.inside.all():
+        broken, first_broken = np.sum(~found.inside), found.inside.argmin()
+        raise ValueError(f"split holds {broken} images with pixels outside of [0, 1], the first at {first_broken}")
+    sweep.check_labels(victim, labels)
+    return found.correct & found.finite, labels
+
+
+def _attack_all(
+    name: str, attack: AnyAttack, victim: Victim, sweep: Sweep, key: Key, candidates: ExampleFlags
+) -> AttackRecord:
+    """The attack on the candidates; all others are wrong already."""
+    attack_key, judge_key = stream(key, "attack", name), stream(key, "judge", name)
+    predict = sweep.predict(victim)
+
+    def survive(batch: DeviceBatch) -> Any:
+        found, edited = run_attack(attack, victim, attack_key, batch)
+        verdict = judge(predict, judge_key, batch.index, found.x, batch.labels)
+        return verdict, attack_distances(found, batch.images, edited), attribute_values(attack, found.variables)
+
+    correct, indices = np.zeros_like(candidates), np.flatnonzero(candidates)
+    if not len(indices):
+        return AttackRecord(correct, 0, parameters=_described(attack))
+    started = time.perf_counter()
+    found, distances, attributes = sweep.run(name, survive, indices)
+    correct[indices] = found.finite & (found.correct | ~found.inside)
+    return AttackRecord(
+        correct,
+        len(indices),
+        int(np.sum(found.finite & ~found.inside)),
+        time.perf_counter() - started,
+        _described(attack),
+        *_of_fooled(attack, found.inside & ~correct[indices], distances, attributes),
+        broken=int(np.sum(~found.finite)),
+    )
+
+
+def _described(attack: AnyAttack) -> Mapping[str, Any]:
+    description = describe(attack)
+    return description if isinstance(description, Mapping) else {"type": description}
+
+
+def _of_fooled(
+    attack: AnyAttack, fooled: ExampleFlags, distances: Mapping[str, Any], attributes: Mapping[str, Any]
+) -> tuple[dict[str, Distance], dict[str, AttributeValues]]:
+    if not fooled.any():
+        return {}, {}
+    measured = {name: Distance.of(name, values[fooled]) for name, values in distances.items()}
+    values: dict[str, AttributeValues] = {}
+    for name, space in attribute_spaces(attack).items():
+        values |= AttributeValues.of(names_of_numbers(name, space), attributes[name][fooled], space.low, space.high)
+    return measured, values
+
+
+def run_attack(attack: AnyAttack, victim: Victim, key: Key, batch: DeviceBatch) -> tuple[Any, Images]:
+    """The attack's result on a batch, and the edited images A(x, a), which are the originals for noise alone."""
+    found = attack(example_keys(key, batch.index), victim, batch.images, batch.labels)
+    return found, edited_images(attack, found, victim, batch.images, batch.labels)
+
+
+@jax.jit
+def judge(predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Verdict:
+    """The victim's own answer to each image, with fresh keys."""
+    inside = jnp.all((images >= -_ROUNDING) & (images <= 1 + _ROUNDING), axis=(1, 2, 3))
+    logits = predict(example_keys(key, index), jnp.clip(images, 0, 1))
+    finite = jnp.all(jnp.isfinite(images), axis=(1, 2, 3)) & is_answer(logits)
+    return Verdict(jnp.argmax(logits, axis=-1) == labels, finite, inside)
+
+
+def is_answer(logits: Logits) -> Flags:
+    """Whether no logit is NaN and the largest is a number."""
+    return ~jnp.any(jnp.isnan(logits), axis=-1) & jnp.isfinite(jnp.max(logits, axis=-1))
