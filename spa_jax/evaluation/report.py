@@ -180,6 +180,8 @@ def _cell(accuracy: Proportion | None, highest: float, several: bool) -> str:
 def _caption(models: Mapping[str, ModelReport]) -> str:
     first = next(iter(models.values()))
     findings = sum(len(report.findings) for report in models.values())
+    records = [record for report in models.values() for record in report.attacks.values()]
+    findings += sum((record.invalid > 0) + (record.broken > 0) for record in records)
     caption = f"{len(first.labels)} examples, in brackets 95 % intervals"
     return f"{caption}; warnings: {findings}, see report.md" if findings else caption
 

@@ -36,7 +36,7 @@ def model_report(seed=0, **changes):
     clean = rng.uniform(size=40) < 0.9
     attacks = {
         "pgd": AttackRecord(
-            clean & (rng.uniform(size=40) < 0.5), int(clean.sum()), 2, 1.25, {"type": "LInf", "radius": 0.1}
+            clean & (rng.uniform(size=40) < 0.5), int(clean.sum()), 2, 1.25, {"type": "LInf", "radius": 0.1}, broken=3
         ),
         "joint": AttackRecord(
             clean & (rng.uniform(size=40) < 0.2),
@@ -85,7 +85,8 @@ def test_what_was_written_can_be_read_back(written):
         values = report.attacks["joint"].attributes["rotation"]
         np.testing.assert_allclose(again.attacks["joint"].attributes["rotation"].values, values.values, rtol=1e-5)
         assert (again.attacks["joint"].attributes["rotation"].low, values.high) == (-10, 10)
-        assert (again.attacks["pgd"].invalid, again.attacks["pgd"].seconds) == (2, 1.25)
+        pgd = again.attacks["pgd"]
+        assert (pgd.invalid, pgd.seconds, pgd.broken) == (2, 1.25, 3)
 
 
 def test_json_is_strict_and_holds_everything(written):
@@ -114,7 +115,8 @@ def test_markdown_says_what_was_measured(written):
     cells = [str(report.accuracies["joint"]) for report in models.values()]
     assert re.search(rf"\| joint \|.*{re.escape(cells[0])}.*{re.escape(cells[1])}", text)
     assert "**standard, gradients**: there are none. What to do: look for them." in text
-    assert "2 of" in text and "not finite" in text
+    assert re.search(r"standard, pgd\*\*: 2 of \d+ images were not in \[0, 1\] and count as no success", text)
+    assert re.search(r"standard, pgd\*\*: 3 of \d+ attacked images.*not finite and count as misclassified", text)
     assert "its row is its own accuracy" in text
     assert "- pgd: `LInf(radius=0.1)`" in text
     assert '"b": [' in text
@@ -133,7 +135,7 @@ def test_a_report_of_an_earlier_version_is_read(written):
     content = json.loads((directory / "report.json").read_text())
     for model in content["models"].values():
         for record in model["attacks"].values():
-            del record["distances"], record["attributes"]
+            del record["distances"], record["attributes"], record["broken"]
     (directory / "old.json").write_text(json.dumps(content))
     assert read_report(directory / "old.json")["standard"].attacks["joint"].distances == {}
 
@@ -159,7 +161,7 @@ def test_the_table_is_printed_and_returned(tmp_path, capsys):
         for accuracy in report.accuracies.values():
             assert str(accuracy) in text
     assert "worst case" in text
-    assert "warnings: 5, see report.md" in text
+    assert "warnings: 15, see report.md" in text
 
 
 def test_a_cascade_is_called_one(tmp_path):
