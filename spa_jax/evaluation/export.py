@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from spa_jax.attacks.base import PureAttack
 from spa_jax.data.types import Examples
 from spa_jax.evaluation.changes import attack_distances, attribute_spaces, moves_noise
-from spa_jax.evaluation.judging import run_attack
-from spa_jax.evaluation.sweep import DeviceBatch, Progress, example_keys, make_sweep, stream
-from spa_jax.types import Flags, Images, Key, Labels, Predict, Victim
+from spa_jax.evaluation.judging import judge, run_attack
+from spa_jax.evaluation.sweep import DeviceBatch, Progress, make_sweep, stream
+from spa_jax.types import Flags, Images, Key, Victim
 
 
 def export_attack(
@@ -35,6 +34,9 @@ def export_attack(
     variable as `variables/NAME`, and how far each image was moved as `distance/NAME` (see `attack_distances`). Of an
     attack by attributes and noise it also holds the edited images A(x, a) without the noise, as `edited/x`, and whether
     these alone fool the victim, as `edited/success`. It is written whole or not at all.
+
+    `success` is not the attack's own word: the victim judges each stored image anew, with fresh keys, and fails where
+    its logits are not finite. `value` is the attack's loss as it was in the search.
 
     Args:
         victim: any function from images to logits, or `spa_jax.randomized(f)`.
@@ -59,27 +61,25 @@ def export_attack(
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep = make_sweep(split, batch_size, mesh, on_batch)
     victim = sweep.place(victim, [attack])
-    predict, judge_key = sweep.predict(victim), stream(key, "judge edited")
+    predict = sweep.predict(victim)
+
+    def fools(purpose: str, batch: DeviceBatch, images: Images) -> Flags:
+        verdict = judge(predict, stream(key, purpose), batch.index, images, batch.labels)
+        return verdict.inside & ~(verdict.correct & verdict.finite)
 
     def run(batch: DeviceBatch) -> Any:
         found, edited = run_attack(attack, victim, key, batch)
-        arrays = {name: getattr(found, name) for name in ("x", "variables", "value", "success")}
-        arrays |= {"label": batch.labels, "index": batch.index}
+        arrays = {"x": found.x, "variables": found.variables, "value": found.value}
+        arrays |= {"label": batch.labels, "index": batch.index, "success": fools("judge", batch, found.x)}
         arrays["distance"] = attack_distances(found, batch.images, edited)
         if attribute_spaces(attack) and moves_noise(attack):
-            fools = _fools(predict, judge_key, batch.index, edited, batch.labels)
-            arrays["edited"] = {"x": edited, "success": fools}
+            arrays["edited"] = {"x": edited, "success": fools("judge edited", batch, edited)}
         return arrays
 
     arrays = _named(sweep.run("attack", run, np.arange(len(split))))
     if jax.process_index() == 0:
         _write(path, arrays)
     return arrays
-
-
-@jax.jit
-def _fools(predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Flags:
-    return jnp.argmax(predict(example_keys(key, index), images), axis=-1) != labels
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:

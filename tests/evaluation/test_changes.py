@@ -18,7 +18,6 @@ from spa_jax import (
     worst_of,
 )
 from spa_jax.evaluation import attack_distances, changes, edited_images, evaluate
-from spa_jax.evaluation.export import export_attack
 from spa_jax.spaces import latent, linf
 from spa_jax.types import Result
 
@@ -132,23 +131,3 @@ def test_an_evaluation_records_the_attribute_values_of_the_fooled(linear_victim,
     values = record.attributes["brightness"]
     assert len(values.values) == record.attacked - record.correct.sum() > 0
     assert np.all(np.abs(values.values) <= 0.3) and (values.low, values.high) == (-0.3, 0.3)
-
-
-def test_an_export_holds_the_distances(linear_victim, split, tmp_path):
-    found = export_attack(linear_victim, split, JOINT, tmp_path / "a.npz", key=KEY, batch_size=32)
-    stored = np.load(tmp_path / "a.npz")
-    np.testing.assert_array_equal(stored["distance/linf_from_edited"], found["distance/linf_from_edited"])
-    expected = np.abs(found["x"].astype(np.float64) - split.images).max(axis=(1, 2, 3))
-    np.testing.assert_allclose(stored["distance/linf"], expected, rtol=1e-5)
-    np.testing.assert_array_equal(stored["edited/x"], found["edited/x"])
-    moved = np.abs(found["x"] - found["edited/x"]).max(axis=(1, 2, 3))
-    np.testing.assert_allclose(moved, found["distance/linf_from_edited"], atol=1e-6)
-    score = (found["edited/x"] - 0.5).reshape(101, -1) @ np.asarray(linear_victim.args[0]).reshape(-1)
-    np.testing.assert_array_equal(found["edited/success"], (score > 0) != split.labels)
-    assert 0 < found["edited/success"].sum() <= found["success"].sum()
-    assert {name for name in stored if name.startswith("distance/")} == {
-        "distance/linf_from_edited",
-        "distance/linf",
-        "distance/l2",
-        "distance/ssim",
-    }
