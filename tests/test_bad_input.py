@@ -79,6 +79,12 @@ BAD_CONFIGS = {
         "batch_size=100 must be divisible by the 8 devices",
     ),
     "batch larger than the data": ("training.batch_size", 4000, ValueError, "batch_size=4000.*at most 1200"),
+    "no validation examples": (
+        "data",
+        {"name": "digits", "validation_size": 0},
+        ValueError,
+        "data='digits' holds no validation examples.*data.validation_size, 1 or more",
+    ),
     "no step at all": ("training.num_epochs", 0.0, ValueError, "num_epochs=0.0 must give at least one step"),
     "averaging out of range": ("training.ema_decay", 1.0, ValueError, r"ema_decay=1.0 must be in \[0, 1\)"),
     "zero deviation": ("normalization", {"mean": 0.5, "std": 0.0}, ValueError, "std=0.0 must be larger than 0"),

@@ -285,11 +285,16 @@ def make_experiment(
 
     Raises:
         ValueError: a name, option or number of the model is wrong; a batch cannot be split over the devices or is
-            larger than the training split.
+            larger than the training split; the validation split is empty.
     """
     training, parts = config["training"], parts or {}
     check_divisible(training["batch_size"], mesh)
     epoch = steps_per_epoch(dataset.train, training["batch_size"])
+    if not len(dataset.validation):
+        raise ValueError(
+            f"data={config['data']['name']!r} holds no validation examples, which choose the best checkpoint: give "
+            "data.validation_size, 1 or more, where the data set takes it"
+        )
     total_steps = round(training["num_epochs"] * epoch)
     if total_steps < 1:
         raise ValueError(
