@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from spa_jax.evaluation.drawing import without_math
+
 _CELL_WIDTH, _CELL_HEIGHT, _DPI = 0.95, 0.42, 180
 _DARK_BELOW = 0.55
 
@@ -43,5 +45,5 @@ def _drawn(shares: np.ndarray, models: Sequence[str], attacks: Sequence[str], ti
             color, weight = ("white" if share < _DARK_BELOW else "black"), ("bold" if share == best[j] else "normal")
             axes.text(j, i, f"{100 * share:.1f}", ha="center", va="center", color=color, fontsize=8, weight=weight)
     content = io.BytesIO()
-    figure.savefig(content, dpi=_DPI, format="png", facecolor="white")
+    without_math(figure).savefig(content, dpi=_DPI, format="png", facecolor="white")
     return content.getvalue()

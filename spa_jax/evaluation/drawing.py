@@ -71,7 +71,8 @@ def fewest_digits(number: Any) -> str:
 
 
 def shortened(name: str) -> str:
-    """A class's name as it fits under an image."""
+    """A class's name as it fits under an image, on one line."""
+    name = " ".join(name.split())
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
@@ -133,8 +134,17 @@ def write_title(figure: Any, title: str, subtitle: str) -> None:
     figure.text(0.15 / width, 1 - 0.4 / height, subtitle, fontsize=8.5, color=MUTED, va="top")
 
 
+def without_math(figure: Any) -> Any:
+    """The figure, whose texts show `$` as it stands instead of setting a formula: names may hold it."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    return figure
+
+
 def as_png(figure: Any) -> bytes:
     """The file's content."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    without_math(figure).savefig(buffer, format="png", dpi=DPI, facecolor="white")
     return buffer.getvalue()

@@ -20,7 +20,7 @@ from spa_jax.evaluation.drawing import (
 )
 from spa_jax.evaluation.files import file_name, write_files
 from spa_jax.evaluation.manipulation import AttributeSweep, Bin, ManipulationReport
-from spa_jax.evaluation.markdown import Setting, table, where_it_ran
+from spa_jax.evaluation.markdown import Setting, plain, table, where_it_ran
 from spa_jax.evaluation.report import make_setting, print_wide
 
 _WIDTH = 140
@@ -83,19 +83,19 @@ Where it falls, the edit has left the class, or it shows images that the classif
 
 
 def _markdown(report: ManipulationReport, setting: Setting, pictures: dict[str, str]) -> Iterator[str]:
-    yield from (f"# {setting.title}", "")
-    yield from (f"{report.num_examples} examples of {setting.dataset}, seed {setting.seed}.", "")
+    yield from (f"# {plain(setting.title)}", "")
+    yield from (f"{report.num_examples} examples of {plain(setting.dataset)}, seed {setting.seed}.", "")
     yield from ("## Does the edit show the value that was set?", "", *_read_back_table(report), "", _READ_BACK, "")
     yield from ("## Does anything else change?", "", *_cross_table(report), "", _CROSS, "")
     yield from ("## Does the image keep its class?", "", *_label_table(report), "", _LABELS, "")
     for name, parts in report.labels.by_value.items():
-        yield from (f"By the value of {name}:", "", *_bin_table(parts), "")
+        yield from (f"By the value of {plain(name)}:", "", *_bin_table(parts), "")
     if report.reconstruction:
         yield from ("## Reconstruction", "", *_reconstruction_table(report), "")
     if pictures:
         yield from ("## Pictures", "")
         for file, name in pictures.items():
-            yield from (f"![{name} over its box]({file})", "")
+            yield from (f"![{plain(name)} over its box]({file})", "")
     yield from ("## What was run", "", *where_it_ran(setting))
 
 
@@ -107,7 +107,7 @@ def _read_back_table(report: ManipulationReport) -> list[str]:
         errors = [f"{error:.3g} ({100 * error / half:.0f} %)" for error in (own.error, own.floor)]
         at_low = [f"{own.error_at_low:.3g}", f"{own.reading_at_low:.3g}"]
         at_high = [f"{own.error_at_high:.3g}", f"{own.reading_at_high:.3g}"]
-        rows.append([attribute.name, attribute.unit, f"{low:g} to {high:g}", *errors, *at_low, *at_high])
+        rows.append([plain(attribute.name), plain(attribute.unit), f"{low:g} to {high:g}", *errors, *at_low, *at_high])
     return [*table(header, rows), "", "In brackets: of half the range of the box."]
 
 
@@ -126,13 +126,13 @@ def _cross_table(report: ManipulationReport) -> list[str]:
         ):
             cell = f"{relative:.2f} ({own:.3g})"
             cells.append(f"**{cell}**" if i == j else cell)
-        rows.append([attribute.name, *cells])
-    return table(["set", *(attribute.name for attribute in report.attributes)], rows)
+        rows.append([plain(attribute.name), *cells])
+    return table(["set", *(plain(attribute.name) for attribute in report.attributes)], rows)
 
 
 def _label_table(report: ManipulationReport) -> list[str]:
     labels = report.labels
-    edited = [[f"{name} set", str(share)] for name, share in labels.alone.items()]
+    edited = [[f"{plain(name)} set", str(share)] for name, share in labels.alone.items()]
     return table(["", "accuracy"], [["real images", str(labels.real)], *edited, ["all set", str(labels.together)]])
 
 

@@ -1,7 +1,9 @@
 """The report for readers: one comparison of all models, one card a model, and what was run, in Markdown."""
 
 import dataclasses
+import html
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ from spa_jax.evaluation.description import summarise
 from spa_jax.evaluation.records import ModelReport, Proportion
 
 _MOST_CLASSES_LISTED = 20
+_SPECIAL = re.compile(r"[\\`*\[\]#~|$]|(?<!\w)_|_(?!\w)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,19 @@ class Setting:
     versions: Mapping[str, str]
     devices: str
     class_names: Sequence[str] | None
+
+
+def plain(text: str) -> str:
+    """A text of the data or the config on one line of Markdown that shows it as it is: no markup, HTML or pictures."""
+    return html.escape(_SPECIAL.sub(r"\\\g<0>", " ".join(text.split())), quote=False)
+
+
+def code(text: str) -> str:
+    """A text as a code span on one line, whatever backticks it holds."""
+    line = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    gap = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{gap}{line}{gap}{fence}"
 
 
 def condition_title(condition: str, survivors_only: bool) -> str:
@@ -63,24 +79,29 @@ def markdown_report(models: Mapping[str, ModelReport], setting: Setting, picture
         pictures: their captions by file name, files beside the report.
     """
     examples = len(next(iter(models.values())).labels)
-    lines = [f"# {setting.title}", "", f"{examples} examples of {setting.dataset}, seed {setting.seed}.", ""]
+    lines = [
+        f"# {plain(setting.title)}",
+        "",
+        f"{examples} examples of {plain(setting.dataset)}, seed {setting.seed}.",
+        "",
+    ]
     lines += ["## Accuracy", "", *_comparison(models), "", _how_to_read(models), ""]
     lines += ["## Warnings", "", *_warnings(models), ""]
     if pictures:
         lines += ["## Pictures", ""]
         for file, caption in pictures.items():
-            lines += [f"![{caption}]({file})", ""]
+            lines += [f"![{plain(caption)}]({file})", ""]
     for name, report in models.items():
-        lines += [f"## Card of {name}", "", *_card(report, setting.class_names), ""]
+        lines += [f"## Card of {plain(name)}", "", *_card(report, setting.class_names), ""]
     lines += ["## What was run", "", *_what_was_run(models, setting)]
     return "\n".join(lines) + "\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, line by line."""
+    """A Markdown table, line by line; cells of foreign text are `plain`."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\|", cell) for cell in cells) + " |"
 
     return [line(header), line(["---"] * len(header)), *map(line, rows)]
 
@@ -91,8 +112,10 @@ def _comparison(models: Mapping[str, ModelReport]) -> list[str]:
     for title, cells, highest in compare(models):
         shown = ["" if cell is None else str(cell) for cell in cells]
         is_best = [several and cell is not None and cell.value == highest for cell in cells]
-        rows.append([title, *(f"**{text}**" if best else text for text, best in zip(shown, is_best, strict=True))])
-    return table(["", *models], rows)
+        rows.append(
+            [plain(title), *(f"**{text}**" if best else text for text, best in zip(shown, is_best, strict=True))]
+        )
+    return table(["", *map(plain, models)], rows)
 
 
 _HOW_TO_READ = """\
@@ -118,22 +141,27 @@ def _warnings(models: Mapping[str, ModelReport]) -> list[str]:
     lines = []
     for name, report in models.items():
         for finding in report.findings:
-            cause = f"{finding.cause}. " if finding.cause else ""
-            lines.append(f"- **{name}, {finding.name}**: {cause}{finding.message}. What to do: {finding.advice}.")
+            cause, found, advice = map(plain, (finding.cause, finding.message, finding.advice))
+            told = f"{cause}. {found}" if cause else found
+            lines.append(f"- **{plain(name)}, {plain(finding.name)}**: {told}. What to do: {advice}.")
         for attack, record in report.attacks.items():
+            which = f"- **{plain(name)}, {plain(attack)}**"
             if record.invalid:
                 lines.append(
-                    f"- **{name}, {attack}**: {record.invalid} of {record.attacked} images were not in [0, 1] and "
-                    "count as no success. What to do: mend the attack."
+                    f"{which}: {record.invalid} of {record.attacked} images were not in [0, 1] and count as no success. "
+                    "What to do: mend the attack."
                 )
             if record.broken:
                 lines.append(
-                    f"- **{name}, {attack}**: {record.broken} of {record.attacked} attacked images, or the logits of "
-                    "them, were not finite and count as misclassified. What to do: find where the victim makes NaN or "
-                    "infinity."
+                    f"{which}: {record.broken} of {record.attacked} attacked images, or the logits of them, were not "
+                    "finite and count as misclassified. What to do: find where the victim makes NaN or infinity."
                 )
     checked = [name for name, report in models.items() if report.checks]
-    nothing = f"None of the sanity checks of {', '.join(checked)} raised one." if checked else "No sanity checks ran."
+    nothing = (
+        f"None of the sanity checks of {', '.join(map(plain, checked))} raised one."
+        if checked
+        else "No sanity checks ran."
+    )
     return lines or [nothing]
 
 
@@ -142,12 +170,15 @@ def _card(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:
     for name, accuracy in report.accuracies.items():
         record = report.attacks.get(name)
         own = ["", "", ""] if record is None else [str(record.attacked), *_fooled_and_seconds(report, name)]
-        rows.append([condition_title(name, report.survivors_only), str(accuracy), *own])
+        rows.append([plain(condition_title(name, report.survivors_only)), str(accuracy), *own])
     lines = table(["", "accuracy", "attacked", "fooled", "seconds"], rows)
     lines += ["", "Seconds include compilation.", "", *_distances(report)]
     lines += ["By class:", "", *_by_class(report, class_names)]
     if report.checks:
-        marks = [[check.name, "passed" if check.passed else "**warning**", check.message] for check in report.checks]
+        marks = [
+            [plain(check.name), "passed" if check.passed else "**warning**", plain(check.message)]
+            for check in report.checks
+        ]
         lines += ["", "Sanity checks:", "", *table(["check", "result", "measured"], marks)]
     return lines
 
@@ -168,7 +199,10 @@ def _distances(report: ModelReport) -> list[str]:
         return []
     header = ["", "L∞ from A(x, a)", "L∞ from x", "L2 from x", "SSIM with x"]
     rows = [
-        [name, *(f"{own[of].mean:.3g} ({own[of].worst:.3g})" for of in ("linf_from_edited", "linf", "l2", "ssim"))]
+        [
+            plain(name),
+            *(f"{own[of].mean:.3g} ({own[of].worst:.3g})" for of in ("linf_from_edited", "linf", "l2", "ssim")),
+        ]
         for name, own in measured.items()
     ]
     return [_HOW_FAR, "", *table(header, rows), ""]
@@ -183,10 +217,10 @@ def _by_class(report: ModelReport, class_names: Sequence[str] | None) -> list[st
         labels = sorted(labels, key=lambda label: tables[conditions[-1]][label].value)[:_MOST_CLASSES_LISTED]
     rows = []
     for label in labels:
-        name = str(label) if class_names is None else class_names[label]
+        name = str(label) if class_names is None else plain(class_names[label])
         shares = [f"{100 * tables[condition][label].value:.1f} %" for condition in conditions]
         rows.append([name, str(tables["clean"][label].total), *shares])
-    titles = [condition_title(condition, report.survivors_only) for condition in conditions]
+    titles = [plain(condition_title(condition, report.survivors_only)) for condition in conditions]
     return table(["class", "examples", *titles], rows)
 
 
@@ -194,7 +228,7 @@ def _what_was_run(models: Mapping[str, ModelReport], setting: Setting) -> Iterat
     yield "Attacks:"
     yield ""
     for attack, made_of in _attacks(models).items():
-        yield f"- {attack}: `{made_of}`"
+        yield f"- {plain(attack)}: {code(made_of)}"
     yield ""
     yield from where_it_ran(setting)
 
