@@ -20,7 +20,7 @@ SMALL_NETWORKS = {
     "wide_resnet10_2": {"model": {"name": "wide_resnet28_10", "depth": 10, "widen_factor": 2}, "input_shape": SHAPE},
 }
 COMMON = {"radius": 8 / 255, "num_steps": 10}
-EDITS = {"rotation": {"low": -15.0, "high": 15.0}, "hue": {}}
+EDITS = {"hue": {}, "rotation": {"low": -15.0, "high": 15.0}}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -26,29 +26,28 @@ several maxima, and random angles cover them; random points do not cover four at
 
 from typing import Any
 
+from common import generator, small_network
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
 ATTRIBUTES = {
     "rotation": {"low": -15.0, "high": 15.0},
+    "scale": {"low": 0.9, "high": 1.1},
     "translation_x": {"low": -0.05, "high": 0.05},
     "translation_y": {"low": -0.05, "high": 0.05},
-    "scale": {"low": 0.9, "high": 1.1},
 }
 STEPS = 20
 STARTS = 9
 ONE_DRAW = {"search": "noise", "start": "random", "start_points": 1}
 STRONG = {"solver": "apgd", "start": "draws", "start_points": STARTS}
 SPA_SAMPLES = {"name": "spa", "clean_weight": 0.1, "edited_weight": 0.1, "attacked_weight": 0.8}
-GENERATOR_TRAINING = {"optimizer": {"name": "adam"}, "schedule": {"name": "one_cycle", "peak": 2e-3}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {
         "radius": 0.05,
-        "data": {"name": "digits", "data_dir": placeholder(str)},
+        "data": "digits",
         "model": {"name": "small_cnn", "width": 32},
-        "generator": {"name": "noise_generator", "width": 16},
+        "generator": generator(16),
         "painting": {"num_steps": 4},
         "batch_size": 64,
         "epochs": 40.0,
@@ -61,14 +60,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "radius": 0.1,
         "data": {
             "name": "rotated_mnist",
-            "data_dir": placeholder(str),
             "angle_range": (-40.0, 40.0),
             "train_size": 4000,
             "test_size": 400,
             "validation_size": 500,
         },
-        "model": {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1},
-        "generator": {"name": "noise_generator", "width": 8},
+        "model": small_network(),
+        "generator": generator(8),
         "painting": {"num_steps": 2, "step_share": 0.5},
         "batch_size": 64,
         "epochs": 12.0,
@@ -88,17 +86,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     recipes = _recipes(settings)
     experiment = {
         "name": "spa_generated",
-        "seed": 0,
         "model": settings["model"],
         "recipe": recipes["spa_generated"],
         "optimizer": {"name": "adamw", "weight_decay": 1e-4},
-        "schedule": {"name": "one_cycle", "peak": 3e-3},
-        "networks": _networks(settings),
+        "networks": {"generator": settings["generator"]},
         "training": {
             "batch_size": settings["batch_size"],
             "num_epochs": args["epochs"] or settings["epochs"],
-            "engine": "jit",
-            "ema_decay": 0.0,
             "attack_warmup": settings["warmup"],
             "evaluate_every": settings["evaluate_every"],
         },
@@ -106,16 +100,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "batch_size": 200,
             "attacks": _attacks(settings),
             "selection_attack": _direct(radius) | {"num_steps": 10},
-            "select_by": "robust",
             "survivors_only": False,
             "num_examples": args["images"] or None,
-            "radii": None,
-            "radius_attack": None,
-            "attribute_points": 0,
         },
         "parts": {"attacker": {"model": "attacker_of_{victim}"}},
         "baselines": (
-            *(_baseline(name, recipe, settings) for name, recipe in recipes.items() if name != "spa_generated"),
+            *(_baseline(name, recipe) for name, recipe in recipes.items() if name != "spa_generated"),
             *(_attacker(name, settings, args["attacker_epochs"]) for name in recipes),
         ),
     }
@@ -174,13 +164,8 @@ def _recipes(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _networks(settings: dict[str, Any]) -> dict[str, Any]:
-    return {"generator": {"model": settings["generator"], **GENERATOR_TRAINING}}
-
-
-def _baseline(name: str, recipe: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    networks = _networks(settings) if "generator" in recipe else None
-    baseline = {"name": name, "recipe": recipe, "networks": networks}
+def _baseline(name: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    baseline = {"name": name, "recipe": recipe} | ({} if "generator" in recipe else {"networks": None})
     return baseline | ({"evaluation": {"select_by": "clean"}} if name == "standard" else {})
 
 
@@ -188,7 +173,7 @@ def _attacker(victim: str, settings: dict[str, Any], epochs: float) -> dict[str,
     """A noise generator trained against one model, as it is frozen, for the attacks on that model."""
     return {
         "name": f"attacker_of_{victim}",
-        "model": settings["generator"],
+        **settings["generator"],
         "recipe": {
             "name": "noise_generator",
             "victim": {"part": "victim"},
@@ -198,7 +183,6 @@ def _attacker(victim: str, settings: dict[str, Any], epochs: float) -> dict[str,
         },
         "networks": None,
         "parts": {"victim": {"model": victim}},
-        **GENERATOR_TRAINING,
         "training": {"num_epochs": epochs or settings["attacker_epochs"], "attack_warmup": 0.0, "evaluate_every": 5},
     }
 

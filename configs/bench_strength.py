@@ -11,8 +11,8 @@ DIR holds `mnist` as tensorflow-datasets prepares it; `--config configs/bench_st
 takes 392 test images of 8x8 pixels. Two victims, trained at once: standard, and by PGD. Needs the `bench` extra.
 """
 
+from common import small_network
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
@@ -28,7 +28,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     crafted = {"name": "pgd", "radius": radii["pgd"], "num_steps": 7, "keep": "last"}
     recipes = {"standard": {"name": "standard"}, "pgd": {"name": "adversarial", "attack": crafted}}
     strength = {
-        "model": {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1},
+        "model": small_network(),
         "batch_size": 128,
         "learning_rate": 3e-3,
         "victims": {
@@ -52,5 +52,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
             },
         },
     }
-    data = {"name": args["dataset"], "data_dir": placeholder(str)}
-    return ConfigDict({"name": "bench_strength", "seed": 0, "data": data, "strength": strength})
+    return ConfigDict({"name": "bench_strength", "seed": 0, "data": args["dataset"], "strength": strength})

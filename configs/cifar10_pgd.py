@@ -8,8 +8,8 @@ The schedule is one cycle of 30 epochs (in the manner of Rice et al. 2020 and Wo
 For a GPU or a TPU. Not run to its end: no accelerator was at hand.
 """
 
+from common import cifar10, noise_attacks
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
@@ -23,38 +23,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return ConfigDict(
         {
             "name": "pgd",
-            "seed": 0,
-            "data": {"name": "cifar10", "data_dir": placeholder(str), "validation_size": 1000},
-            "normalization": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)},
-            "augmentation": {"crop_padding": 4, "flip": True},
-            "model": {"name": "preact_resnet18", "dtype": args["dtype"]},
+            **cifar10(args["epochs"], "preact_resnet18", args["dtype"]),
             "recipe": {"name": "adversarial", "attack": pgd | {"num_steps": 10, "keep": "last"}},
-            "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4},
             "schedule": {"name": "one_cycle", "peak": 0.2},
-            "training": {
-                "batch_size": 128,
-                "num_epochs": args["epochs"],
-                "engine": "jit",
-                "ema_decay": 0.0,
-                "attack_warmup": 0.0,
-                "evaluate_every": 1,
-            },
             "evaluation": {
                 "batch_size": 512,
-                "attacks": {
-                    "FGSM": {"name": "fgsm", "radius": RADIUS},
-                    "PGD-20": pgd | {"num_steps": 20, "restarts": 2},
-                    "APGD-CE": {"name": "apgd_ce", "radius": RADIUS},
-                    "APGD-DLR": {"name": "apgd_dlr", "radius": RADIUS},
-                },
+                "attacks": noise_attacks(RADIUS) | {"PGD-20": pgd | {"num_steps": 20, "restarts": 2}},
                 "selection_attack": pgd | {"num_steps": 10},
-                "select_by": "robust",
-                "survivors_only": True,
-                "num_examples": placeholder(int),
                 "radii": (0.0, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
                 "radius_attack": "PGD-20",
-                "attribute_points": 0,
             },
-            "baselines": (),
         }
     )

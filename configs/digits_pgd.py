@@ -3,8 +3,8 @@
 python launch/train.py --config configs/digits_pgd.py --workdir runs/digits_pgd
 """
 
+from common import digits, noise_attacks
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
@@ -16,36 +16,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return ConfigDict(
         {
             "name": "pgd",
-            "seed": 0,
-            "data": {"name": "digits", "data_dir": placeholder(str)},
-            "model": {"name": "small_cnn", "width": 32},
+            **digits(args["epochs"]),
             "recipe": {"name": "adversarial", "attack": pgd | {"num_steps": 5, "keep": "last"}},
-            "optimizer": {"name": "adamw", "weight_decay": 1e-4},
-            "schedule": {"name": "one_cycle", "peak": 3e-3},
-            "training": {
-                "batch_size": 64,
-                "num_epochs": args["epochs"],
-                "engine": "jit",
-                "ema_decay": 0.0,
-                "attack_warmup": 0.0,
-                "evaluate_every": 10,
-            },
             "evaluation": {
                 "batch_size": 200,
-                "attacks": {
-                    "FGSM": {"name": "fgsm", "radius": args["radius"]},
-                    "PGD": pgd | {"num_steps": 20, "restarts": 3},
-                    "APGD-CE": {"name": "apgd_ce", "radius": args["radius"], "num_steps": 50},
-                    "APGD-DLR": {"name": "apgd_dlr", "radius": args["radius"], "num_steps": 50},
-                },
+                "attacks": noise_attacks(args["radius"], 50) | {"PGD": pgd | {"num_steps": 20, "restarts": 3}},
                 "selection_attack": pgd | {"num_steps": 10},
-                "select_by": "robust",
                 "survivors_only": False,
-                "num_examples": placeholder(int),
                 "radii": (0.0, 0.05, 0.1, 0.15, 0.2, 0.3),
                 "radius_attack": "PGD",
-                "attribute_points": 0,
             },
-            "baselines": (),
         }
     )

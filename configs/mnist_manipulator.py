@@ -21,87 +21,28 @@ width moves them by 3.6 and 1.9 degrees. Classes kept: 94.6 %, 95.0 %, 96.7 %, w
 (97.8 % on real images).
 """
 
-from typing import Any
-
+from common import handwriting, judges, manipulation, manipulator
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
-BOXES = {"rotation": (-40.0, 40.0), "slant": (-15.0, 25.0), "stroke_width": (1.8, 3.5)}
-UNITS = {"rotation": (0.0, 30.0), "slant": (5.8, 14.6), "stroke_width": (2.6, 0.7)}
+WEIGHTS = {"attribute_weight": 100.0, "cycle_weight": 60.0}
 JUDGED_ANGLES = (-80.0, 80.0)
-JUDGE = {"name": "small_cnn", "width": 16, "convs_per_stage": 1}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` may set `epochs`, `judge_epochs` and `measured`, written `measured=slant|stroke_width`."""
     args = parse_arguments(arg, epochs=6.0, judge_epochs=6.0, measured=("",))
-    measured = tuple(name for name in args["measured"] if name)
-    names = ("rotation", *measured)
-    low, high = zip(*(BOXES[name] for name in names), strict=True)
+    measured = tuple(filter(None, args["measured"]))
+    box, units = handwriting(measured)
+    data = {"angle_range": (-50.0, 50.0), "measured": measured, "validation_size": 1000}
+    judged = judges({"num_epochs": args["judge_epochs"]}, **units, data={"angle_range": JUDGED_ANGLES})
     return ConfigDict(
         {
-            "name": "manipulator",
-            "seed": 0,
-            "data": {
-                "name": "rotated_mnist",
-                "data_dir": placeholder(str),
-                "angle_range": (-50.0, 50.0),
-                "measured": measured,
-                "validation_size": 1000,
-            },
-            "model": {"name": "msp"},
-            "recipe": {
-                "name": "manipulator",
-                "attribute_weight": 100.0,
-                "cycle_weight": 60.0,
-                "known_edits": {"rotation": "rotation"},
-            },
-            "optimizer": {"name": "adam", "b2": 0.99, "clip_norm": 50.0},
-            "schedule": {"name": "cosine", "peak": 1.5e-3, "warmup": 0.05, "end": 0.01},
-            "training": {
-                "batch_size": 128,
-                "num_epochs": args["epochs"],
-                "engine": "jit",
-                "ema_decay": 0.0,
-                "attack_warmup": 0.0,
-                "evaluate_every": 2,
-            },
-            "evaluation": {
-                "batch_size": 500,
-                "attacks": {},
-                "selection_attack": {"name": "fgsm", "radius": 0.0},
-                "select_by": "clean",
-                "survivors_only": True,
-                "num_examples": placeholder(int),
-                "radii": None,
-                "radius_attack": None,
-                "attribute_points": 0,
-                "manipulation": {
-                    "low": low,
-                    "high": high,
-                    "regressor": {"part": "regressor"},
-                    "classifier": {"part": "classifier"},
-                },
-            },
-            "parts": {"regressor": {"model": "regressor"}, "classifier": {"model": "classifier"}},
-            "baselines": _judges(args["judge_epochs"], names),
+            "data": {"name": "rotated_mnist", **data},
+            **manipulator({**WEIGHTS, "known_edits": {"rotation": "rotation"}}),
+            "training": {"num_epochs": args["epochs"], "evaluate_every": 2},
+            "evaluation": {"manipulation": manipulation(**box)},
+            **judged,
         }
-    )
-
-
-def _judges(epochs: float, names: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
-    adam = {"optimizer": {"name": "adam"}, "schedule": {"name": "one_cycle", "peak": 2e-3}}
-    judge = {"model": JUDGE, **adam, "training": {"num_epochs": epochs}}
-    centre, scale = zip(*(UNITS[name] for name in names), strict=True)
-    return (
-        {"name": "classifier", "recipe": {"name": "standard"}, **judge},
-        {
-            "name": "regressor",
-            **judge,
-            "model": JUDGE | {"num_classes": len(names)},
-            "data": {"angle_range": JUDGED_ANGLES},
-            "recipe": {"name": "regressor", "centre": centre, "scale": scale},
-        },
     )

@@ -9,8 +9,8 @@ The radius grows over the first 30 % of the steps: at full radius from the start
 87.6 % [86.9, 88.2] in the worst case over all attacks; FGSM and PGD-40 find 0.1 points beyond the two of APGD.
 """
 
+from common import noise_attacks, small_network
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
@@ -19,39 +19,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` may set `epochs` and `radius`, as in `mnist_pgd.py:epochs=2,radius=0.1`."""
     args = parse_arguments(arg, epochs=5.0, radius=0.3)
     pgd = {"name": "pgd", "radius": args["radius"]}
+    strong = pgd | {"num_steps": 40, "rel_step_size": 0.1, "restarts": 5}
     return ConfigDict(
         {
             "name": "pgd",
-            "seed": 0,
-            "data": {"name": "mnist", "data_dir": placeholder(str), "validation_size": 2000},
-            "model": {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1},
+            "data": {"name": "mnist", "validation_size": 2000},
+            "model": small_network(),
             "recipe": {"name": "adversarial", "attack": pgd | {"num_steps": 10, "keep": "last"}},
-            "optimizer": {"name": "adam"},
-            "schedule": {"name": "one_cycle", "peak": 3e-3},
-            "training": {
-                "batch_size": 128,
-                "num_epochs": args["epochs"],
-                "engine": "jit",
-                "ema_decay": 0.0,
-                "attack_warmup": 0.3,
-                "evaluate_every": 1,
-            },
+            "training": {"num_epochs": args["epochs"], "attack_warmup": 0.3},
             "evaluation": {
-                "batch_size": 500,
-                "attacks": {
-                    "FGSM": {"name": "fgsm", "radius": args["radius"]},
-                    "PGD-40": pgd | {"num_steps": 40, "rel_step_size": 0.1, "restarts": 5},
-                    "APGD-CE": {"name": "apgd_ce", "radius": args["radius"], "num_steps": 50},
-                    "APGD-DLR": {"name": "apgd_dlr", "radius": args["radius"], "num_steps": 50},
-                },
+                "attacks": noise_attacks(args["radius"], 50) | {"PGD-40": strong},
                 "selection_attack": pgd | {"num_steps": 10},
-                "select_by": "robust",
-                "survivors_only": True,
-                "num_examples": placeholder(int),
                 "radii": (0.0, 0.1, 0.2, 0.3, 0.35, 0.4),
                 "radius_attack": "PGD-40",
-                "attribute_points": 0,
             },
-            "baselines": (),
         }
     )

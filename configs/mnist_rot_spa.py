@@ -10,52 +10,36 @@ DIR holds `mnist` as tensorflow-datasets prepares it. A turn of 20 degrees from 
 whole range from -60 to 60 degrees; the radius 0.2 is our choice (the authors' demo has 0.3).
 """
 
+from common import in_training, small_network
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
-TRAINED = {"solver": "projected_gradient", "start": "none", "num_steps": 5, "keep": "last"}
+RANGE = {"low": -20.0, "high": 20.0}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` may set `epochs` and `radius`, as in `mnist_rot_spa.py:epochs=2,radius=0.1`."""
     args = parse_arguments(arg, epochs=2.0, radius=0.2)
-    rotation = {"low": -20.0, "high": 20.0}
     pgd = {"name": "pgd", "radius": args["radius"]}
-    joint = {"name": "spa", "radius": args["radius"], "attributes": {"rotation": rotation}}
+    joint = {"name": "spa", "radius": args["radius"], "attributes": {"rotation": RANGE}}
     return ConfigDict(
         {
             "name": "spa",
-            "seed": 0,
-            "data": {"name": "rotated_mnist", "data_dir": placeholder(str), "validation_size": 2000},
-            "model": {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1},
-            "recipe": {"name": "adversarial", "outer": "spa", "attack": joint | TRAINED},
-            "optimizer": {"name": "adam"},
-            "schedule": {"name": "one_cycle", "peak": 3e-3},
-            "training": {
-                "batch_size": 128,
-                "num_epochs": args["epochs"],
-                "engine": "jit",
-                "ema_decay": 0.0,
-                "attack_warmup": 0.3,
-                "evaluate_every": 1,
-            },
+            "data": {"name": "rotated_mnist", "validation_size": 2000},
+            "model": small_network(),
+            "recipe": {"name": "adversarial", "outer": "spa", "attack": joint | in_training(5)},
+            "training": {"num_epochs": args["epochs"], "attack_warmup": 0.3},
             "evaluation": {
-                "batch_size": 500,
                 "attacks": {
-                    "rotation": {"name": "attribute", "edit": "rotation", "method": "grid", "num_steps": 41} | rotation,
                     "PGD-20": pgd | {"num_steps": 20, "restarts": 2},
                     "joint": joint | {"num_steps": 20, "restarts": 3},
+                    "rotation": {"name": "attribute", "edit": "rotation", **RANGE, "method": "grid", "num_steps": 41},
                 },
                 "selection_attack": joint | {"num_steps": 10},
-                "select_by": "robust",
-                "survivors_only": True,
-                "num_examples": placeholder(int),
                 "radii": (0.0, 0.05, 0.1, 0.2, 0.3),
                 "radius_attack": "joint",
                 "attribute_points": 21,
             },
-            "baselines": (),
         }
     )

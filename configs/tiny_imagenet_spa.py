@@ -11,22 +11,12 @@ For a GPU or a TPU. Not run on Tiny-ImageNet itself, which was not at hand: `tin
 same path on images made in its shape.
 """
 
-import math
-
+from common import CAA_RANGES, in_training
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from spa_jax.configuration import parse_arguments
 
 RADIUS = 4 / 255
-TRAINED = {"solver": "projected_gradient", "start": "none", "num_steps": 5, "keep": "last"}
-RANGES = {
-    "brightness": {"low": -0.2, "high": 0.2},
-    "contrast": {"low": 0.7, "high": 1.3},
-    "hue": {"low": -math.pi, "high": math.pi},
-    "rotation": {"low": -10.0, "high": 10.0},
-    "saturation": {"low": 0.7, "high": 1.3},
-}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -34,27 +24,23 @@ def get_config(arg: str | None = None) -> ConfigDict:
     args = parse_arguments(
         arg, data="tiny_imagenet", epochs=30.0, dtype="float32", generated=True, made=False, width=64
     )
-    pgd = {"name": "pgd", "radius": RADIUS}
-    joint = {"name": "spa", "radius": RADIUS, "attributes": RANGES}
-    data = {"name": args["data"], "data_dir": placeholder(str), "image_size": 64}
+    joint = {"name": "spa", "radius": RADIUS, "attributes": CAA_RANGES}
+    data = {"name": args["data"], "image_size": 64}
     if args["made"]:
         data = {"name": "synthetic", "like": "tiny_imagenet", "train_size": 512, "test_size": 128}
-    trained = joint | TRAINED
-    recipe = {"name": "adversarial", "outer": "spa", "attack": trained}
+    recipe = {"name": "adversarial", "outer": "spa", "attack": joint | in_training(5)}
     networks = None
     if args["generated"]:
-        noise = {"part": "generator", "num_steps": 4}
-        generator = {"radius": RADIUS, "num_steps": 4}
-        recipe |= {"attack": trained | {"noise": noise, "num_steps": 3}, "generator": generator}
+        painting = {"num_steps": 4}
+        recipe["attack"] |= {"noise": {"part": "generator", **painting}, "num_steps": 3}
+        recipe["generator"] = {"radius": RADIUS, **painting}
         model = {"name": "noise_generator", "width": args["width"], "deep": True, "dtype": args["dtype"]}
         optimizer = {"name": "adam", "clip_norm": 1.0}
-        networks = {
-            "generator": {"model": model, "optimizer": optimizer, "schedule": {"name": "one_cycle", "peak": 1e-3}}
-        }
+        schedule = {"name": "one_cycle", "peak": 1e-3}
+        networks = {"generator": {"model": model, "optimizer": optimizer, "schedule": schedule}}
     return ConfigDict(
         {
             "name": "spa",
-            "seed": 0,
             "data": data,
             "augmentation": {"crop_padding": 8, "flip": True},
             "model": {"name": "preact_resnet18", "width": args["width"], "dtype": args["dtype"]},
@@ -62,29 +48,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "networks": networks,
             "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4},
             "schedule": {"name": "one_cycle", "peak": 0.2},
-            "training": {
-                "batch_size": 128,
-                "num_epochs": args["epochs"],
-                "engine": "jit",
-                "ema_decay": 0.0,
-                "attack_warmup": 0.1,
-                "evaluate_every": 1,
-            },
+            "training": {"num_epochs": args["epochs"], "attack_warmup": 0.1},
             "evaluation": {
                 "batch_size": 512,
                 "attacks": {
                     "FGSM": {"name": "fgsm", "radius": RADIUS},
-                    "PGD-20": pgd | {"num_steps": 20, "restarts": 2},
+                    "PGD-20": {"name": "pgd", "radius": RADIUS, "num_steps": 20, "restarts": 2},
                     "joint": joint | {"num_steps": 20, "restarts": 3},
                 },
                 "selection_attack": joint | {"num_steps": 5},
-                "select_by": "robust",
-                "survivors_only": True,
-                "num_examples": placeholder(int),
                 "radii": (0.0, 2 / 255, 4 / 255, 8 / 255),
                 "radius_attack": "joint",
                 "attribute_points": 21,
             },
-            "baselines": (),
         }
     )

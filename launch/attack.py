@@ -21,7 +21,7 @@ CONFIG = launching.define_flags()
 ATTACK = flags.DEFINE_string("attack", None, "Name of an attack in config.evaluation.attacks.", required=True)
 MODEL = flags.DEFINE_string("model", None, "Which of the config's models, itself or a baseline (default: itself).")
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which images.")
-OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.", required=True)
+OUTPUT = launching.define_path("output", None, "The .npz file to write.", required=True)
 
 
 def main() -> None:

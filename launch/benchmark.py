@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launching.launch(main, collectives=lambda: bool({"strength", "matrix"} & set(CONFIG.value)))
+    launching.launch(main, collectives=lambda: bool({"strength", "matrix"} & set(launching.config_value(CONFIG))))

@@ -1,8 +1,10 @@
 """Configs hold data only: parsing their arguments, checking them, building what they name, storing and comparing them.
 
-Everything here takes plain nested mappings as well as `ml_collections.ConfigDict`.
+Everything here takes plain nested mappings as well as `ml_collections.ConfigDict`, whose keys count in the order in
+which they were set: it is the order of the edits in a chain and of the attacks in a cascade.
 """
 
+import dataclasses
 import inspect
 import json
 import types
@@ -94,15 +96,15 @@ def check_spec(
         provided: names of arguments that the program adds, see `build`.
 
     Raises:
-        ConfigError: the spec is no mapping or has no name; the name is unknown; an argument is unknown, missing or of a
-            wrong type. The message gives the dotted path, the rule, the nearest name and the valid ones.
+        ConfigError: the spec is not a mapping or has no name; the name or an argument is unknown; an argument is
+            missing or has a wrong type. The message has the dotted path, the rule, the nearest name and all valid ones.
     """
     spec = _plain(spec)
     if not isinstance(spec, Mapping) or "name" not in spec:
         raise ConfigError(f"{path}={spec!r} must be a mapping with a `name`; {kind}s by name: {listed(registry)}")
     name = spec["name"]
     if name not in registry:
-        raise ConfigError(f"{path}.name={name!r} is no {kind}{suggest(name, registry)}")
+        raise ConfigError(f"{path}.name={name!r} is not a known {kind}{suggest(name, registry)}")
     parameters = _parameters(registry[name])
     _check_names(spec, parameters, f"{kind} {name!r}", path, provided)
     for key, value in spec.items():
@@ -138,13 +140,50 @@ def check_keys(config: Any, allowed: Mapping[str, Any], path: str = "config") ->
             _check_type(config[key], expected, f"{path}.{key}")
 
 
+def named(spec: Any) -> Any:
+    """A spec, or what a config names by text alone: `"digits"` stands for `{"name": "digits"}`."""
+    return {"name": spec} if isinstance(spec, str) else spec
+
+
+def with_defaults(section: Any, record: Any, path: str = "config") -> dict[str, Any]:
+    """A section of a config with every key that a dataclass has, in the order of its fields, and its defaults.
+
+    Args:
+        section: nested mappings of data.
+        record: a dataclass; its types and its `__post_init__` are the rules.
+        path: name of the section, for messages.
+
+    Raises:
+        ConfigError: as `check_keys`, or a value that the record refuses, by its dotted path.
+    """
+    types_of, fields = typing.get_type_hints(record), dataclasses.fields(record)
+    section = _plain(section)
+    if isinstance(section, Mapping):
+        section = {field.name: _default(field) for field in fields if _has_default(field)} | dict(section)
+    check_keys(section, types_of, path)
+    full = {field.name: section[field.name] for field in fields}
+    try:
+        record(**{key: _convert(value, types_of[key]) for key, value in full.items()})
+    except ValueError as error:
+        raise ConfigError(f"{path}.{error}") from error
+    return full
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def freeze(config: Any, path: str = "config") -> Any:
     """The config as plain JSON data: mappings become dicts, tuples lists.
 
     `json.loads(json.dumps(freeze(c))) == freeze(c)` unless it holds a NaN: a stored config compares with a running one.
 
     Raises:
-        ConfigError: a key that is no text, or a value that is no data (a function, an array ...), by its dotted path.
+        ConfigError: a key that is not text, or a value that is not data (a function, an array ...), by its dotted path.
     """
     config = _plain(config)
     if isinstance(config, Mapping):
@@ -154,14 +193,17 @@ def freeze(config: Any, path: str = "config") -> Any:
     if isinstance(config, list | tuple):
         return [freeze(value, f"{path}.{index}") for index, value in enumerate(config)]
     if not isinstance(config, _DATA):
-        raise ConfigError(f"{path}={config!r} is no data: a config holds numbers, text, None, tuples and mappings only")
+        raise ConfigError(
+            f"{path}={config!r} is not data: a config holds numbers, text, None, tuples and mappings only"
+        )
     return config
 
 
 def diff(a: Any, b: Any) -> list[str]:
     """One line `key: value in a -> value in b` for every leaf on which two configs differ, sorted by dotted key.
 
-    A leaf that only one of them has shows as `(absent)` in the other. Numbers are compared by value: 1 equals 1.0.
+    A leaf that only one of them has shows as `(absent)` in the other. Numbers are compared by value: 1 equals 1.0. The
+    order of keys does not count, but for `attributes`, which are applied in that order.
     """
     left, right = dict(_leaves(freeze(a))), dict(_leaves(freeze(b)))
     keys = sorted(left.keys() | right.keys())
@@ -170,7 +212,10 @@ def diff(a: Any, b: Any) -> list[str]:
 
 
 def _plain(config: Any) -> Any:
-    return config.to_dict() if hasattr(config, "to_dict") else config
+    """A `ConfigDict` as a dict in the order in which its keys were set; by itself it lists them alphabetically."""
+    if not hasattr(config, "to_dict"):
+        return config
+    return {key: _plain(config[key]) for key in vars(config).get("_fields", config)}
 
 
 def _parse(name: str, text: str | None, default: Any) -> Any:
@@ -303,6 +348,9 @@ def _leaves(config: Any, path: str = "") -> Iterable[tuple[str, Any]]:
     if not config or not (isinstance(config, dict) or holds_more):
         yield path, config
         return
+    edits = list(config.values()) if isinstance(config, dict) and path.endswith("attributes") else [None]
+    if all(isinstance(edit, dict) for edit in edits):
+        yield f"{path} (order)", list(config)
     for key, value in config.items() if isinstance(config, dict) else enumerate(config):
         yield from _leaves(value, f"{path}.{key}" if path else str(key))
 

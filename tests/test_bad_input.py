@@ -33,7 +33,7 @@ BAD_CONFIGS = {
         "evaluation.attacks.PGD",
         {"name": "pdg"},
         ConfigError,
-        "'pdg' is no attack.*did you mean 'pgd'",
+        "'pdg' is not a known attack.*did you mean 'pgd'",
     ),
     "unknown attack key": (
         "evaluation.attacks.PGD",
@@ -44,8 +44,8 @@ BAD_CONFIGS = {
     "unknown model": ("model", {"name": "small_cn"}, ValueError, "'small_cn' is no model.*did you mean 'small_cnn'"),
     "unknown model option": ("model.widht", 3, ValueError, "widht=3 is no option.*'width'"),
     "unknown data set": ("data", {"name": "digit"}, ValueError, "'digit' is no data set.*did you mean 'digits'"),
-    "unknown recipe": ("recipe", {"name": "spa"}, ConfigError, "'spa' is no recipe"),
-    "unknown optimizer": ("optimizer", {"name": "sdg"}, ConfigError, "'sdg' is no optimizer"),
+    "unknown recipe": ("recipe", {"name": "spa"}, ConfigError, "'spa' is not a known recipe"),
+    "unknown optimizer": ("optimizer", {"name": "sdg"}, ConfigError, "'sdg' is not a known optimizer"),
     "unknown engine": (
         "training.engine",
         "xmap",
@@ -85,7 +85,7 @@ BAD_CONFIGS = {
         ValueError,
         "data='digits' holds no validation examples.*data.validation_size, 1 or more",
     ),
-    "no step at all": ("training.num_epochs", 0.0, ValueError, "num_epochs=0.0 must give at least one step"),
+    "no step at all": ("training.num_epochs", 0.01, ValueError, "num_epochs=0.01 must give at least one step"),
     "averaging out of range": ("training.ema_decay", 1.0, ValueError, r"ema_decay=1.0 must be in \[0, 1\)"),
     "zero deviation": ("normalization", {"mean": 0.5, "std": 0.0}, ValueError, "std=0.0 must be larger than 0"),
     "two models of one name": ("baselines", [{"name": "tiny"}], ConfigError, "'tiny' stands for two models"),

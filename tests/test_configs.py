@@ -1,24 +1,21 @@
 """Every config is whole and right; those for accelerators take a few steps on images made in their data's format."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from spa_jax.parallel import data_mesh
+from spa_jax.runs.config_files import load_config
 from spa_jax.runs.experiment import check_config, load_data, make_experiment
 from spa_jax.runs.loop import train_and_evaluate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
-EXPERIMENTS = [path for path in CONFIGS if not path.stem.startswith("bench")]
+EXPERIMENTS = [path for path in CONFIGS if not path.stem.startswith(("bench", "common"))]
 
 
-def _config(path, arg=None):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(arg).to_dict()
+def _config(path, arg=""):
+    return load_config(f"{path}:{arg}")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -30,7 +27,7 @@ def test_a_config_passes_its_own_check_and_opens_with_its_command(path):
 def test_arguments_of_a_config_reach_it():
     path = next(path for path in EXPERIMENTS if path.stem == "digits_spa")
     config = _config(path, "epochs=2,baselines=false")
-    assert config["training"]["num_epochs"] == 2.0 and config["baselines"] == ()
+    assert config["training"]["num_epochs"] == 2.0 and config["baselines"] == []
 
 
 @pytest.mark.slow

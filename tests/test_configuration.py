@@ -81,8 +81,11 @@ def test_provided_arguments_go_where_they_are_taken_and_the_spec_overrides_them(
         ({"attributes": "hue"}, ["config.attack.attributes='hue' must be tuple[str, ...], not str"]),
         ({"attributes": ["hue", 1]}, ["config.attack.attributes=['hue', 1]"]),
         ({"box": (0.0, 0.5, 1.0)}, ["config.attack.box=(0.0, 0.5, 1.0) must be tuple[float, float]"]),
-        ({"name": "pgdd"}, ["config.attack.name='pgdd' is no attack", "did you mean 'pgd'", "open, pgd, small"]),
-        ({"name": 7}, ["config.attack.name=7 is no attack", "open, pgd, small"]),
+        (
+            {"name": "pgdd"},
+            ["config.attack.name='pgdd' is not a known attack", "did you mean 'pgd'", "open, pgd, small"],
+        ),
+        ({"name": 7}, ["config.attack.name=7 is not a known attack", "open, pgd, small"]),
     ],
 )
 def test_a_wrong_spec_is_named_before_anything_is_called(change, words):
@@ -210,12 +213,12 @@ def test_a_frozen_config_survives_json_and_does_not_differ_from_itself(config):
 
 
 @pytest.mark.parametrize("value", [print, np.ones(2), object(), {1, 2}])
-def test_freeze_refuses_what_is_no_data_by_its_path(value):
-    with pytest.raises(ConfigError, match=r"config\.attacks\.1\.x=.* is no data"):
+def test_freeze_refuses_what_is_not_data_by_its_path(value):
+    with pytest.raises(ConfigError, match=r"config\.attacks\.1\.x=.* is not data"):
         freeze(ConfigDict({"attacks": [{"x": 1}, {"x": value}]}))
 
 
-def test_freeze_refuses_keys_that_are_no_text():
+def test_freeze_refuses_keys_that_are_not_text():
     with pytest.raises(ConfigError, match=r"config\.a has the key 3"):
         freeze({"a": {3: 1}})
 

@@ -1,6 +1,7 @@
 """Attacks by name, from plain data."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,14 +58,26 @@ def attack_from_config(spec: Mapping[str, Any], parts: Mapping[str, Any] | None 
 def check_attack(spec: Mapping[str, Any], path: str = "attack") -> None:
     """Check an attack of a config before its learned parts are there: names and types, and without parts all of it.
 
+    Args:
+        spec: as for `attack_from_config`.
+        path: where it stands, for messages.
+
     Raises:
-        ConfigError, ValueError: as `attack_from_config`.
+        ConfigError: as `attack_from_config`, or a number out of range.
     """
+    options = _with_parts(spec, None) if isinstance(spec, Mapping) else {}
+    own = {key: value for key, value in options.items() if key not in _COMBINED}
+    check_spec(ATTACKS, own or spec, "attack", path)
     if not part_names(spec):
-        attack_from_config(spec)
-        return
-    options = {key: value for key, value in _with_parts(spec, None).items() if key not in _COMBINED}
-    check_spec(ATTACKS, options, "attack", path)
+        try:
+            attack_from_config(spec)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+
+def takes(spec: Mapping[str, Any], argument: str) -> bool:
+    """Whether the preset that a checked attack names has an argument of that name."""
+    return argument in inspect.signature(ATTACKS[spec["name"]]).parameters
 
 
 def _with_parts(spec: Mapping[str, Any], parts: Mapping[str, Any] | None) -> dict[str, Any]:

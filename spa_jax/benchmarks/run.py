@@ -16,7 +16,7 @@ from spa_jax.benchmarks.matrix import check_matrix, fill_matrix, matrix_table
 from spa_jax.benchmarks.peers import versions
 from spa_jax.benchmarks.speed import Row, check_memory, check_speed, measure_memory, time_attacks
 from spa_jax.benchmarks.strength import check_strength, compare_strength
-from spa_jax.configuration import check_keys, freeze
+from spa_jax.configuration import check_keys, freeze, named
 from spa_jax.errors import ConfigError
 from spa_jax.evaluation.files import write_files
 from spa_jax.runs.checkpoints import prepare_workdir
@@ -24,7 +24,7 @@ from spa_jax.runs.checkpoints import prepare_workdir
 SCHEMA: Mapping[str, Any] = {
     "name": str,
     "seed": int,
-    "data": Mapping | None,
+    "data": str | Mapping | None,
     "speed": Mapping | None,
     "memory": Mapping | None,
     "strength": Mapping | None,
@@ -96,6 +96,8 @@ _TABLES: Mapping[str, Callable[[str, Sequence[Row]], str]] = {"matrix": lambda t
 def _checked(config: Any) -> Any:
     config = freeze(config)
     check_keys(config, SCHEMA)
+    if config.get("data") is not None:
+        config["data"] = named(config["data"])
     asked = [section for section in MEASUREMENTS if config.get(section)]
     if not asked:
         raise ConfigError(f"config asks for nothing: give it a section of {', '.join(MEASUREMENTS)}")

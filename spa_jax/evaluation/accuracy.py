@@ -12,7 +12,7 @@ from spa_jax.evaluation.sanity import check_victim, noise_balls
 from spa_jax.evaluation.sweep import AnyAttack, Progress, make_sweep
 from spa_jax.types import Key, Victim
 
-_RESERVED_NAMES = ("clean", "worst_case")
+RESERVED_NAMES = ("clean", "worst_case")
 
 
 def evaluate(
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def _check_attack(name: str, attack: AnyAttack) -> None:
-    if name in _RESERVED_NAMES:
+    if name in RESERVED_NAMES:
         raise ValueError(f"attacks hold the name {name!r}, which the report uses for itself")
     if not callable(attack):
         raise ValueError(f"attacks[{name!r}]={attack!r} must be an attack (key, victim, images, labels) -> Result")

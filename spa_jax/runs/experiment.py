@@ -3,77 +3,31 @@
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from spa_jax.attacks import PureAttack, attack_from_config
-from spa_jax.attacks.catalogue import check_attack, part_names
-from spa_jax.configuration import build, check_keys, check_spec, freeze
+from spa_jax.attacks.catalogue import check_attack, part_names, takes
+from spa_jax.configuration import build, check_spec, freeze
 from spa_jax.data import Augmentation, Dataset, load_dataset, steps_per_epoch
 from spa_jax.errors import ConfigError, listed, suggest
 from spa_jax.models import abstract_variables, create_model
 from spa_jax.parallel import check_divisible
-from spa_jax.runs.checkpoints import load_variables
-from spa_jax.runs.parts import TrainedPart, check_parts
+from spa_jax.runs.parts import TrainedPart, check_parts, stored_config
+from spa_jax.runs.settings import check_model_name, complete
 from spa_jax.training.learner import Learner
 from spa_jax.training.networks import Network
 from spa_jax.training.optimizers import OPTIMIZERS, SCHEDULES
-from spa_jax.training.placement import ENGINES, Engine, make_engine
+from spa_jax.training.placement import Engine, make_engine
 from spa_jax.training.recipes import STEPS, Validation, becomes, options_of
 from spa_jax.types import Example
-
-SCHEMA: Mapping[str, Any] = {
-    "name": str,
-    "seed": int,
-    "data": Mapping,
-    "normalization": Mapping | None,
-    "augmentation": Mapping | None,
-    "model": Mapping,
-    "recipe": Mapping,
-    "optimizer": Mapping,
-    "schedule": Mapping,
-    "training": {
-        "batch_size": int,
-        "num_epochs": float,
-        "engine": str,
-        "ema_decay": float,
-        "attack_warmup": float,
-        "separate_statistics": bool | None,
-        "evaluate_every": int,
-    },
-    "evaluation": {
-        "batch_size": int,
-        "attacks": Mapping,
-        "selection_attack": Mapping,
-        "select_by": str,
-        "survivors_only": bool,
-        "num_examples": int | None,
-        "radii": tuple | list | None,
-        "radius_attack": str | None,
-        "attribute_points": int,
-        "manipulation": Mapping | None,
-    },
-    "networks": Mapping | None,
-    "parts": Mapping | None,
-    "baselines": tuple | list | None,
-}
-"""Every key of a config and its type; what a key does stands in the README and in `configs/`."""
-
-MANIPULATION_SCHEMA: Mapping[str, Any] = {
-    "low": tuple | list,
-    "high": tuple | list,
-    "regressor": Mapping,
-    "classifier": Mapping,
-}
-"""How the manipulators of a config are judged: over which box, and by which parts, as `{"part": NAME}`."""
-
-NETWORK_SCHEMA: Mapping[str, Any] = {"model": Mapping, "optimizer": Mapping, "schedule": Mapping}
-"""An entry of `networks`: a network that the recipe trains beside the model."""
 
 _CARRIED = 4
 
@@ -84,44 +38,35 @@ MAY_CHANGE = ("data.data_dir", "evaluation", "baselines")
 """What may differ between a checkpoint's config and the config that goes on from it."""
 
 
-def check_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as plain data, with every key, name, type and number checked that can be without the data.
+def check_config(config: Any) -> dict[str, Any]:
+    """The config as plain data with every key of `spa_jax.runs.settings`, checked as far as that goes without the data.
+
+    Its `baselines` stay what differs; `variants` makes them whole.
 
     Raises:
-        ConfigError: an unknown or missing key, name or wrong type, by its dotted path.
-        ValueError: a number out of range.
+        ConfigError: an unknown or missing key, name or wrong type, or a number out of range, by its dotted path.
+        ValueError: a number of an attack out of range.
     """
-    config = dict(freeze(config))
-    check_keys(config, SCHEMA)
+    config = freeze(config)
     models = variants(config)
-    for name, variant in models.items():
-        path = "config" if name == config["name"] else f"config.baselines[{name}]"
-        _check_sections(variant, path)
-        check_parts(variant, models, path)
-    return config
+    *others, own = models
+    for name in (own, *others):  # what a baseline has from the config is named there
+        path = "config" if name == own else f"config.baselines[{name}]"
+        _check_sections(models[name], path)
+        check_parts(models[name], models, path)
+    return {**models[own], "baselines": config.get("baselines") or []}
 
 
 def _check_sections(config: Mapping[str, Any], path: str) -> None:
-    check_keys(config, SCHEMA, path)
     check_spec(STEPS, config["recipe"], "recipe", f"{path}.recipe", ("learner",))
     _check_updates(config, path)
-    for name, network in (config.get("networks") or {}).items():
-        check_keys(network, NETWORK_SCHEMA, f"{path}.networks.{name}")
+    for name, network in (config["networks"] or {}).items():
         _check_updates(network, f"{path}.networks.{name}")
-    check_spec({"augmentation": Augmentation}, _named(config, "augmentation"), "augmentation", f"{path}.augmentation")
-    check_spec({"normalization": _Normalization}, _named(config, "normalization"), "normalization", path)
-    for key in ("data", "model"):
-        if not isinstance(config[key].get("name"), str):
-            raise ConfigError(f"{path}.{key}.name={config[key].get('name')!r} must be a name")
-    _check_choice(f"{path}.training.engine", config["training"]["engine"], ENGINES)
-    _check_choice(f"{path}.evaluation.select_by", config["evaluation"]["select_by"], ("clean", "robust"))
-    if config["evaluation"].get("manipulation"):
-        check_keys(config["evaluation"]["manipulation"], MANIPULATION_SCHEMA, f"{path}.evaluation.manipulation")
-    curve = config["evaluation"].get("radius_attack")
-    if curve is not None:
-        _check_choice(f"{path}.evaluation.radius_attack", curve, tuple(config["evaluation"]["attacks"]))
-    for spec in attack_specs(config):
-        check_attack(spec)
+    check_spec({"augmentation": Augmentation}, _options(config, "augmentation"), "augmentation", f"{path}.augmentation")
+    check_spec({"normalization": _Normalization}, _options(config, "normalization"), "normalization", path)
+    for key, spec in attack_specs(config).items():
+        check_attack(spec, f"{path}.{key}")
+    _check_judgement(config, f"{path}.evaluation")
 
 
 def _check_updates(config: Mapping[str, Any], path: str) -> None:
@@ -129,13 +74,18 @@ def _check_updates(config: Mapping[str, Any], path: str) -> None:
     check_spec(SCHEDULES, config["schedule"], "schedule", f"{path}.schedule", ("total_steps",))
 
 
-def _check_choice(path: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{path}={value!r} must be one of {', '.join(choices)}")
+def _check_judgement(config: Mapping[str, Any], path: str) -> None:
+    """What `Evaluation` alone cannot tell: it takes the attacks and the recipe."""
+    section = config["evaluation"]
+    if classifies(config) and section["select_by"] == "robust" and selection_attack(config) is None:
+        raise ConfigError(f"{path}.select_by='robust' needs a selection_attack, or a recipe with an attack")
+    curve = section["radius_attack"]
+    if curve is not None and not takes(section["attacks"][curve], "radius"):
+        raise ConfigError(f"{path}.radius_attack={curve!r} must be an attack with a radius")
 
 
-def _named(config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {"name": key} | dict(config.get(key) or {})
+def _options(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {"name": key} | dict(config[key] or {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,30 +94,32 @@ class _Normalization:
     std: float | tuple = 1.0
 
 
-def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The configs of all models that a config trains: its baselines in order, then its own.
+def variants(config: Any) -> dict[str, dict[str, Any]]:
+    """The complete configs of all models that a config trains: its baselines in order, then its own.
 
     A baseline holds its name and what differs. A mapping with a `name` replaces the config's mapping, one without is
     merged into it; a network that is None is left out.
 
     Raises:
-        ConfigError: a baseline without a name, or two models of one name.
+        ConfigError: a baseline without a name, two models of one name or one whose name cannot be a directory, or a key
+            that `complete` refuses.
     """
-    own = {key: value for key, value in config.items() if key != "baselines"}
+    own = _without_baselines(complete(config))
     found: dict[str, dict[str, Any]] = {}
-    for i, change in enumerate([*(config.get("baselines") or ()), {"name": own["name"]}]):
-        if not isinstance(change, Mapping) or not isinstance(change.get("name"), str):
+    for i, change in enumerate(config.get("baselines") or ()):
+        if not isinstance(change, Mapping) or "name" not in change:
             raise ConfigError(f"config.baselines[{i}]={change!r} must be a mapping with a `name`")
-        if change["name"] in found:
-            raise ConfigError(f"config.baselines: the name {change['name']!r} stands for two models")
-        found[change["name"]] = _merge(own, change)
-    return {name: _without_dropped_networks(variant) for name, variant in found.items()}
+        name = change["name"]
+        check_model_name(name, f"config.baselines[{i}].name")
+        if name in (own["name"], *found):
+            raise ConfigError(f"config.baselines: the name {name!r} stands for two models")
+        found[name] = _without_baselines(complete(_merge(own, change), f"config.baselines[{name}]"))
+    check_model_name(own["name"], "config.name")
+    return found | {own["name"]: own}
 
 
-def _without_dropped_networks(config: Mapping[str, Any]) -> dict[str, Any]:
-    networks = config.get("networks") or {}
-    kept = {name: network for name, network in networks.items() if network is not None}
-    return {**config, "networks": kept or None}
+def _without_baselines(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "baselines"}
 
 
 def _merge(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,6 +128,16 @@ def _merge(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and "name" not in value
         merged[key] = _merge(merged[key], value) if nested else value
     return merged
+
+
+def selection_attack(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The attack by which a classifier's checkpoints are judged: its own setting, or the attack of its recipe."""
+    return config["evaluation"]["selection_attack"] or config["recipe"].get("attack")
+
+
+def selects_by(config: Mapping[str, Any]) -> str:
+    """The accuracy that chooses a classifier's best checkpoint, "clean" or "robust"."""
+    return config["evaluation"]["select_by"] or ("clean" if selection_attack(config) is None else "robust")
 
 
 def classifies(config: Mapping[str, Any]) -> bool:
@@ -190,7 +152,8 @@ def load_data(config: Mapping[str, Any]) -> Dataset:
         ValueError: unknown name or option.
         DataNotFoundError: it is not in `data.data_dir`.
     """
-    return load_dataset(**config["data"])
+    files = {key: os.path.expanduser(config["data"][key]) for key in ("data_dir", "file") if config["data"].get(key)}
+    return load_dataset(**config["data"] | files)
 
 
 def data_loader() -> LoadData:
@@ -284,6 +247,7 @@ def make_experiment(
         known: these, and those that only the attacks of the report need, which are checked here. Default: `parts`.
 
     Raises:
+        ConfigError: the recipe needs attributes that the data do not have; an attack does not fit the data.
         ValueError: a name, option or number of the model is wrong; a batch cannot be split over the devices or is
             larger than the training split; the validation split is empty.
     """
@@ -300,12 +264,13 @@ def make_experiment(
         raise ValueError(
             f"training.num_epochs={training['num_epochs']!r} must give at least one step of {epoch} an epoch"
         )
+    _check_data(config, dataset)
     learner = make_learner(config, dataset, total_steps)
-    _check_attacks(config, learner, parts if known is None else known, dataset.image_shape)
+    _check_attacks(config, learner, parts if known is None else known, dataset)
     builders = {**learner.builders, **{name: part.build for name, part in parts.items()}}
     learner = dataclasses.replace(learner, builders=builders)
     engine = make_engine(training["engine"], mesh, learner, _recipe(config))
-    evaluate_every = max(1, training["evaluate_every"]) * epoch
+    evaluate_every = training["evaluate_every"] * epoch
     return Experiment(config, dataset, mesh, learner, engine, total_steps, evaluate_every, parts)
 
 
@@ -330,14 +295,14 @@ def find_parts(
         CheckpointError: the run of a part in another directory has no checkpoint.
     """
     found = {}
-    declared = config.get("parts") or {}
+    declared = config["parts"] or {}
     for name in sorted(set(names) & set(declared)):
         entry = declared[name]
-        model, network = entry["model"].replace("{victim}", config["name"]), entry.get("network")
-        directory = Path(entry.get("workdir") or workdir) / model
-        if not entry.get("workdir") and model not in models:
+        model, network = entry["model"].replace("{victim}", config["name"]), entry["network"]
+        directory = Path(entry["workdir"] or workdir).expanduser() / model
+        if not entry["workdir"] and model not in models:
             raise ConfigError(f"parts.{name}.model={model!r} is not a model{suggest(model, models)}")
-        source = load_variables(directory, names=["step"]).config if entry.get("workdir") else models[model]
+        source = stored_config(directory) if entry["workdir"] else models[model]
         data = load({**source, "data": {**source["data"], **_data_dir(config)}})
         learner = make_learner(source, data)
         if network is not None and network not in learner.networks:
@@ -373,41 +338,76 @@ def _data_dir(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"data_dir": config["data"].get("data_dir")}
 
 
-def attack_specs(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Every attack that a config trains or judges with."""
+def attack_specs(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Every attack that a complete config trains or judges with, by its dotted key."""
     evaluation = config["evaluation"]
-    trained = [config["recipe"]["attack"]] if "attack" in config["recipe"] else []
-    return [*trained, evaluation["selection_attack"], *evaluation["attacks"].values()]
+    named = {"recipe.attack": config["recipe"].get("attack"), "evaluation.selection_attack": selection_attack(config)}
+    named |= {f"evaluation.attacks.{name}": spec for name, spec in evaluation["attacks"].items()}
+    return {key: spec for key, spec in named.items() if spec is not None}
+
+
+def _check_data(config: Mapping[str, Any], dataset: Dataset) -> None:
+    recipe, options = options_of(config["recipe"])
+    if recipe.needs_attributes and not dataset.attributes:
+        raise ConfigError(f"config.recipe.name={config['recipe']['name']!r} needs attributes; {dataset.name!r} has none")
+    if "centre" in options and len(options["centre"]) != len(dataset.attributes):
+        raise ConfigError(
+            f"config.recipe.centre={options['centre']!r} must hold a number for each of the {len(dataset.attributes)} "
+            f"attributes of {dataset.name!r}"
+        )
 
 
 def _check_attacks(
     config: Mapping[str, Any],
     learner: Learner,
     parts: Mapping[str, TrainedPart],
-    image_shape: tuple[int, int, int],
+    dataset: Dataset,
 ) -> None:
-    """Build every attack whose parts are known and apply its space to an image, abstractly.
+    """Build every attack whose parts are known and apply its space to an image, and its loss to logits, abstractly.
 
-    A colour edit of grey images fails here, or a manipulator without the attribute that the attack names.
+    A colour edit of grey images fails here, a manipulator without the attribute that the attack names, or a loss that
+    needs more classes.
     """
+    image_shape = dataset.image_shape
     builders = {name: part.build for name, part in parts.items()} | dict(learner.builders)
     abstract = {name: part.abstract for name, part in parts.items()}
     for name, network in learner.networks.items():
         abstract[name] = abstract_variables(network.model, image_shape)
-    for spec in attack_specs(config):
+    num_classes = config["model"].get("num_classes", dataset.num_classes) if classifies(config) else None
+    for key, spec in attack_specs(config).items():
         needed = part_names(spec)
         if needed <= set(builders):
             own = {name: abstract[name] for name in needed}
-            jax.eval_shape(functools.partial(_fits, spec, builders), own, jax.ShapeDtypeStruct(image_shape, np.float32))
+            fits = functools.partial(_fits, spec, builders, num_classes)
+            try:
+                jax.eval_shape(fits, own, jax.ShapeDtypeStruct(image_shape, np.float32))
+            except ValueError as error:
+                raise ConfigError(f"config.{key}: {error}") from error
 
 
-def _fits(spec: Mapping[str, Any], builders: Mapping[str, Any], variables: Mapping[str, Any], image: Any) -> Any:
+def _fits(
+    spec: Mapping[str, Any],
+    builders: Mapping[str, Any],
+    num_classes: int | None,
+    variables: Mapping[str, Any],
+    image: Any,
+) -> Any:
     attack = attack_from_config(spec, {name: builders[name](own) for name, own in variables.items()})
+    if num_classes is not None:
+        attack.inside(functools.partial(_check_loss, num_classes))
     example = Example(image, np.int32(0))
     for space in attack.members().values():
         if space.grid_axes:
             space.apply(space.init(jax.random.key(0), example.replace(prepared=space.prepare(example))), example)
     return image
+
+
+def _check_loss(num_classes: int, attack: Any) -> Any:
+    """The innermost attack, after its loss was applied to logits of so many classes."""
+    logits = jnp.zeros((1, num_classes))
+    if hasattr(attack, "loss"):
+        attack.loss(logits, Example(jnp.zeros((1, 1, 1, 1)), jnp.zeros(1, jnp.int32), reference=logits))
+    return attack
 
 
 def _recipe(config: Mapping[str, Any]) -> Callable[[Learner], Any]:
@@ -418,23 +418,23 @@ def make_learner(config: Mapping[str, Any], dataset: Dataset, total_steps: int =
     """Networks, normalisation and optimisers of a config."""
     model, optimizer = _network(config, dataset, total_steps)
     networks = {
-        name: Network(*_network(spec, dataset, total_steps)) for name, spec in (config.get("networks") or {}).items()
+        name: Network(*_network(spec, dataset, total_steps)) for name, spec in (config["networks"] or {}).items()
     }
-    normal = build({"normalization": _Normalization}, _named(config, "normalization"), "normalization")
+    normal = build({"normalization": _Normalization}, _options(config, "normalization"), "normalization")
     augmentation = None
-    if config.get("augmentation"):
-        augmentation = build({"augmentation": Augmentation}, _named(config, "augmentation"), "augmentation")
+    if config["augmentation"] is not None:
+        augmentation = build({"augmentation": Augmentation}, _options(config, "augmentation"), "augmentation")
     mean, std = (_channels(name, value, dataset) for name, value in (("mean", normal.mean), ("std", normal.std)))
-    ema_decay, warmup = (_share(config, name) for name in ("ema_decay", "attack_warmup"))
+    training = config["training"]
     return Learner(
         model,
         optimizer,
         mean,
         std,
-        ema_decay,
+        training["ema_decay"],
         augmentation,
-        round(warmup * total_steps),
-        separate_statistics=bool(config["training"].get("separate_statistics")),
+        round(training["attack_warmup"] * total_steps),
+        separate_statistics=training["separate_statistics"],
         networks=networks,
         builders=_builders(config, networks, mean, std),
     )
@@ -470,13 +470,6 @@ def _attribute_statistics(dataset: Dataset) -> dict[str, tuple[float, ...]]:
     spread = known.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     return {"attribute_centre": tuple(known.mean(axis=0).tolist()), "attribute_scale": tuple(scale.tolist())}
-
-
-def _share(config: Mapping[str, Any], name: str) -> float:
-    value = config["training"][name]
-    if not 0 <= value < 1:
-        raise ValueError(f"training.{name}={value!r} must be in [0, 1)")
-    return value
 
 
 def _channels(name: str, value: Any, dataset: Dataset) -> np.ndarray:

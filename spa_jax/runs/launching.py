@@ -1,44 +1,60 @@
 """What the launch scripts share: their flags, the devices, and errors as one line."""
 
+import os
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from spa_jax.errors import SpaError
+from spa_jax.configuration import named
+from spa_jax.errors import ConfigError, SpaError
 from spa_jax.parallel import use_host_cores
+from spa_jax.runs.config_files import load_config, split_settings, with_setting
 
 _EXIT_ERROR, _EXIT_STOPPED = 2, 143
+_settings: list[tuple[str, str]] = []
+
+
+class _PathParser(flags.ArgumentParser):
+    """A path, in which `~` is the user's home."""
+
+    def parse(self, argument: Any) -> Any:
+        return os.path.expanduser(argument)
+
+
+def define_path(name: str, default: str | None, help: str, *, required: bool = False) -> Any:
+    """Define a flag for a path, in which `~` is the user's home; the holder of its value is returned."""
+    return flags.DEFINE(_PathParser(), name, default, help, required=required)
 
 
 def define_flags(default_workdir: str | None = None) -> Any:
     """Define --config, --workdir, --data_dir, --host_devices, --distributed and --compilation_cache.
 
     Returns:
-        The holder of the config flag's value.
+        The holder of the config's file; `config_value` makes the config of it.
     """
-    flags.DEFINE_string("workdir", default_workdir, "Directory of the run: checkpoints, metrics, report.")
-    flags.DEFINE_string(
+    define_path("workdir", default_workdir, "Directory of the run: checkpoints, metrics, report.")
+    define_path(
         "data_dir", None, "Where prepared tensorflow-datasets or image folders lie; sets config.data.data_dir."
     )
     flags.DEFINE_integer(
         "host_devices", None, "On CPU, devices to split the cores into (default: one a core). No effect on GPU and TPU."
     )
     flags.DEFINE_bool("distributed", False, "Join a job of several processes (jax.distributed.initialize).")
-    flags.DEFINE_string("compilation_cache", None, "Directory that keeps compiled programs between runs.")
-    return config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Experiment, FILE or FILE:argument=value,...; override any entry with --config.key=value.",
-        lock_config=True,
+    define_path("compilation_cache", None, "Directory that keeps compiled programs between runs.")
+    return flags.DEFINE_string(
+        "config", None, "Experiment, FILE or FILE:argument=value,...; set any entry with --config.key=value."
     )
 
 
 def launch(main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda: True) -> None:
-    """Parse the flags, set up the devices and run `main`, whose errors end the program with one line and status 2.
+    """Parse the flags, set up the devices and run `main`, ending with one line and status 2 for an error of the user.
+
+    An error of the program itself, which no check of ours has raised, keeps its traceback.
 
     Args:
         main: the program.
@@ -49,12 +65,15 @@ def launch(main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda:
 
     def guarded(arguments: list[str]) -> None:
         if len(arguments) > 1:
-            raise app.UsageError(f"arguments {arguments[1:]!r} are no flags; flags begin with --")
+            raise app.UsageError(f"arguments {arguments[1:]!r} are not flags; flags begin with --")
         logging.set_verbosity(logging.WARNING)
+        jax.config.update("jax_traceback_filtering", "off")  # tracebacks tell whose an error is
         try:
             _set_up_devices(collectives())
             main()
-        except (ValueError, OSError) as error:
+        except Exception as error:
+            if not _is_the_users(error):
+                raise
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             stopped = type(error).__name__ == "Interrupted"
             sys.exit(_EXIT_STOPPED if stopped else _EXIT_ERROR)
@@ -62,20 +81,24 @@ def launch(main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda:
     app.run(guarded, flags_parser=_parse_flags)
 
 
+def _is_the_users(error: Exception) -> bool:
+    """Whether an error is one of this library's own words on what it was given, or of the machine's files."""
+    if isinstance(error, SpaError | OSError):
+        return True
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return False
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised_in).is_relative_to(Path(__file__).parents[1])
+
+
 def _parse_flags(arguments: list[str]) -> list[str]:
-    """absl's parsing, with a misspelt config key or a wrong type as one line instead of a traceback."""
+    """absl's parsing, after the settings of the config were taken out, with one line for a mistake."""
     try:
-        return flags.FLAGS(arguments)
-    except flags.Error as error:
-        message = str(error)
-    except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        message = str(error.args[0]) if error.args else repr(error)
-        name = message.strip("'\"")
-        given = [flag for flag in (argument.partition("=")[0] for argument in arguments) if name in flag.split(".")]
-        if given:  # of a key that resembles none of the config's, ml_collections gives the name and nothing else
-            message = f"{' '.join(given)}: the config has no key {name!r}"
-    print(f"error: {message}\nFor help: {arguments[0]} --help", file=sys.stderr)
-    sys.exit(_EXIT_ERROR)
+        others, _settings[:] = split_settings(flags.FLAGS.read_flags_from_files(arguments, force_gnu=False))
+        return flags.FLAGS(others)
+    except (flags.Error, OSError) as error:
+        print(f"error: {error}\nFor help: {arguments[0]} --help", file=sys.stderr)
+        sys.exit(_EXIT_ERROR)
 
 
 def _set_up_devices(collectives: bool) -> None:
@@ -84,17 +107,28 @@ def _set_up_devices(collectives: bool) -> None:
     use_host_cores(flags.FLAGS.host_devices, collectives=collectives)
     if flags.FLAGS.distributed:
         jax.distributed.initialize()
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        platforms, reason = jax.config.values["jax_platforms"], str(error).partition("\n")[0]
+        raise SpaError(f"JAX_PLATFORMS={platforms!r} has no devices here: {reason}") from error
 
 
 def config_value(holder: Any) -> dict[str, Any]:
-    """The parsed config as plain data, with --data_dir put in.
+    """The config of the command line as plain data: what the file gives, the settings, and --data_dir.
 
     Raises:
+        ConfigError: the file fails, or a setting cannot be put in.
         SpaError: --workdir is missing.
     """
     if not flags.FLAGS.workdir:
         raise SpaError("--workdir is missing: name the directory of the run")
-    config = holder.value.to_dict()
+    config = load_config(holder.value)
+    for key, text in _settings:
+        config = with_setting(config, key, text)
     if flags.FLAGS.data_dir is not None:
-        config["data"] = config["data"] | {"data_dir": flags.FLAGS.data_dir}
+        data = named(config.get("data"))
+        if not isinstance(data, dict):
+            raise ConfigError(f"--data_dir={flags.FLAGS.data_dir}: the config has no data")
+        config["data"] = data | {"data_dir": flags.FLAGS.data_dir}
     return config

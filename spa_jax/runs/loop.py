@@ -28,11 +28,14 @@ from spa_jax.runs.experiment import (
     data_loader,
     find_parts,
     make_experiment,
+    selection_attack,
+    selects_by,
     training_order,
     variants,
 )
 from spa_jax.runs.recorder import Recorder
 from spa_jax.runs.reporting import report_models
+from spa_jax.runs.settings import complete
 from spa_jax.training.state import TrainState
 
 _INIT, _TRAIN, _EVALUATE = 0, 1, 2
@@ -53,7 +56,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> str:
     parameters, bit for bit; a finished model is not trained again.
 
     Args:
-        config: see `spa_jax.runs.experiment.SCHEMA` and `configs/`.
+        config: see `spa_jax.runs.settings.Settings` and `configs/`.
         workdir: gets one directory a model (checkpoints, metrics.jsonl, TensorBoard events) and `report/`.
 
     Returns:
@@ -84,8 +87,8 @@ def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, di
     mesh, models, load = data_mesh(), variants(config), data_loader()
     experiments = {}
     for name, variant in models.items():
-        judged = [variant["evaluation"]["selection_attack"]] if classifies(variant) else []
-        needed = part_names([variant["recipe"], *judged]) - set(variant.get("networks") or {})
+        judged = [selection_attack(variant)] if classifies(variant) else []
+        needed = part_names([variant["recipe"], *judged]) - set(variant["networks"] or {})
         known = find_parts(variant, needed | part_names(variant["evaluation"]), models, workdir, load)
         parts = {part: known[part] for part in sorted(needed & set(known))}
         experiments[name] = make_experiment(variant, load(variant), mesh, parts, known)
@@ -112,7 +115,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
 
 def _restore_or_init(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
     if checkpoints.latest_step is not None:
-        check_same_config(checkpoints.config(), experiment.config, may_change=MAY_CHANGE)
+        check_same_config(complete(checkpoints.config()), experiment.config, may_change=MAY_CHANGE)
     key = jax.random.fold_in(experiment.key, _INIT)
     fresh = experiment.learner.init(key, experiment.dataset.image_shape).replace(carried=experiment.carried())
     fresh = experiment.engine.place_state(fresh)
@@ -180,22 +183,21 @@ def _evaluate_and_save(experiment: Experiment, state: TrainState, checkpoints: C
 
 def _judge_classifier(experiment: Experiment, state: TrainState) -> tuple[dict[str, float], float]:
     """Accuracies on the validation split, and the one that chooses."""
-    attack = attack_from_config(experiment.config["evaluation"]["selection_attack"], experiment.learner.parts(state))
+    spec = selection_attack(experiment.config)
+    attacks = {} if spec is None else {"robust": attack_from_config(spec, experiment.learner.parts(state))}
     found = evaluate(
         experiment.learner.victim(state, averaged=True),
         experiment.dataset.validation,
-        {"robust": attack},
+        attacks,
         key=jax.random.fold_in(experiment.key, _EVALUATE),
         batch_size=experiment.config["evaluation"]["batch_size"],
         mesh=experiment.mesh,
         sanity=False,
     )
-    accuracies = {
-        "accuracy": found.accuracies["clean"].value,
-        "robust_accuracy": found.accuracies["worst_case"].value,
-    }
-    chosen = "accuracy" if experiment.config["evaluation"]["select_by"] == "clean" else "robust_accuracy"
-    return accuracies, accuracies[chosen]
+    accuracies = {"accuracy": found.accuracies["clean"].value}
+    if attacks:
+        accuracies["robust_accuracy"] = found.accuracies["worst_case"].value
+    return accuracies, accuracies["accuracy" if selects_by(experiment.config) == "clean" else "robust_accuracy"]
 
 
 def _judge_part(experiment: Experiment, state: TrainState) -> tuple[dict[str, float], float]:

@@ -13,8 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spa_jax.attacks import PureAttack, attack_from_config
 from spa_jax.attacks.catalogue import part_names
+from spa_jax.configuration import diff
 from spa_jax.data.types import Dataset, Examples
 from spa_jax.edits import EDITS
+from spa_jax.errors import ConfigError
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
 from spa_jax.evaluation.manipulation import evaluate_manipulator
@@ -23,8 +25,8 @@ from spa_jax.evaluation.pictures import Sheet, make_sheet
 from spa_jax.evaluation.records import Curve, ModelReport
 from spa_jax.evaluation.report import write_report
 from spa_jax.evaluation.sweep import evenly_spaced
+from spa_jax.models import abstract_variables
 from spa_jax.parallel import data_mesh
-from spa_jax.runs.checkpoints import load_variables
 from spa_jax.runs.experiment import (
     LoadData,
     classifies,
@@ -34,7 +36,8 @@ from spa_jax.runs.experiment import (
     make_learner,
     variants,
 )
-from spa_jax.runs.parts import load_model
+from spa_jax.runs.parts import load_model, stored_config
+from spa_jax.training.learner import Learner
 from spa_jax.training.recipes import becomes
 from spa_jax.types import Victim
 from spa_jax.victims import classifier
@@ -47,11 +50,24 @@ def load_victim(config: Mapping[str, Any], workdir: Path, dataset: Dataset, mesh
     """The best checkpoint of one model, with its averaged weights where it has any, as a victim.
 
     Raises:
-        CheckpointError: there is none, or it belongs to another network.
+        CheckpointError: there is none, or it does not fit the data.
+        ConfigError: it is of another network or normalisation than the config's; the message names the difference.
     """
-    variables = load_model(workdir / config["name"], _everywhere(mesh))
-    learner = make_learner(config, dataset)
+    directory, learner = workdir / config["name"], make_learner(config, dataset)
+    stored = stored_config(directory)
+    trained = make_learner(stored, dataset)
+    changed = diff(_network_of(trained, stored), _network_of(learner, config))
+    if changed:
+        raise ConfigError(f"{directory} was trained as another network (stored -> config): {'; '.join(changed)}")
+    variables = load_model(directory, _everywhere(mesh), abstract_variables(learner.model, dataset.image_shape))
     return classifier(learner.model, variables, learner.mean, learner.std)
+
+
+def _network_of(learner: Learner, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network computes, but for its precision."""
+    fields = [field.name for field in dataclasses.fields(learner.model)]
+    options = {name: getattr(learner.model, name) for name in fields if name not in ("parent", "name", "dtype")}
+    return {"model": {"name": config["model"]["name"], **options}, "normalization": config["normalization"]}
 
 
 def load_part(workdir: str | os.PathLike, model: str, network: str | None = None) -> Any:
@@ -71,7 +87,7 @@ def load_part(workdir: str | os.PathLike, model: str, network: str | None = None
         ConfigError: the model has no such network.
     """
     entry = {"model": model, "network": network, "workdir": os.fspath(workdir)}
-    config = load_variables(Path(workdir) / model, names=["step"]).config
+    config = stored_config(Path(workdir).expanduser() / model)
     return load_parts({**config, "parts": {model: entry}}, {"part": model}, {}, Path(workdir), data_mesh())[model]
 
 
@@ -130,7 +146,7 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
 
 
 def _test_split(config: Mapping[str, Any], dataset: Dataset) -> Examples:
-    count = config["evaluation"].get("num_examples")
+    count = config["evaluation"]["num_examples"]
     return dataset.test if count is None else evenly_spaced(dataset.test, count)
 
 
@@ -154,12 +170,12 @@ def _judge(
     report = dataclasses.replace(report, curves=curves)
     if not attacks:
         return report, None
-    pictured = settings.get("radius_attack") or list(attacks)[-1]
+    pictured = settings["radius_attack"] or list(attacks)[-1]
     return report, make_sheet(victim, split, attacks[pictured], name=pictured, **common)
 
 
 def _manipulators(models: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    asked = [model for model in models.values() if model["evaluation"].get("manipulation")]
+    asked = [model for model in models.values() if model["evaluation"]["manipulation"]]
     return [model for model in asked if model["recipe"]["name"] == "manipulator"]
 
 
@@ -175,7 +191,8 @@ def _report_manipulator(
     judges = load_parts(config, settings, models, workdir, mesh, load)
     learner = make_learner(config, dataset)
     build = becomes(config["recipe"], None, learner.model, learner.mean, learner.std)
-    edit = build(load_model(workdir / config["name"], _everywhere(mesh)))
+    abstract = abstract_variables(learner.model, dataset.image_shape)
+    edit = build(load_model(workdir / config["name"], _everywhere(mesh), abstract))
     report = evaluate_manipulator(
         edit,
         _test_split(config, dataset),
@@ -207,7 +224,7 @@ def _curves(
 ) -> list[Curve]:
     settings = config["evaluation"]
     curves = []
-    if settings.get("radii") and settings.get("radius_attack"):
+    if settings["radii"] and settings["radius_attack"]:
         name = settings["radius_attack"]
         spec = settings["attacks"][name]
 
@@ -265,7 +282,9 @@ class _Shown:
         self._model = model
 
     def batch(self, attack: str, done: int, total: int) -> None:
-        self._status.update(f"evaluating {self._model}: {attack} {done}/{total}")
+        from rich.markup import escape
+
+        self._status.update(escape(f"evaluating {self._model}: {attack} {done}/{total}"))
 
 
 @contextlib.contextmanager

@@ -25,10 +25,18 @@ __all__ = [
 RECIPES: Mapping[str, Recipe] = {
     "adversarial": Recipe(adversarial, networks={GENERATOR: as_noise}),
     "manipulator": Recipe(
-        manipulator, validation=Validation(manipulator_errors, "round_trip_psnr", 1), becomes=as_edit
+        manipulator,
+        validation=Validation(manipulator_errors, "round_trip_psnr", 1),
+        becomes=as_edit,
+        needs_attributes=True,
     ),
     "noise_generator": Recipe(noise_generator, validation=Validation(generator_success, "fooled", 1), becomes=as_noise),
-    "regressor": Recipe(regressor, validation=Validation(regressor_errors, "absolute_error", -1), becomes=as_regressor),
+    "regressor": Recipe(
+        regressor,
+        validation=Validation(regressor_errors, "absolute_error", -1),
+        becomes=as_regressor,
+        needs_attributes=True,
+    ),
     "standard": Recipe(standard),
 }
 

@@ -45,6 +45,7 @@ class Recipe(NamedTuple):
         validation: how a model that is not a classifier is judged, or None for a classifier.
         becomes: what the model is for attacks and judges.
         networks: what further networks of it are, by name.
+        needs_attributes: whether the data must have attributes.
     """
 
     step: Callable[..., Any]
@@ -52,3 +53,4 @@ class Recipe(NamedTuple):
     validation: Validation | None = None
     becomes: Becomes = as_classifier
     networks: Mapping[str, Becomes] = {}
+    needs_attributes: bool = False

@@ -1,0 +1,136 @@
+"""What several experiments share: their data and networks, attacks, and how the parts of attacks are trained."""
+
+import math
+from typing import Any
+
+Config = dict[str, Any]
+
+JUDGE = {"name": "small_cnn", "width": 16, "convs_per_stage": 1}
+HANDWRITING = {
+    "rotation": {"low": -40.0, "high": 40.0, "centre": 0.0, "scale": 30.0},
+    "slant": {"low": -15.0, "high": 25.0, "centre": 5.8, "scale": 14.6},
+    "stroke_width": {"low": 1.8, "high": 3.5, "centre": 2.6, "scale": 0.7},
+}
+"""For each attribute of handwritten digits the box to set it in, and its middle and size for a regressor."""
+
+CAA_RANGES = {
+    "brightness": {"low": -0.2, "high": 0.2},
+    "contrast": {"low": 0.7, "high": 1.3},
+    "hue": {"low": -math.pi, "high": math.pi},
+    "rotation": {"low": -10.0, "high": 10.0},
+    "saturation": {"low": 0.7, "high": 1.3},
+}
+"""The ranges of CAA (Hsiung et al. 2023), in the order in which the edits are applied, which is our choice."""
+
+
+def digits(epochs: float) -> Config:
+    """Handwritten digits of 8x8 pixels, and the network for them."""
+    return {
+        "data": "digits",
+        "model": {"name": "small_cnn", "width": 32},
+        "optimizer": {"name": "adamw", "weight_decay": 1e-4},
+        "training": {"batch_size": 64, "num_epochs": epochs, "evaluate_every": 10},
+    }
+
+
+def small_network() -> Config:
+    """A network of 16 and 32 channels, for CPUs."""
+    return {"name": "small_cnn", "width": 16, "hidden": 100, "convs_per_stage": 1}
+
+
+def cifar10(epochs: float, model: str, dtype: str) -> Config:
+    """CIFAR-10, cropped and flipped, and SGD."""
+    return {
+        "data": {"name": "cifar10", "validation_size": 1000},
+        "normalization": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)},
+        "augmentation": {"crop_padding": 4, "flip": True},
+        "model": {"name": model, "dtype": dtype},
+        "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4},
+        "training": {"num_epochs": epochs},
+    }
+
+
+def noise_attacks(radius: float, apgd_steps: int = 100) -> Config:
+    """One-step and parameter-free attacks by noise, the strongest first."""
+    names = {"APGD-CE": "apgd_ce", "APGD-DLR": "apgd_dlr"}
+    apgd = {title: {"name": name, "radius": radius, "num_steps": apgd_steps} for title, name in names.items()}
+    return apgd | {"FGSM": {"name": "fgsm", "radius": radius}}
+
+
+def in_training(num_steps: int) -> Config:
+    """What `spa` is for the inner loop: steps of the projected gradient from one random start."""
+    return {"solver": "projected_gradient", "start": "none", "num_steps": num_steps, "keep": "last"}
+
+
+def learned_attacks(title: str, box: Config, joint: Config, generated: Config) -> Config:
+    """PGD, the manipulator alone (`title`), and both joint attacks."""
+    return {
+        "PGD-20": {"name": "pgd", "radius": joint["radius"], "num_steps": 20, "restarts": 2},
+        title: {"name": "attribute", "edit": {"part": "manipulator"}, **box, "num_steps": 20},
+        "joint, direct noise": joint | {"num_steps": 20, "restarts": 2},
+        "joint, generated noise": generated | {"num_steps": 10, "restarts": 2},
+    }
+
+
+def learned_parts(trained: str = "") -> Config:
+    """The parts of a learned joint attack; the manipulator of the run `trained`, or of the same one."""
+    return {
+        "manipulator": {"model": "manipulator", "workdir": trained or None},
+        "generator": {"model": "spa", "network": "generator"},
+    }
+
+
+def standard() -> Config:
+    """A baseline that is trained without attack, and has no generator."""
+    evaluation = {"select_by": "clean"}
+    training = {"attack_warmup": 0.0}
+    return {"name": "standard", "networks": None, "recipe": "standard", "training": training, "evaluation": evaluation}
+
+
+def generator(width: int) -> Config:
+    """A noise generator and its optimiser, for `networks`."""
+    model = {"name": "noise_generator", "width": width}
+    return {"model": model, "optimizer": "adam", "schedule": {"name": "one_cycle", "peak": 2e-3}}
+
+
+def manipulator(recipe: Config) -> Config:
+    """A learned manipulator and its optimiser."""
+    return {
+        "name": "manipulator",
+        "model": "msp",
+        "recipe": {"name": "manipulator", **recipe},
+        "optimizer": {"name": "adam", "b2": 0.99, "clip_norm": 50.0},
+        "schedule": {"name": "cosine", "peak": 1.5e-3, "warmup": 0.05, "end": 0.01},
+    }
+
+
+def manipulation(low: Any, high: Any) -> Config:
+    """The judgement of a manipulator over a box, by the parts `regressor` and `classifier`."""
+    return {"low": low, "high": high, "regressor": {"part": "regressor"}, "classifier": {"part": "classifier"}}
+
+
+def judges(training: Config, centre: Any, scale: Any, **regressor: Any) -> Config:
+    """The parts and baselines that judge a manipulator, and know nothing of it.
+
+    Args:
+        training: of both.
+        centre, scale: of the regressor's attributes.
+        regressor: what else differs for it.
+    """
+    adam = {"optimizer": "adam", "schedule": {"name": "one_cycle", "peak": 2e-3}, "training": training}
+    recipe = {"name": "regressor", "centre": centre, "scale": scale}
+    model = JUDGE | {"num_classes": len(centre)}
+    return {
+        "parts": {"regressor": {"model": "regressor"}, "classifier": {"model": "classifier"}},
+        "baselines": (
+            {"name": "classifier", "recipe": "standard", "model": JUDGE, **adam},
+            {"name": "regressor", "recipe": recipe, "model": model, **adam, **regressor},
+        ),
+    }
+
+
+def handwriting(measured: tuple[str, ...]) -> tuple[Config, Config]:
+    """The box of rotation and the measured attributes, `low` and `high`, and their `centre` and `scale`."""
+    known = [HANDWRITING[name] for name in ("rotation", *measured)]
+    values = {key: tuple(own[key] for own in known) for key in ("low", "high", "centre", "scale")}
+    return {key: values[key] for key in ("low", "high")}, {key: values[key] for key in ("centre", "scale")}
