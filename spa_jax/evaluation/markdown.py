@@ -148,8 +148,8 @@ def _warnings(models: Mapping[str, ModelReport]) -> list[str]:
             which = f"- **{plain(name)}, {plain(attack)}**"
             if record.invalid:
                 lines.append(
-                    f"{which}: {record.invalid} of {record.attacked} images were not in [0, 1] and count as no success. "
-                    "What to do: mend the attack."
+                    f"{which}: {record.invalid} of {record.attacked} images were not in [0, 1] and count as no "
+                    "success. What to do: mend the attack."
                 )
             if record.broken:
                 lines.append(
