@@ -22,7 +22,7 @@ def load(
 
     Of an image of 218x178 the central square of 178x178 is scaled to `image_size`, which leaves the face. The set has
     its own train, validation and test splits: 162,770, 19,867 and 19,962 images. At the default size they take 2.5 GB
-    and are read when a batch asks for them, unless `memory_limit` allows more.
+    and are read on demand, unless `memory_limit` allows more.
 
     Args:
         data_dir: as in `tfds_source.load`.
@@ -35,7 +35,6 @@ def load(
 
     Raises:
         DataNotFoundError: the set is not there; the message holds the command that prepares it.
-        ModuleNotFoundError: the extra `data` of spa_jax is not installed.
         ValueError: an attribute is unknown, or an argument breaks its rule.
     """
     return tfds_source.load(

@@ -7,7 +7,7 @@ Learning, JMLR 20 (2019), section 3.1. Images are bright ink on a dark ground, g
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Shaped
+from jaxtyping import Float, Float32, Shaped
 
 from spa_jax.data.types import AttributeInfo
 from spa_jax.errors import suggest
@@ -40,9 +40,6 @@ def stroke_width(images: Shaped[np.ndarray, "n h w 1"]) -> Float32[np.ndarray, "
     off by at most 0.3 pixels, by 0.5 where they run along the pixels; square ends, into whose corners a skeleton runs,
     lower it. Morpho-MNIST takes the medial axis in place of the thinned skeleton: on MNIST the two correlate by
     0.99 and the mean is 0.03 pixels lower, but it takes far longer. An image without ink has stroke width 0.
-
-    Raises:
-        ModuleNotFoundError: the extra `data` of spa_jax is not installed.
     """
     down, right = map(_upscaling, images.shape[1:3])
     widths = (_stroke_width(down @ image @ right.T) for image in images[..., 0].astype(np.float64))
@@ -59,7 +56,7 @@ def measured_attributes(names: Sequence[str]) -> tuple[AttributeInfo, ...]:
     """Return what the columns of `measure(images, names)` hold.
 
     Raises:
-        ValueError: a name is no key of `MEASURES`.
+        ValueError: a name is not a key of `MEASURES`.
     """
     for name in names:
         if name not in MEASURES:
@@ -74,22 +71,14 @@ def measure(images: Shaped[np.ndarray, "n h w 1"], names: Sequence[str]) -> Floa
 
 def _stroke_width(upscaled: Float[np.ndarray, "h w"]) -> float:
     from scipy.ndimage import distance_transform_edt
+    from skimage.morphology import skeletonize
 
     low, high = upscaled.min(), upscaled.max()
     if low == high:
         return 0.0
     # The frame of zeros makes the image's edge an edge of the stroke.
     ink = np.pad(upscaled >= (low + high) / 2, 1)
-    return 2 * distance_transform_edt(ink)[_skeleton(ink)].mean() / _UPSCALING
-
-
-def _skeleton(ink: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    try:
-        from skimage.morphology import skeletonize
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"measuring stroke_width needs `pip install 'spa_jax[data]'`: {error}") from error
-
-    return skeletonize(ink)
+    return 2 * distance_transform_edt(ink)[skeletonize(ink)].mean() / _UPSCALING
 
 
 def _upscaling(size: int) -> Float[np.ndarray, "large small"]:

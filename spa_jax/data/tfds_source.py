@@ -47,7 +47,7 @@ def load(
     split tests. What is still missing is held out of `train` as in `complete_splits`.
 
     The pixels of all splits are held in memory if they take at most `memory_limit` bytes, which is true of sets of the
-    size of MNIST (55 MB) and CIFAR (184 MB). Larger ones are read through grain when a batch asks for them.
+    size of MNIST (55 MB) and CIFAR (184 MB). Larger ones are read through grain on demand.
 
     Args:
         dataset: its name there, with the configuration where it has several: `"mnist"`, `"imagenette/160px-v2"`.
@@ -60,13 +60,12 @@ def load(
         label_attribute: for a set with binary attributes in place of a class: the one to classify (default `Smiling`);
             class 1 has it.
         attributes: which binary attributes go into the field `attribute`, as -1 or +1: a name, several, or `"all"`.
-            Where a name is no identifier, `Dataset.attributes` calls it by a similar one: `_5_o_Clock_Shadow`.
+            A name that is not a Python identifier is changed into one in `Dataset.attributes`: `_5_o_Clock_Shadow`.
         test_split: the split that tests; None: as said above.
         memory_limit: in bytes; the default, 1 GiB, is our choice.
 
     Raises:
         DataNotFoundError: the set is not there, or not as array_record; the message holds the command that prepares it.
-        ModuleNotFoundError: the extra `data` of spa_jax is not installed.
         ValueError: the set has no image or class, its images vary in size and `image_size` is None, or an argument
             breaks its rule.
     """
@@ -146,12 +145,7 @@ def _open(data_dir: Path, dataset: str) -> Any:
             f"dataset={dataset!r} in {directory} is stored as {formats[0]}, which only TensorFlow reads. Move it away, "
             f"then prepare it as {_FORMAT}: {_prepare_command(data_dir, dataset)}"
         )
-    try:
-        import tensorflow_datasets as tfds
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"reading dataset={dataset!r} needs `pip install 'spa_jax[data]'`: {error}"
-        ) from error
+    import tensorflow_datasets as tfds
 
     return tfds.builder_from_directory(directory, file_format=_FORMAT)
 
@@ -193,7 +187,7 @@ def _choose_fields(dataset: str, info: Any, label_attribute: str | None, attribu
     chosen = _chosen_attributes(attributes, known)
     for name in (*chosen, *([] if label_attribute is None else [label_attribute])):
         if name not in known:
-            raise ValueError(f"{name!r} is no attribute of {dataset}; valid: {', '.join(known) or 'none'}")
+            raise ValueError(f"{name!r} is not an attribute of {dataset}; valid: {', '.join(known) or 'none'}")
     if label_attribute is not None:
         return _Fields(image, label_attribute, (f"not {label_attribute}", label_attribute), True, chosen)
     if label is None:

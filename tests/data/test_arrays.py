@@ -62,8 +62,8 @@ def test_broken_files_are_named(tmp_path, changes, message):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(DataNotFoundError, match=r"file='no.npz' is no file \(looked for /"):
+    with pytest.raises(DataNotFoundError, match=r"file='no.npz' does not exist \(looked for /"):
         load_dataset("npz", data_dir=tmp_path, file="no.npz")
     (tmp_path / "text.npz").write_text("text")
-    with pytest.raises(DataNotFoundError, match=r"is no \.npz file"):
+    with pytest.raises(DataNotFoundError, match=r"is not an \.npz file"):
         load_dataset("npz", data_dir=tmp_path, file="text.npz")

@@ -140,5 +140,5 @@ def test_class_and_attributes_can_be_chosen(faces_dir):
 
 
 def test_unknown_attributes_are_errors(faces_dir):
-    with pytest.raises(ValueError, match=r"'Bart' is no attribute of celeb_a; valid: 5_o_Clock_Shadow, .*Young"):
+    with pytest.raises(ValueError, match=r"'Bart' is not an attribute of celeb_a; valid: 5_o_Clock_Shadow, .*Young"):
         load_dataset("celeb_a", data_dir=faces_dir, attributes="Bart")

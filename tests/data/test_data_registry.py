@@ -7,7 +7,7 @@ from spa_jax.data import SOURCES, load_dataset
 
 
 def test_unknown_name_lists_the_valid_ones_and_suggests_one():
-    with pytest.raises(ValueError, match=r"name='cifar-10' is no data set; did you mean 'cifar10'\?") as error:
+    with pytest.raises(ValueError, match=r"name='cifar-10' is not a data set; did you mean 'cifar10'\?") as error:
         load_dataset("cifar-10")
     assert all(name in str(error.value) for name in SOURCES)
 
@@ -15,13 +15,13 @@ def test_unknown_name_lists_the_valid_ones_and_suggests_one():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("digits", {"image_sise": 8}, "image_sise=8 is no option of data set 'digits'; valid: none"),
+        ("digits", {"image_sise": 8}, "image_sise=8 is not an option of data set 'digits'; valid: none"),
         ("synthetic", {"train_sise": 8}, r"train_sise=8 .*did you mean 'train_size'\?.*valid: .*num_classes"),
-        ("mnist", {"dataset": "cifar10"}, "dataset='cifar10' is no option of data set 'mnist'"),
+        ("mnist", {"dataset": "cifar10"}, "dataset='cifar10' is not an option of data set 'mnist'"),
         ("tfds", {}, "data set 'tfds' needs dataset"),
         ("folder", {}, "data set 'folder' needs data_dir"),
         ("tiny_imagenet", {}, "data set 'tiny_imagenet' needs data_dir"),
-        ("celeb_a", {"attribute": "Male"}, r"attribute='Male' is no option of .*did you mean 'attributes'\?"),
+        ("celeb_a", {"attribute": "Male"}, r"attribute='Male' is not an option of .*did you mean 'attributes'\?"),
     ],
 )
 def test_unknown_and_missing_options_are_errors(name, options, message):

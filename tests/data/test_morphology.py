@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 
@@ -104,9 +102,3 @@ def test_a_stroke_ends_at_the_edge_of_the_image():
 def test_unknown_names_are_errors():
     with pytest.raises(ValueError, match=r"'width' cannot be measured.*valid: slant, stroke_width"):
         measured_attributes(("width",))
-
-
-def test_without_the_extra_the_message_names_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage.morphology", None)
-    with pytest.raises(ModuleNotFoundError, match=r"measuring stroke_width needs `pip install 'spa_jax\[data\]'`"):
-        stroke_width(images(round_stroke, 0, 3, count=1))

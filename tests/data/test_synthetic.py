@@ -62,7 +62,7 @@ def test_no_attributes_are_the_default():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"like": "mnists"}, "like='mnists' is no known format; valid: .*cifar10"),
+        ({"like": "mnists"}, "like='mnists' is not a known format; valid: .*cifar10"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"train_size": 0}, "train_size=0"),
         ({"attributes": ("5_o_Clock",)}, "name='5_o_Clock'"),
