@@ -10,6 +10,8 @@ from jaxtyping import install_import_hook
 QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):  # XLA ends the process at a flag that it does not know
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # launch scripts that tests start write nothing to the user's home
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ.setdefault("NPROC", "64")  # threads for eight devices, see `spa_jax.parallel.use_host_cores`
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from spa_jax.configuration import named
 from spa_jax.errors import ConfigError, SpaError
 from spa_jax.parallel import use_host_cores
+from spa_jax.runs import compiled, peers
 from spa_jax.runs.config_files import load_config, split_settings, with_setting
 
 _EXIT_ERROR, _EXIT_STOPPED = 2, 143
@@ -32,20 +33,27 @@ def define_path(name: str, default: str | None, help: str, *, required: bool = F
 
 
 def define_flags(default_workdir: str | None = None) -> Any:
-    """Define --config, --workdir, --data_dir, --host_devices, --distributed and --compilation_cache.
+    """Define --config, --workdir, --data_dir, --host_devices, --compilation_cache, --distributed and its companions.
 
     Returns:
         The holder of the config's file; `config_value` makes the config of it.
     """
     define_path("workdir", default_workdir, "Directory of the run: checkpoints, metrics, report.")
-    define_path(
-        "data_dir", None, "Where prepared tensorflow-datasets or image folders lie; sets config.data.data_dir."
-    )
+    define_path("data_dir", None, "Where prepared tensorflow-datasets or image folders lie; sets config.data.data_dir.")
     flags.DEFINE_integer(
         "host_devices", None, "On CPU, devices to split the cores into (default: one a core). No effect on GPU and TPU."
     )
-    flags.DEFINE_bool("distributed", False, "Join a job of several processes (jax.distributed.initialize).")
-    define_path("compilation_cache", None, "Directory that keeps compiled programs between runs.")
+    flags.DEFINE_bool("distributed", False, "Join a job of several processes, found from the cluster or told by flags.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, with --distributed where no cluster says it.")
+    flags.DEFINE_integer("num_processes", None, "How many processes the job has, with --coordinator.")
+    flags.DEFINE_integer("process_index", None, "Which of them this is, from 0, with --coordinator.")
+    flags.DEFINE_integer("join_timeout", 60, "Seconds to wait for the other processes to join.", lower_bound=1)
+    define_path(
+        "compilation_cache",
+        None,
+        f"Directory that keeps compiled programs between runs, or {compiled.OFF} (default: spa_jax/compiled in the "
+        "user's cache folder).",
+    )
     return flags.DEFINE_string(
         "config", None, "Experiment, FILE or FILE:argument=value,...; set any entry with --config.key=value."
     )
@@ -72,11 +80,14 @@ def launch(main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda:
             _set_up_devices(collectives())
             main()
         except Exception as error:
+            peers.outlast(error)
             if not _is_the_users(error):
+                peers.leave_with_traceback()
                 raise
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            stopped = type(error).__name__ == "Interrupted"
-            sys.exit(_EXIT_STOPPED if stopped else _EXIT_ERROR)
+            if type(error).__name__ == "Interrupted":
+                sys.exit(_EXIT_STOPPED)
+            peers.leave(_EXIT_ERROR)
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -102,11 +113,13 @@ def _parse_flags(arguments: list[str]) -> list[str]:
 
 
 def _set_up_devices(collectives: bool) -> None:
-    if flags.FLAGS.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", flags.FLAGS.compilation_cache)
+    compiled.use_compilation_cache(flags.FLAGS.compilation_cache)
     use_host_cores(flags.FLAGS.host_devices, collectives=collectives)
+    told = (flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_index)
     if flags.FLAGS.distributed:
-        jax.distributed.initialize()
+        peers.join(*told, flags.FLAGS.join_timeout)
+    elif any(value is not None for value in told):
+        raise SpaError("--coordinator, --num_processes and --process_index need --distributed")
     try:
         jax.devices()
     except RuntimeError as error:

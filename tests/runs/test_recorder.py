@@ -42,7 +42,7 @@ def terminal():
 
 def lines(workdir):
     def refuse(constant):
-        raise AssertionError(f"{constant} is no valid JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     text = (workdir / "metrics.jsonl").read_text()
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]

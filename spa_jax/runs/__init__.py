@@ -1,0 +1,1 @@
+"""Runs: configs checked, experiments built, the training loop, checkpoints, the report, and launching."""
