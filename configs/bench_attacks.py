@@ -43,7 +43,7 @@ DEFAULT = ("pgd_10", "pgd_50", "apgd_100", "cw_50", "spa_10", "spa_10_from_grid"
 def get_config(arg: str | None = None) -> ConfigDict:
     """The benchmark; `arg` may set these, as in `bench_attacks.py:attacks=pgd_10|cw_50,networks=resnet20,forms=stock`.
 
-    `attacks` are names above; `peers` and `training` may be none, `peers=`; `memory` adds the table of memory.
+    `attacks` are names above; `peers` and `training` may be empty (`peers=`); `memory` adds the table of memory.
     """
     args = parse_arguments(
         arg,

@@ -17,6 +17,7 @@ AnyImages: TypeAlias = Float[Array | np.ndarray, "_ _ _ _"]
 """Images [b, h, w, c], of JAX or NumPy."""
 
 SSIM_WINDOW = 11
+"""Side of the Gaussian window of SSIM, in pixels (Wang et al. 2004)."""
 _SSIM_SIGMA = 1.5
 _SSIM_K1, _SSIM_K2 = 0.01, 0.03
 _OVER_PIXELS = (1, 2, 3)

@@ -32,7 +32,7 @@ _MARGIN = 2
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """An image edit and what an attack needs to know of it.
+    """An image edit with its name, range, unit and source.
 
     Attributes:
         name: its key in `EDITS`.
@@ -376,8 +376,8 @@ def get_edit(name: str) -> Edit:
     """The edit of that name in `EDITS`.
 
     Raises:
-        ValueError: there is none; the message lists the names.
+        ValueError: the name is unknown; the message lists the valid ones.
     """
     if name in EDITS:
         return EDITS[name]
-    raise ValueError(f"edit name={name!r} is no edit{suggest(name, EDITS)}")
+    raise ValueError(f"edit name={name!r} is not an edit{suggest(name, EDITS)}")

@@ -1,4 +1,4 @@
-"""The errors of spa_jax that a caller may want to tell apart; every one of them is a ValueError."""
+"""The named errors of spa_jax; each of them is a ValueError."""
 
 import difflib
 from collections.abc import Iterable

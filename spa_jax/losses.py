@@ -1,7 +1,7 @@
 """Objectives `(logits [b, k], examples) -> values [b]` that an attacker maximises; training losses are their means.
 
 A loss is a function or a pytree dataclass whose numbers are leaves. It reads `examples.target` where there is one: then
-it is larger the nearer the victim is to answering the target, and else the farther it is from answering the label.
+it grows as the victim's prediction approaches the target, and else as it moves away from the label.
 """
 
 import math
@@ -28,7 +28,7 @@ def cross_entropy(logits: Logits, examples: Example) -> Values:
 def margin(logits: Logits, examples: Example) -> Values:
     """The largest wrong logit minus the true one (Carlini & Wagner 2017, f6); with a target, its logit minus others'.
 
-    Positive exactly where the victim errs, or answers the target.
+    Positive exactly where the victim errs, or predicts the target.
     """
     return _towards(examples, lambda labels: _best_other(logits, labels) - _own(logits, labels))
 
@@ -99,7 +99,7 @@ def smoothed_cross_entropy(smoothing: Scalar = 0.1) -> SmoothedCrossEntropy:
 
 
 def kl_divergence(logits: Logits, examples: Example) -> Values:
-    """KL(p_reference || p): how far the victim's answer moves from `examples.reference` (Zhang et al. 2019, eq. 5).
+    """KL(p_reference || p), how far the victim's prediction moves from `examples.reference` (Zhang et al. 2019, eq. 5).
 
     The reference holds clean logits [b, k], constants to the attack. Neither labels nor targets are read.
 

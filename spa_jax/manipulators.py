@@ -18,6 +18,7 @@ from spa_jax.validation import is_traced, require_choice
 from spa_jax.victims.rewriting import quick
 
 Residual = Literal["none", "faded", "full"]
+"""How much of what the decoder cannot reproduce is added back to an edited image; see `manipulator`."""
 
 _ROUNDING = 1e-5
 _VISIBLE_CHANGE = 0.2
@@ -46,7 +47,7 @@ def shift_attributes(
 def set_attributes(
     h: Float[Array, "*b d"], subspace: Float[Array, "m d"], values: Float[Array, "*b m"]
 ) -> Float[Array, "*b d"]:
-    """The nearest latent vectors with these attributes; `values` of 0 leaves what is no attribute."""
+    """The nearest latent vectors with these attributes; `values` of 0 leaves only the part that is not an attribute."""
     return shift_attributes(h, subspace, values - attributes_of(h, subspace))
 
 
@@ -83,11 +84,11 @@ class Manipulator:
         """The edit of these attributes, in this order; the others are kept at the image's own values.
 
         Raises:
-            ValueError: no name, one twice, or one that is none of this edit's (the valid ones are listed).
+            ValueError: no name, a repeated name, or one that this edit does not have (the valid ones are listed).
         """
         for name in names:
             if name not in self.names:
-                raise ValueError(f"name={name!r} is no attribute of this manipulator{suggest(name, self.names)}")
+                raise ValueError(f"name={name!r} is not an attribute of this manipulator{suggest(name, self.names)}")
         if not names or len(set(names)) != len(names):
             raise ValueError(f"names={names!r} must be one or more different attributes")
         chosen = tuple(self.chosen[self.names.index(name)] for name in names)
@@ -128,7 +129,7 @@ class Manipulator:
         return self._compose(image, decoded, prepared.decoded, is_identity)
 
     def _change(self, value: Float[Array, " k"], prepared: Prepared) -> tuple[Any, Any]:
-        """By how much all attributes change, [m], and whether that is no more than rounding."""
+        """By how much all attributes change, [m], and whether the change is at most rounding."""
         chosen = jnp.asarray(self.chosen)
         change = jnp.zeros_like(prepared.values).at[chosen].set(value - prepared.values[chosen])
         tolerance = _ROUNDING * (self.scale + jnp.abs(prepared.values))
@@ -172,7 +173,7 @@ def manipulator(
 ) -> Manipulator:
     """An image edit that sets attributes by a trained autoencoder with an attribute subspace, such as `models.MSP`.
 
-    x' = x + D(h') - D(h) with h = E(x) and h' the nearest latent vector whose attributes M h' are those asked for; the
+    x' = x + D(h') - D(h) with h = E(x) and h' the nearest latent vector whose attributes M h' are those set; the
     attributes that are not edited are kept at the image's own. The authors decode x' = D(h') alone, which loses what
     the autoencoder does not rebuild; adding the change to the image keeps it, and leaves the image alone bit for bit at
     its own values. What was lost, x - D(h), also stays behind as a ghost where the content moves away. By default

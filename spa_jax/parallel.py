@@ -1,6 +1,6 @@
 """One program over all devices: the mesh, arrays onto it and back, and host cores as devices.
 
-A batch is split over the one mesh axis "data", everything else is replicated. With several processes each one hands in
+A batch is split over the one mesh axis "data", everything else is replicated. With several processes each one passes
 its own slice of the batch, in the order of the process indices.
 """
 

@@ -1,4 +1,4 @@
-"""The words of the library: array shapes, and what a space, a loss, a goal, a solver, a victim and an attack are.
+"""Types: array shapes, and the protocols of spaces, losses, goals, solvers, victims and attacks.
 
 Array conventions everywhere: images are NHWC floats in [0, 1], labels are class indices, logits are raw scores.
 """
@@ -12,17 +12,27 @@ import jaxtyping as jt
 from jaxtyping import Array, Bool, Float, Int
 
 Scalar: TypeAlias = Float[Array, ""] | float | int
+"""A number: a Python number or an array without axes."""
 Key: TypeAlias = jt.Key[Array, ""]
+"""A typed PRNG key, `jax.random.key(0)`."""
 Keys: TypeAlias = jt.Key[Array, "..."]
 """One key for each example, [b]; a single one, [], where the variables are shared."""
 Image: TypeAlias = Float[Array, "h w c"]
+"""One image in [0, 1]."""
 Images: TypeAlias = Float[Array, "b h w c"]
+"""A batch of images in [0, 1]."""
 Label: TypeAlias = Int[Array, ""]
+"""The class of one image."""
 Labels: TypeAlias = Int[Array, " b"]
+"""The classes of a batch."""
 Logits: TypeAlias = Float[Array, "b k"]
+"""Raw scores, before a softmax."""
 Values: TypeAlias = Float[Array, " b"]
+"""One number for each example."""
 Flags: TypeAlias = Bool[Array, " b"]
+"""One truth value for each example."""
 Variables: TypeAlias = Any
+"""What a space moves: an array, or a mapping of names to arrays for a chain."""
 
 Victim: TypeAlias = Callable[..., Any]
 """A complete victim: any function from images [b, h, w, c] to logits [b, k], normalisation and purifier included.
@@ -76,7 +86,7 @@ class Example:
         return dataclasses.replace(self, **changes)
 
     def replace_image(self, image: Any) -> "Example":
-        """The same example showing another image, of which nothing has been computed."""
+        """The same example with another image and without `prepared`."""
         return dataclasses.replace(self, image=image, prepared=None)
 
 

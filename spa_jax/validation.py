@@ -50,7 +50,7 @@ def require_array(name: str, value: Any, rule: str, holds: Callable[[Any], Any])
 
 
 def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of the choices.
+    """Refuse a value that is not one of the choices.
 
     Raises:
         ValueError: naming `name=value` and the choices.

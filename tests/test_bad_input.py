@@ -41,9 +41,9 @@ BAD_CONFIGS = {
         ConfigError,
         "num_stepz is unknown.*num_steps",
     ),
-    "unknown model": ("model", {"name": "small_cn"}, ValueError, "'small_cn' is no model.*did you mean 'small_cnn'"),
-    "unknown model option": ("model.widht", 3, ValueError, "widht=3 is no option.*'width'"),
-    "unknown data set": ("data", {"name": "digit"}, ValueError, "'digit' is no data set.*did you mean 'digits'"),
+    "unknown model": ("model", {"name": "small_cn"}, ValueError, "'small_cn' is not a model.*did you mean 'small_cnn'"),
+    "unknown model option": ("model.widht", 3, ValueError, "widht=3 is not an option.*'width'"),
+    "unknown data set": ("data", {"name": "digit"}, ValueError, "'digit' is not a data set.*did you mean 'digits'"),
     "unknown recipe": ("recipe", {"name": "spa"}, ConfigError, "'spa' is not a known recipe"),
     "unknown optimizer": ("optimizer", {"name": "sdg"}, ConfigError, "'sdg' is not a known optimizer"),
     "unknown engine": (

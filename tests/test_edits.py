@@ -370,7 +370,7 @@ def test_edits_refuse_a_batch_integers_and_several_values(edit):
 
 
 def test_get_edit_lists_the_names_and_suggests_one():
-    with pytest.raises(ValueError, match=r"name='rotate' is no edit; did you mean 'rotation'\? valid: blur, "):
+    with pytest.raises(ValueError, match=r"name='rotate' is not an edit; did you mean 'rotation'\? valid: blur, "):
         get_edit("rotate")
 
 

@@ -31,7 +31,7 @@ def test_misclassified_is_another_answer_than_the_label_or_the_target():
 def test_confident_asks_for_a_margin_too():
     assert reached(confident(1.0)) == [False, True, True, False]
     assert reached(confident(2.0)) == [False, True, False, False]
-    assert reached(confident(0.0)) == reached(misclassified), "equal logits are no error"
+    assert reached(confident(0.0)) == reached(misclassified), "equal logits do not count as an error"
     assert reached(confident(2.0), [1, 1, 1, 1]) == [False, True, False, False]
     assert reached(confident(0.6), [2, 2, 2, 2]) == [False, False, False, False]
 

@@ -226,7 +226,7 @@ def test_broken_rules_are_named():
     edit = linear_edit()
     model, variables, image = edit.model, edit.variables, images(0, 1)[0]
     for make, message in (
-        (lambda: edit.only("hue"), r"name='hue' is no attribute of this manipulator"),
+        (lambda: edit.only("hue"), r"name='hue' is not an attribute of this manipulator"),
         (lambda: edit.only(), r"names=\(\) must be one or more"),
         (lambda: edit.only("light", "light"), "must be one or more different"),
         (lambda: edit(image, jnp.zeros(2)), r"value.shape=\(2,\) must hold one number for each of"),

@@ -210,7 +210,7 @@ class PureAttack:
         """The whole attack by a driver: `begin`, all steps and `end`."""
         raise NotImplementedError
 
-    # --- what it answers about itself
+    # --- properties
 
     @property
     def shared(self) -> bool:

@@ -103,7 +103,7 @@ def names_part(entry: Any) -> bool:
 
 
 def part_names(spec: Any) -> set[str]:
-    """The names of all learned parts that an attack, or any piece of a config, asks for."""
+    """The names of all learned parts that an attack, or any section of a config, uses."""
     if names_part(spec):
         return {spec["part"]}
     members = spec.values() if isinstance(spec, Mapping) else spec if isinstance(spec, list | tuple) else ()

@@ -104,6 +104,16 @@ def restarts(attack: PureAttack, n: int, at_once: int = 1) -> PureAttack:
 
     Raises:
         ValueError: `n` or `at_once` below 1, or an attack with shared variables.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import pgd, restarts
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> attack = restarts(pgd(radius=0.03, num_steps=5), n=2)
+        >>> print(attack(jax.random.key(0), model, images, labels).success)
+        [ True  True]
     """
     require_count("n", n)
     require_count("at_once", at_once)
@@ -183,6 +193,16 @@ def in_chunks(attack: PureAttack, size: int) -> InChunks:
 
     Raises:
         ValueError: `size` below 1, or an attack with shared variables.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import in_chunks, pgd
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> attack = in_chunks(pgd(radius=0.03), size=1)  # the same result, in the memory of one image
+        >>> print(attack(jax.random.key(0), model, images, labels).success)
+        [ True  True]
     """
     require_count("size", size)
     _require_per_example("in_chunks splits the batch", attack)
@@ -258,6 +278,16 @@ def worst_of(*attacks: PureAttack) -> WorstOf:
 
     Raises:
         ValueError: no attack was given, or one with shared variables.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import fgsm, pgd, worst_of
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> result = worst_of(fgsm(radius=0.01), pgd(radius=0.03))(jax.random.key(0), model, images, labels)
+        >>> print(result.success, result.variables["winner"])
+        [ True  True] [1 1]
     """
     if not attacks:
         raise ValueError("worst_of() needs at least one attack")

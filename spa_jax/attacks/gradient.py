@@ -66,6 +66,16 @@ def fgsm(radius: Scalar, norm: str = "linf", loss: Any = "cross_entropy") -> Ite
 
     Raises:
         ValueError: a negative radius, an unknown norm or loss.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import fgsm
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> result = fgsm(radius=0.03)(jax.random.key(0), model, images, labels)
+        >>> print(result.success, f"{result.x.max():.3f}")
+        [ True  True] 0.470
     """
     return make_attack(noise_ball(norm, radius), loss, projected_gradient(1.0), 1, random_start=False)
 
@@ -97,6 +107,22 @@ def pgd(
 
     Raises:
         ValueError: a number out of range, both step sizes, an unknown norm or loss.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import pgd
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> result = pgd(radius=0.03, num_steps=10, step_size=0.01)(jax.random.key(0), model, images, labels)
+        >>> print(result.success, f"{result.x.max():.3f}")
+        [ True  True] 0.470
+
+        The same attack, with class 0 as its target:
+
+        >>> targeted = pgd(radius=0.03)(jax.random.key(0), model, images, labels, target=jnp.array([0, 0]))
+        >>> print(targeted.success)
+        [ True  True]
     """
     step = relative_step(radius, num_steps, step_size, rel_step_size, default_step(num_steps))
     space = noise_ball(norm, radius)
@@ -133,6 +159,16 @@ def mi_fgsm(
 
     Raises:
         ValueError: a number out of range, both step sizes, an unknown loss.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import mi_fgsm
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> result = mi_fgsm(radius=0.03, num_steps=5)(jax.random.key(0), model, images, labels)
+        >>> print(result.success, f"{result.x.max():.3f}")
+        [ True  True] 0.470
     """
     require_count("num_steps", num_steps)
     step = relative_step(radius, num_steps, step_size, rel_step_size, 1 / num_steps)
@@ -150,6 +186,16 @@ def apgd_ce(radius: Scalar, num_steps: int = 100, norm: str = "linf") -> Iterati
 
     Raises:
         ValueError: a number out of range, or an unknown norm.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import apgd_ce
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> result = apgd_ce(radius=0.03, num_steps=10)(jax.random.key(0), model, images, labels)
+        >>> print(result.success, f"{result.x.max():.3f}")
+        [ True  True] 0.470
     """
     return make_attack(noise_ball(norm, radius), losses.cross_entropy, apgd(), num_steps)
 
@@ -162,5 +208,15 @@ def apgd_dlr(radius: Scalar, num_steps: int = 100, norm: str = "linf") -> Iterat
 
     Raises:
         ValueError: a number out of range, or an unknown norm; when called, fewer than 3 classes (4 with a target).
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import apgd_dlr
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images), light(images) - 1], axis=-1)  # 3 classes
+        >>> result = apgd_dlr(radius=0.03, num_steps=10)(jax.random.key(0), model, images, labels)
+        >>> print(result.success)
+        [ True  True]
     """
     return make_attack(noise_ball(norm, radius), losses.dlr, apgd(), num_steps)

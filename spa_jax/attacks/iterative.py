@@ -46,7 +46,7 @@ def stage(solver: Solver, num_steps: int, moves: Sequence[str] | None = None, dr
 
 
 class AttackState(NamedTuple):
-    """The state of an attack between two steps; a pytree that can be saved, restored and gone on with.
+    """The state of an attack between two steps; a pytree that can be saved, restored and continued from.
 
     Attributes:
         step: int32 [], how many steps were made.

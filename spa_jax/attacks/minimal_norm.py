@@ -27,7 +27,7 @@ class CarliniWagnerState(NamedTuple):
         w, adam: the tanh variable and its optimiser's state.
         const, low, high: [b], the constant and the interval that it is searched in.
         reached: [b], whether the current constant has led to a success.
-        nearest, distance: the nearest success so far, and its L2 distance [b] (infinite while there is none).
+        nearest, distance: the nearest success so far, and its L2 distance [b] (infinite before the first success).
     """
 
     step: Any
@@ -156,6 +156,17 @@ def cw(
 
     Raises:
         ValueError: a number out of range.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import cw
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> attack = cw(num_steps=20, search_steps=2, initial_const=10.0)
+        >>> result = attack(jax.random.key(0), model, images, labels)
+        >>> print(result.success, jnp.linalg.norm(result.x - images, axis=(1, 2)).max() < 0.2)
+        [ True  True] True
     """
     require_count("num_steps", num_steps)
     require_count("search_steps", search_steps)

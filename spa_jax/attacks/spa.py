@@ -79,14 +79,27 @@ def spa(
         rel_step_size: the same as a fraction of the radius. Default: 2.5 / num_steps; of the linear schedule's first
             step, twice that and at least 0.5.
         attribute_step_size: of the attributes by the projected gradient, in half ranges. Default: as the noise's
-            fraction; a tenth of it, with "apgd" too, after a start on the attributes, whose values long steps would
-            leave again (our choice, the strongest of those tried).
+            fraction; a tenth of it, with "apgd" too, after a start on the attributes, because longer steps would
+            leave the values found there (our choice, the strongest of those tried).
         step_schedule: "constant", or "linear": the steps of the projected gradient shrink towards 0, so that the noise
-            comes to rest on the attribute value that it was made for.
+            converges for the final attribute values.
         loss, keep: as for `make_attack`.
 
     Raises:
         ValueError: a broken rule, naming the value; options that the chosen search would ignore.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import spa
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> attack = spa(radius=0.015, attributes={"brightness": {"low": -0.01, "high": 0.01}}, num_steps=5)
+        >>> result = attack(jax.random.key(0), model, images, labels)  # neither 0.015 nor 0.01 suffices alone
+        >>> print(result.success, result.variables["brightness"].round(3), f"{result.x.max():.3f}")
+        [ True  True] [-0.01 -0.01] 0.475
+        >>> print(f"{result.without['noise'].max():.3f}")  # the edited images, without noise
+        0.490
     """
     require_count("num_steps", num_steps)
     require_choice("search", search, ("joint", "alternating", "noise"))
@@ -208,6 +221,16 @@ def noise_attack(
 
     Raises:
         ValueError: a number out of range, or an unknown method.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import noise_attack, spaces
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> attack = noise_attack(0.03, spaces.linf, method="gradient")  # any function from a radius to a space
+        >>> print(attack(jax.random.key(0), model, images, labels).success)
+        [ True  True]
     """
     require_choice("method", method, ("gradient", "random"))
     step = default_step(num_steps) if rel_step_size is None else rel_step_size
@@ -237,6 +260,17 @@ def attribute_attack(
 
     Raises:
         ValueError: a number out of range, an unknown edit or method.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import attribute_attack
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> attack = attribute_attack("brightness", low=-0.05, high=0.05, method="grid", num_steps=5)
+        >>> result = attack(jax.random.key(0), model, images, labels)
+        >>> print(result.success, result.variables)
+        [ True  True] [-0.05 -0.05]
     """
     require_choice("method", method, ("gradient", "random", "grid"))
     step = default_step(num_steps) if rel_step_size is None else rel_step_size

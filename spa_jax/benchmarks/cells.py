@@ -76,7 +76,7 @@ def attack_cell(
     """An attack on a network, and the network's bare passes as the victim is and as it is prepared.
 
     The functions are `run`, and of each kind of floor `gradients` and, where the attack searches, `forwards`: at most
-    10 passes each. The facts tell how many the attack needs at least, and how many were timed.
+    10 passes each. The facts hold how many the attack needs at least, and how many were timed.
     """
     bench, mesh = Bench(section, network, seed, form), data_mesh(jax.devices()[:devices])
     made = attack_from_config(attack)
@@ -124,7 +124,7 @@ class Training:
     """An adversarial-training step (Madry et al. 2018) on the devices of a mesh, with plain momentum.
 
     Attributes:
-        step: the compiled step; the state that goes in is given up.
+        step: the compiled step; its input state is donated and must not be used again.
         state, batch, key: its arguments.
     """
 
@@ -138,7 +138,7 @@ class Training:
         self.batch, self.key = engine.place_batch(batch), engine.place_state(jax.random.key(1))
 
     def run(self) -> None:
-        """One step, which the next one goes on from."""
+        """One step, from which the next one continues."""
         self.state, metrics = self.step(self.state, self.batch, self.key)
         jax.block_until_ready((self.state, metrics))
 

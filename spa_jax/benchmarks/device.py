@@ -1,7 +1,7 @@
 """Attacks and training steps on one accelerator: images a second, beside the bare passes and the matrix peak, memory.
 
 Each program is compiled once, ahead of time, so that compilation and memory are known apart from its run. On a CPU the
-networks are small ones, and attacks run as they do there, from Python: their memory is not told.
+networks are small ones, and attacks run as they do there, from Python: their memory is not reported.
 """
 
 import math

@@ -29,7 +29,7 @@ Peer: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What every peer is asked to do.
+    """The attack that every peer runs.
 
     Attributes:
         model: the Flax network.
@@ -79,7 +79,7 @@ def make_peer(name: str, task: Task) -> Peer:
     foolbox on JAX draws its starts from a key of its own, which begins at 0 in every process, whatever the seed.
 
     Raises:
-        ConfigError: there is none of that name, or its library is not installed.
+        ConfigError: the name is unknown, or its library is not installed.
     """
     check_peers([name])
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when PyTorch is imported
@@ -206,14 +206,14 @@ def _loop(task: Task, module: Any, x: Any, y: Any) -> Any:
 
 
 TrainingStep: TypeAlias = Callable[[np.ndarray, np.ndarray], float]
-"""`(images [b, h, w, c], labels [b]) -> loss`: one update of the weights, which the next call goes on from."""
+"""`(images [b, h, w, c], labels [b]) -> loss`: one update of the weights, from which the next call continues."""
 
 
 def make_training_peer(name: str, task: Task, learning_rate: float, momentum: float) -> TrainingStep:
     """A PGD adversarial-training step of that name: the attack in inference mode, an update with momentum.
 
     Raises:
-        ConfigError: there is none of that name, or its library is not installed.
+        ConfigError: the name is unknown, or its library is not installed.
     """
     check_training_peers([name])
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

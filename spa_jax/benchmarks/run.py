@@ -82,6 +82,7 @@ MEASUREMENTS: Mapping[str, Callable[[Mapping[str, Any], Path], Iterable[Row]]] =
     "generator": lambda config, workdir: time_generator(config["generator"], config["seed"]),
     "device": lambda config, workdir: time_device(config["device"], config["seed"]),
 }
+"""The sections that a benchmark's config may have, and what each measures."""
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "speed": lambda config: check_speed(config["speed"]),
     "memory": lambda config: check_memory(config["memory"]),
@@ -100,7 +101,7 @@ def _checked(config: Any) -> Any:
         config["data"] = named(config["data"])
     asked = [section for section in MEASUREMENTS if config.get(section)]
     if not asked:
-        raise ConfigError(f"config asks for nothing: give it a section of {', '.join(MEASUREMENTS)}")
+        raise ConfigError(f"config has no section to measure; give it one of {', '.join(MEASUREMENTS)}")
     for section in {"strength", "matrix"} & set(asked):
         if not config.get("data"):
             raise ConfigError(f"config.data is missing: the section `{section}` needs images")

@@ -1,8 +1,8 @@
-"""Things to be timed, each in a process of its own, in turns.
+"""Timing of several candidates, each in a process of its own, in turns.
 
 Libraries disturb each other in one process: PyTorch's threads spin while they wait, XLA keeps its pool, and a program
-that was compiled before makes another one's first call look quick. So each thing has a process; they are asked one
-after the other, round by round, and only the one that was asked works.
+that was compiled before makes another one's first call look quick. So each candidate has its own process. They run one
+after the other, round by round, and the others wait.
 """
 
 import contextlib
@@ -96,7 +96,7 @@ class _Apart:
         try:
             kind, answer = self._pipe.recv()
         except EOFError as error:
-            raise WorkerError("a process of the benchmark has died without a word") from error
+            raise WorkerError("a process of the benchmark ended without a message") from error
         if kind == "error":
             raise WorkerError(answer)
         return answer
@@ -130,7 +130,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _serve(pipe: Any, spec: Spec) -> None:
-    """The other process: make the thing, tell of its first calls, time its functions as asked until the pipe ends."""
+    """The other process: build the candidate, report its first calls, time its functions until the pipe closes."""
     from spa_jax.parallel import use_host_cores
 
     try:
@@ -140,5 +140,5 @@ def _serve(pipe: Any, spec: Spec) -> None:
         with contextlib.suppress(EOFError):
             while True:
                 pipe.send(("times", worker.time(pipe.recv())))
-    except Exception:  # whatever it is, the other side says it
+    except Exception:  # any error is reported by the other side
         pipe.send(("error", traceback.format_exc()))

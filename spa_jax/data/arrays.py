@@ -36,17 +36,17 @@ def load(
         seed: in 0..2**32 - 1, decides which images validate.
 
     Raises:
-        DataNotFoundError: there is no such file, or it is no .npz.
+        DataNotFoundError: the file does not exist or is not an .npz file.
         ValueError: an array is missing or has another type or shape, or an argument breaks its rule.
     """
     path = Path(data_dir or ".").expanduser() / Path(file).expanduser()
     if not path.is_file():
-        raise DataNotFoundError(f"file={os.fspath(file)!r} is no file (looked for {path.absolute()})")
+        raise DataNotFoundError(f"file={os.fspath(file)!r} does not exist (looked for {path.absolute()})")
     try:
         with np.load(path) as content:
             arrays = dict(content)
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise DataNotFoundError(f"file={os.fspath(file)!r} is no .npz file of arrays: {error}") from error
+        raise DataNotFoundError(f"file={os.fspath(file)!r} is not an .npz file of arrays: {error}") from error
     if "train_image" not in arrays:
         raise ValueError(f"file={os.fspath(file)!r} holds {', '.join(sorted(arrays))}; there must be train_image")
     found = {split: _split(arrays, split) for split in _SPLITS if f"{split}_image" in arrays}

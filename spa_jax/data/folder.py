@@ -31,7 +31,7 @@ def load(
 
     Classes are the directories of the training images in sorted order; images may lie deeper in them. Splits that are
     not there are held out of the training images, stratified by class, as in `complete_splits`. Images stay in memory
-    or are read when a batch asks for them, as in `open_splits`.
+    or are read on demand, as in `open_splits`.
 
     Args:
         data_dir: the folder.
@@ -44,13 +44,13 @@ def load(
         memory_limit: in bytes; the default, 1 GiB, is our choice.
 
     Raises:
-        DataNotFoundError: `data_dir` is no directory, or has no directory for a class.
+        DataNotFoundError: `data_dir` is not a directory, or has no directory for a class.
         ValueError: a class is empty or unknown to the training images, a file cannot be read (when it is read), images
             differ in size and `image_size` is None, or an argument breaks its rule.
     """
     root = Path(data_dir).expanduser()
     if not root.is_dir():
-        raise DataNotFoundError(f"data_dir={str(data_dir)!r} is no directory (looked in {root.absolute()})")
+        raise DataNotFoundError(f"data_dir={str(data_dir)!r} is not a directory (looked in {root.absolute()})")
     roots = {split: root / split for split in _SPLITS if (root / split).is_dir()}
     roots = roots if "train" in roots else {"train": root}
     class_names = directory_names(roots["train"])
@@ -71,7 +71,7 @@ def load(
 
 @dataclass(frozen=True, eq=False)
 class FileRecords:
-    """Image files with their labels, decoded to one shape when they are asked for.
+    """Image files with their labels, decoded to one shape on demand.
 
     Attributes:
         paths: of PNG or JPEG files.
@@ -102,7 +102,7 @@ def directory_names(directory: Path) -> tuple[str, ...]:
     """The names of the directories in a directory, hidden ones left out, sorted: its classes.
 
     Raises:
-        DataNotFoundError: there is none.
+        DataNotFoundError: no file was found.
     """
     names = sorted(path.name for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:

@@ -48,6 +48,7 @@ SOURCES: dict[str, Source] = {
     "tiny_imagenet": tiny_imagenet.load,
     **{name: functools.partial(tfds_source.load, dataset=name) for name in _TFDS_NAMES},
 }
+"""The data sets that a config may name, and what loads each."""
 
 
 def load_dataset(
@@ -64,7 +65,7 @@ def load_dataset(
         name: a key of `SOURCES`: digits, rotated_digits, rotated_mnist, coloured_shapes, synthetic, folder, npz,
             tiny_imagenet, imagenet2012, many sets of tensorflow-datasets by their name there (celeb_a among them), and
             tfds for any other, named by the option `dataset`.
-        data_dir: where prepared data lie; sources that bring their own do not look at it.
+        data_dir: where prepared data lie; ignored by sources whose data come with the package.
         validation_size: number of training examples held out for validation; None: the source's default.
         seed: in 0..2**32 - 1, decides which examples those are. It never changes the test images.
         options: what the source itself takes; the docstring of its function in `SOURCES` says what.
@@ -75,7 +76,7 @@ def load_dataset(
         DataNotFoundError: the data are not there; the message says how to prepare them.
     """
     if name not in SOURCES:
-        raise ValueError(f"name={name!r} is no data set{suggest(name, SOURCES)}")
+        raise ValueError(f"name={name!r} is not a data set{suggest(name, SOURCES)}")
     source = SOURCES[name]
     common = {"data_dir": data_dir, "validation_size": validation_size, "seed": seed}
     parameters = _open_parameters(source)
@@ -97,4 +98,4 @@ def _open_parameters(source: Source) -> dict[str, inspect.Parameter]:
 def _check_options(name: str, options: dict[str, Any], valid: set[str]) -> None:
     for option, value in options.items():
         if option not in valid:
-            raise ValueError(f"{option}={value!r} is no option of data set {name!r}{suggest(option, valid)}")
+            raise ValueError(f"{option}={value!r} is not an option of data set {name!r}{suggest(option, valid)}")

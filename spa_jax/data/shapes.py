@@ -42,7 +42,7 @@ def load(
     seed: int = 0,
     content_seed: int = 0,
 ) -> Dataset:
-    """Draw antialiased shapes of one colour on a dark grey ground, whose grey and slight slope are no attributes.
+    """Draw antialiased shapes of one colour on a dark grey ground, whose grey and slight slope are not attributes.
 
     Attributes, in this order: hue, scale, position_x, position_y, rotation, in the units of `render`, each drawn
     uniformly and independently from its range in `FACTORS`. Classes are balanced: ellipse, heart, square, star and

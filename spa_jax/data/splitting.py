@@ -1,4 +1,4 @@
-"""From the splits a source brings to train, validation and test."""
+"""Train, validation and test from the splits that a source has."""
 
 from collections.abc import Mapping
 from typing import TypedDict
@@ -22,7 +22,7 @@ class Splits(TypedDict):
 def complete_splits(
     found: Mapping[str, Examples], *, validation_size: int | None, seed: int, test_size: int | None = None
 ) -> Splits:
-    """Make `train`, `validation` and `test` of what a source brings, holding out what it lacks.
+    """`train`, `validation` and `test` from the splits that a source has; missing ones are held out of `train`.
 
     Held-out examples are chosen stratified where the labels are at hand, else at random. A source without `test` gives
     up `test_size` (default: one fifth of its `train`), always the same ones. One without `validation` then gives up

@@ -1,4 +1,4 @@
-"""Examples that are read when they are asked for, because all of them would not fit into memory."""
+"""Examples that are read on demand, because all of them would not fit into memory."""
 
 import functools
 import math

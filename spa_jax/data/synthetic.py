@@ -65,7 +65,7 @@ def load(
         ValueError: an argument breaks its rule; for `like` the valid names are listed.
     """
     if like not in FORMATS:
-        raise ValueError(f"like={like!r} is no known format; valid: {', '.join(FORMATS)}")
+        raise ValueError(f"like={like!r} is not a known format; valid: {', '.join(FORMATS)}")
     shape = image_shape or FORMATS[like][0]
     num_classes = FORMATS[like][1] if num_classes is None else num_classes
     if len(shape) != 3 or min(shape) < 1:

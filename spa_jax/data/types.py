@@ -13,6 +13,7 @@ LabelArray: TypeAlias = Int[np.ndarray, " n"]
 IndexArray: TypeAlias = Int[np.ndarray, " b"]
 ImageShape: TypeAlias = tuple[int, int, int]
 Batch: TypeAlias = dict[str, np.ndarray]
+"""One array for each field, with the examples along the first axis."""
 
 
 @runtime_checkable
@@ -21,7 +22,7 @@ class Examples(Protocol):
 
     @property
     def labels(self) -> LabelArray | None:
-        """int32 `[n]`, or None where only reading the images would tell."""
+        """int32 `[n]`, or None where it is known only from the images."""
         ...
 
     def __len__(self) -> int:
@@ -84,10 +85,10 @@ class AttributeInfo:
 
     Attributes:
         name: an identifier, so that it can name an edit, a variable or an argument: `"rotation"`.
-        unit: of its values, in words: `"degrees"`, `"pixels"`, `"-1 or +1"`.
+        unit: of its values: `"degrees"`, `"pixels"`, `"-1 or +1"`.
 
     Raises:
-        ValueError: `name` is no Python identifier.
+        ValueError: `name` is not a Python identifier.
     """
 
     name: str
@@ -110,8 +111,8 @@ class Dataset:
         class_names: one name a class, in the order of the labels.
         train: examples to learn from.
         validation: examples held out of the training data, to choose and to stop by.
-        test: examples to report on, used for nothing else.
-        attributes: what the columns of `attribute` hold; empty where there is none.
+        test: examples for the final report only.
+        attributes: what the columns of `attribute` hold; empty without attributes.
 
     Raises:
         ValueError: `class_names` does not name `num_classes` classes, two attributes have one name, or a split in

@@ -1,4 +1,4 @@
-"""How good a classifier is: accuracy, sanity checks, curves, pictures and the report."""
+"""Evaluation of classifiers: accuracy, sanity checks, curves, pictures and the report."""
 
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.changes import attack_distances, edited_images

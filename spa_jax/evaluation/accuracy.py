@@ -29,8 +29,8 @@ def evaluate(
 ) -> ModelReport:
     """Classify every example of a split as it is and under each attack, and check whether the result can be believed.
 
-    An attack's own word for its success is not taken: the victim classifies each attacked image anew, with fresh keys.
-    A finite image that is not in [0, 1] (to 1e-6) is no success. An image that is not finite, logits with a NaN, and
+    The success that an attack reports is not used: the victim classifies each attacked image anew, with fresh keys. A
+    finite image that is not in [0, 1] (to 1e-6) is not a success. An image that is not finite, logits with a NaN, and
     logits whose largest is infinite count as misclassified. An example that is misclassified clean counts as wrong
     under every attack.
 

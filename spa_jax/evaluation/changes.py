@@ -41,8 +41,8 @@ def _distances(attacked: Images, x: Images, edited: Images) -> dict[str, Values]
 def edited_images(attack: Any, result: Any, victim: Victim, x: Images, y: Labels) -> Images:
     """The images with the result's attribute values and without its noise, A(x, a).
 
-    An attack without attributes has the originals, one of attributes alone the attacked images themselves. Of an attack
-    that does not say what it moves (`worst_of`, a function of one's own) nothing is known: it has the originals too.
+    An attack without attributes has the originals, one of attributes alone the attacked images themselves. An attack
+    whose variables are not known (`worst_of`, a function of one's own) has the originals too.
 
     Args:
         attack: what made the result.

@@ -36,14 +36,14 @@ def accuracy_by_radius(
 ) -> Curve:
     """Worst-case accuracy against the radius of an attack: what is fooled within one is fooled within a larger one.
 
-    So each radius is tried on what the smaller ones have left, which makes the curve fall and the work small. Where
-    the radius is a leaf, as in every attack of this library, one compiled program serves the whole curve.
+    So each radius is tried on the examples that the smaller ones did not fool: the curve falls, and work is saved.
+    Where the radius is a leaf, as in every attack of this library, one compiled program serves the whole curve.
 
     Args:
         victim: any function from images to logits, or `spa_jax.randomized(f)`.
         split: the examples.
         attack_at: builds the attack of a radius; its images must be allowed at every larger radius.
-        radii: 0 or larger. At 0 stands what the attack does without noise: nothing, or its attributes alone.
+        radii: 0 or larger. At 0 the attack has no noise: it leaves the image alone, or moves its attributes only.
         name: of the attack, for the curve's label.
         key, batch_size, mesh, on_batch: as for `evaluate`.
 

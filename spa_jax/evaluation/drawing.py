@@ -13,7 +13,7 @@ DPI = 200
 TILE_PIXELS = 224
 RIGHT, WRONG, MUTED, _GRID = "#00785A", "#C24A00", "#5F6368", "#E3E6EA"
 MODEL_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""The colours of Okabe & Ito (2008), told apart by all common kinds of colour blindness."""
+"""The colours of Okabe & Ito (2008), distinguishable with all common kinds of colour blindness."""
 
 MARKERS = "osD^vPX"
 _FRAME_GREY = 0.87

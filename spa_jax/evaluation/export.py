@@ -46,7 +46,7 @@ def export_attack(
         key: of the whole export.
         batch_size: examples at once over all devices.
         mesh: default: all devices.
-        on_batch: told of the progress.
+        on_batch: called with the progress after each batch.
 
     Returns:
         What was stored.

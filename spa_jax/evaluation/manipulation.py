@@ -1,7 +1,7 @@
-"""How good an attribute manipulator is: does an edit show the value that was set, and nothing else?
+"""The quality of an attribute manipulator: whether an edit shows the value that was set and changes nothing else.
 
 The judges are independent of the manipulator: a regressor that reads attributes from images, and a classifier, both
-trained on real images. Their own errors on real images stand beside every number, as its floor.
+trained on real images. Every number is reported beside their errors on real images, its floor.
 """
 
 import dataclasses
@@ -167,11 +167,11 @@ def evaluate_manipulator(
     mesh: Mesh | None = None,
     on_batch: Progress | None = None,
 ) -> ManipulationReport:
-    """Judge a manipulator on a split by a regressor and a classifier that know nothing of it.
+    """Evaluate a manipulator on a split by a regressor and a classifier that were trained independently of it.
 
     Each attribute in turn is set to a random value of its box, one an example, and to both ends; then all of them at
-    once to random values. Attributes that are not set stay at the image's own value: what `manipulator.read` says, or
-    the data's attribute for a manipulator that does not read. Draws are keyed by `key` and the example's index.
+    once to random values. Attributes that are not set stay at the image's own value: that of `manipulator.read`, or
+    the data's attribute for a manipulator without `read`. Draws are keyed by `key` and the example's index.
 
     Args:
         manipulator: a pytree `edit(image [h, w, c], values [m]) -> image`, as for `spa_jax.attribute`. It may have
@@ -188,7 +188,7 @@ def evaluate_manipulator(
         rows, points: examples (the first of each class) and values of the pictures.
 
     Raises:
-        ValueError: a box that is none, a split without attributes, an output that has another shape.
+        ValueError: a box whose bounds are not in order, a split without attributes, an output of another shape.
     """
     for name, count in {"bins": bins, "rows": rows, "points": points}.items():
         require_count(name, count)

@@ -55,7 +55,7 @@ def write_manipulation_report(
 
     Raises:
         ValueError: the directory cannot be written.
-        ConfigError: a config that is no plain data.
+        ConfigError: a config that is not plain data.
     """
     setting = make_setting(title, dataset, seed, config, class_names)
     files = {f"sweep_{file_name(sweep.attribute.name)}.png": sweep_png(sweep, class_names) for sweep in report.sweeps}
@@ -70,7 +70,7 @@ def write_manipulation_report(
 
 _READ_BACK = """\
 Each attribute in turn is set to a value drawn from its box, one an example, and the independent regressor reads it from
-the edited image. The floor is the regressor's own error on the real images: below it nothing can be seen."""
+the edited image. The floor is the regressor's error on the real images: smaller errors cannot be measured."""
 
 _CROSS = """\
 One attribute (row) is set to random values of its box; the number is the mean absolute change of the regressor's
@@ -224,9 +224,9 @@ def _bin_as_data(part: Bin) -> dict[str, Any]:
 
 
 def sweep_png(sweep: AttributeSweep, class_names: Sequence[str] | None = None) -> bytes:
-    """A contact sheet: a row an example, a column a value of the attribute, the original in front.
+    """A contact sheet: one row for each example, one column for each value of the attribute, the original first.
 
-    Under each image stand the classifier's word, right or wrong, and the regressor's reading.
+    Under each image: whether the classifier is right, and the value that the regressor reads.
 
     Args:
         sweep: of a `ManipulationReport`.

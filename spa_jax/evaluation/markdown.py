@@ -120,7 +120,7 @@ def _comparison(models: Mapping[str, ModelReport]) -> list[str]:
 
 _HOW_TO_READ = """\
 How to read it: a number is the share of examples classified correctly, in brackets its 95 % interval (Wilson). The
-interval speaks of the choice of examples, not of the training seed. Bold is the highest of a row.
+interval covers the sampling of the examples, not the training seed. Bold is the highest of a row.
 
 {attacks} The worst case counts an example as correct only if it is so clean and under every attack. An example
 misclassified clean counts as wrong everywhere. The victim judged every attacked image anew, with fresh random keys,
@@ -128,7 +128,10 @@ after a check that it is a finite image in [0, 1].
 
 An accuracy under attack is an upper bound: another attack may find more."""
 
-_CASCADE = "The attacks ran as a cascade, each on what all before had left: a row is the worst case up to its attack."
+_CASCADE = (
+    "The attacks ran as a cascade, each on the examples that all before it had not fooled: a row is the worst case up "
+    "to its attack."
+)
 _SEPARATE = "Each attack ran on every example classified correctly clean: its row is its own accuracy."
 
 

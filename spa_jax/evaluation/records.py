@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: who was classified correctly under what, as plain data that knows its intervals."""
+"""The results of an evaluation as plain data: the examples classified correctly under each attack, and intervals."""
 
 import dataclasses
 import math
@@ -18,9 +18,9 @@ ExampleLabels: TypeAlias = Int[np.ndarray, " n"]
 
 @dataclasses.dataclass(frozen=True)
 class Proportion:
-    """A share of `total` examples with its 95 % interval after Wilson (1927), which is sound at 0 % and 100 % too.
+    """A share of `total` examples with its 95 % interval after Wilson (1927), which is valid at 0 % and 100 % as well.
 
-    The interval speaks of the drawing of the examples alone, not of a model's training seed.
+    The interval covers the sampling of the examples, not the training seed of the model.
 
     Raises:
         ValueError: `total` below 1, or `correct` outside of 0..total.
@@ -127,11 +127,11 @@ class AttackRecord:
     Attributes:
         correct: [n], still classified correctly: under this attack, or in a cascade under this and all before it.
         attacked: how many of them the attack was run on; the others were misclassified before.
-        invalid: of these, how many images it returned that were finite and not in [0, 1]; they count as no success.
+        invalid: of these, how many images it returned that were finite and not in [0, 1]; these are not successes.
         seconds: wall time, compilation included.
         parameters: what the attack is made of, as plain data.
-        distances: of `attack_distances`, over the examples that the attack fooled; empty where there are none. The
-            others say nothing of the attack: their images are whatever the search ended on.
+        distances: of `attack_distances`, over the examples that the attack fooled; empty if it fooled none. The
+            other images are left out, because they are merely where the search ended.
         attributes: the values of each attribute at which the attack fooled, empty where it fooled none.
         broken: of those attacked, how many are wrong because the image, or the victim's answer, was not finite.
     """
@@ -152,7 +152,7 @@ class Check:
 
     Attributes:
         name: of the check.
-        passed: whether nothing suspicious was seen.
+        passed: whether the check found no sign of a false accuracy.
         message: what was seen, with the numbers.
         advice: what to do where it did not pass.
         numbers: the measured values.
@@ -201,8 +201,9 @@ class ModelReport:
         labels: [n], in the split's order.
         clean: [n], classified correctly as it is.
         attacks: by name, in the order in which they ran.
-        survivors_only: True: a cascade, each attack ran on what all before it had left, so its accuracy is the worst
-            case so far. False: each attack ran on everything classified correctly clean and has its own accuracy.
+        survivors_only: True: a cascade, each attack ran on the examples that no earlier one fooled, so its accuracy is
+            the worst case so far. False: each attack ran on everything classified correctly clean and has its own
+            accuracy.
         checks: of `sanity_checks`; `findings` are those that did not pass.
         curves: of `accuracy_by_radius` and `accuracy_by_attribute`.
     """

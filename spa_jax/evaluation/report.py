@@ -63,7 +63,7 @@ def write_report(
 
     Raises:
         ValueError: no model, models that were not judged alike, or a directory that cannot be written.
-        ConfigError: a config that is no plain data.
+        ConfigError: a config that is not plain data.
     """
     _check_alike(models)
     setting = make_setting(title, dataset, seed, config, class_names)
@@ -81,13 +81,13 @@ def read_report(path: str | os.PathLike) -> dict[str, ModelReport]:
     """The models of a report.json, example by example, to compare with others.
 
     Raises:
-        ValueError: the file is no report.
+        ValueError: the file is not a report.
     """
     try:
         content = json.loads(Path(path).read_text())
         return {name: _model_from_data(data) for name, data in content["models"].items()}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"path={os.fspath(path)!r} is no report.json of spa_jax: {error!r}") from error
+        raise ValueError(f"path={os.fspath(path)!r} is not a report.json of spa_jax: {error!r}") from error
 
 
 def _check_alike(models: Mapping[str, ModelReport]) -> None:
@@ -105,7 +105,7 @@ def make_setting(title: str, dataset: str, seed: int, config: Any, class_names: 
     """What a report is of, with the versions and devices of this process.
 
     Raises:
-        ConfigError: a config that is no plain data.
+        ConfigError: a config that is not plain data.
     """
     return Setting(title, dataset, seed, describe(freeze(config)), _versions(), _devices(), class_names)
 

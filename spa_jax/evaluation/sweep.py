@@ -54,7 +54,7 @@ class Sweep:
         split: the examples.
         batch_size: of the global batch, divisible by the devices of the mesh.
         mesh: of `data_mesh`.
-        on_batch: told of the progress, or None.
+        on_batch: called with the progress after each batch, or None.
     """
 
     split: Examples
@@ -87,7 +87,7 @@ class Sweep:
         return jnp.zeros((self.batch_size, *shape), jnp.float32)
 
     def check_labels(self, victim: Victim, labels: Any) -> None:
-        """Check that the victim answers a batch with logits, and that the labels are classes of it.
+        """Check that the victim returns logits for a batch, and that the labels are among its classes.
 
         Raises:
             ValueError: naming what it returned, or the labels.
@@ -134,7 +134,7 @@ def make_sweep(split: Examples, batch_size: int, mesh: Mesh | None, on_batch: Pr
         split: the examples.
         batch_size: at least 1.
         mesh: default: all devices.
-        on_batch: told of the progress.
+        on_batch: called with the progress after each batch.
 
     Raises:
         ValueError: `batch_size` below 1, or an empty split.

@@ -54,6 +54,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "small_cnn": SmallCNN,
     "wide_resnet28_10": WideResNet28x10,
 }
+"""The networks that a config may name."""
 
 _FACTS = (
     "num_classes",
@@ -91,7 +92,7 @@ def create_model(
             rule, or the images are too small for the network.
     """
     if not isinstance(name, str) or name not in MODELS:
-        raise ValueError(f"name={name!r} is no model{suggest(name, MODELS)}")
+        raise ValueError(f"name={name!r} is not a model{suggest(name, MODELS)}")
     shape = _checked_input_shape(input_shape)
     facts = {
         "num_classes": num_classes,
@@ -112,7 +113,7 @@ def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     valid = [field for field in hints if field not in _FACTS]
     for option, value in options.items():
         if option not in hints:
-            raise ValueError(f"{option}={value!r} is no option of model {name!r}{suggest(option, valid)}")
+            raise ValueError(f"{option}={value!r} is not an option of model {name!r}{suggest(option, valid)}")
         if option != "dtype" and not _is_of_type(value, hints[option]):
             wanted = getattr(hints[option], "__name__", str(hints[option]))
             raise ValueError(f"{option}={value!r} has the type {type(value).__name__}; model {name!r} takes {wanted}")
@@ -136,7 +137,7 @@ def _checked_dtype(dtype: Any) -> Any:
     try:
         known = jnp.dtype(dtype)
     except TypeError as error:
-        raise ValueError(f"dtype={dtype!r} is no type; valid: float32, bfloat16, float16, float64") from error
+        raise ValueError(f"dtype={dtype!r} is not a dtype; valid: float32, bfloat16, float16, float64") from error
     if not jnp.issubdtype(known, jnp.floating):
         raise ValueError(f"dtype={dtype!r} must be a floating type: float32, bfloat16, float16, float64")
     return known
@@ -179,7 +180,7 @@ def _initializer(model: nn.Module, input_shape: Any) -> Callable[[Any], Any]:
 
 
 def parameter_count(variables: Any) -> int:
-    """Number of trained numbers: of `variables["params"]`, or of all leaves where there is no such entry."""
+    """Number of trained numbers: of `variables["params"]`, or of all leaves without such an entry."""
     params = variables["params"] if isinstance(variables, dict) and "params" in variables else variables
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(params))
 
@@ -198,12 +199,12 @@ def from_nnx(module: Any) -> tuple[Callable[[Any, Any], Float[Array, "b k"]], di
         `{"params": ..., "rest": ...}`. `apply_fn` refuses `train=True`, since the updated state would be lost.
 
     Raises:
-        ValueError: `module` is no nnx module.
+        ValueError: `module` is not an nnx module.
     """
     from flax import nnx
 
     if not isinstance(module, nnx.Module):
-        raise ValueError(f"module={type(module).__name__} is no flax.nnx module; linen modules need no adapter")
+        raise ValueError(f"module={type(module).__name__} is not a flax.nnx module; linen modules need no adapter")
     evaluating = nnx.clone(module)
     evaluating.eval()
     graph, params, rest = nnx.split(evaluating, nnx.Param, ...)  # type: ignore[misc]

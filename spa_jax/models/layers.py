@@ -83,7 +83,7 @@ def classify(x: Float[Array, "b d"], num_classes: int, dtype: Any) -> Float[Arra
 
 
 def require_positive(name: str, value: Any) -> None:
-    """Refuse a number that is no integer of 1 or larger.
+    """Refuse a number that is not an integer of 1 or larger.
 
     Raises:
         ValueError: naming `name=value` and the rule.

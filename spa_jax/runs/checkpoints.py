@@ -32,7 +32,7 @@ class Loaded(NamedTuple):
     """What `load_variables` found.
 
     Attributes:
-        variables: the saved tree as nested dicts and lists of arrays, only the parts asked for.
+        variables: the saved tree as nested dicts and lists of arrays, only the requested parts.
         config: the config it was trained with.
         step: the step it was saved at.
     """
@@ -87,7 +87,7 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The newest step, or None; after `restore`, steps behind the restored one do not count."""
+        """The newest step, or None; after `restore`, steps newer than the restored one are ignored."""
         return max(self._metrics(), default=None)
 
     @property
@@ -99,7 +99,7 @@ class Checkpoints:
         """Start saving a state in the background, once the save before is complete.
 
         The values are taken before this returns: the state's buffers may be donated or overwritten afterwards.
-        Steps behind a restored one are deleted first: they are damaged, or of a course of training that was left.
+        Steps behind a restored one are deleted first: they are damaged, or from an abandoned continuation.
 
         Args:
             step: >= 0, after `latest_step`.
@@ -108,8 +108,8 @@ class Checkpoints:
             metric: larger is better; None or NaN: this step is never the best.
 
         Raises:
-            CheckpointError: this save or the one before failed, the step does not increase, or a leaf is no array.
-            ConfigError: the config holds something that is no data.
+            CheckpointError: this save or the one before failed, the step does not increase, or a leaf is not an array.
+            ConfigError: the config holds something that is not plain data.
         """
         self.wait()
         latest = self.latest_step
@@ -158,8 +158,8 @@ class Checkpoints:
             The state and its step.
 
         Raises:
-            CheckpointError: there is no step, or none that is good (the message says what is wrong with each), or the
-                checkpoint belongs to another model (the message lists the leaves that differ).
+            CheckpointError: there is no step, or every step is damaged (the message says what is wrong with each), or
+                the checkpoint belongs to another model (the message lists the leaves that differ).
         """
         self.wait()
         steps = sorted(self._all_metrics())

@@ -86,7 +86,7 @@ def stored_config(directory: Path) -> dict[str, Any]:
     """The complete config that a run's best checkpoint was made with.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: no checkpoint was found.
     """
     return complete(load_variables(directory, names=["step"]).config, f"config of {directory}")
 
@@ -100,7 +100,7 @@ def check_parts(config: Mapping[str, Any], models: Mapping[str, Any], path: str)
         path: of the config, for messages.
 
     Raises:
-        ConfigError: a name cannot be a directory, a part's model is unknown, or an unknown part is asked for.
+        ConfigError: a name cannot be a directory, a part's model is unknown, or a part is unknown.
     """
     parts = config["parts"] or {}
     for name, entry in parts.items():

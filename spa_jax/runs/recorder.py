@@ -75,7 +75,7 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Stop the progress bar and close the files, whatever happened."""
+        """Stop the progress bar and close the files."""
         self._open.close()
 
     def train(self, step: int, metrics: Mapping[str, Any], examples: int) -> None:
@@ -87,7 +87,7 @@ class Recorder:
             examples: how many the step has seen, over all devices and processes; the speed is made of them.
 
         Raises:
-            ValueError: a metric is no scalar.
+            ValueError: a metric is not a scalar.
         """
         if not self._writes:
             return
@@ -109,7 +109,7 @@ class Recorder:
             metrics: scalars by name; None for one that does not exist.
 
         Raises:
-            ValueError: a metric is no scalar.
+            ValueError: a metric is not a scalar.
         """
         if not self._writes:
             return
@@ -213,7 +213,7 @@ def _drop_later_lines(path: Path, step: int) -> None:
 
 
 def _step_of(line: str) -> int:
-    """The step of a line, or -1 if it is no whole line."""
+    """The step of a line, or -1 if the line is incomplete."""
     try:
         return int(json.loads(line)["step"]) if line.endswith("\n") else -1
     except (ValueError, KeyError, TypeError):

@@ -83,7 +83,7 @@ def load_part(workdir: str | os.PathLike, model: str, network: str | None = None
         as `spa_jax.spa` takes it for `noise`; a classifier as a victim; a regressor as a function of keys and images.
 
     Raises:
-        CheckpointError: there is no such run, or it is damaged.
+        CheckpointError: the run does not exist, or its checkpoints are damaged.
         ConfigError: the model has no such network.
     """
     entry = {"model": model, "network": network, "workdir": os.fspath(workdir)}
@@ -99,7 +99,7 @@ def load_parts(
     mesh: Mesh,
     load: LoadData = load_data,
 ) -> dict[str, Any]:
-    """The parts that a piece of a config, such as the attacks that judge a model, asks for.
+    """The parts that a section of a config uses, such as the attacks of an evaluation.
 
     Raises:
         CheckpointError: one of them was not trained.

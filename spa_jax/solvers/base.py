@@ -34,7 +34,7 @@ class Problem:
     moves: tuple[str, ...] | None = None
 
     def logits(self, v: Variables, keys: Keys) -> Logits:
-        """The victim's answer to the images that the variables make; differentiable."""
+        """The victim's logits of the images that the variables make; differentiable."""
         images = self.space.apply(v, self.examples)
         return self.predict(self.space.example_keys(keys, len(images)), images)
 

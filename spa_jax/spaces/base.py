@@ -1,4 +1,4 @@
-"""What every space answers unless it knows better."""
+"""The base class of spaces, with the defaults of their optional methods."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -7,11 +7,11 @@ from spa_jax.types import Example, Space, Variables
 
 
 class SpaceBase:
-    """Defaults of the questions that an attack, a grid or a report asks a space.
+    """Defaults of the methods and attributes that attacks, grids and reports use.
 
     Attributes:
-        name: of its variables where the space stands alone.
-        grid_axes: how many numbers of it an exhaustive search goes through: those of an attribute, none of noise.
+        name: of its variables where the space is not part of a chain.
+        grid_axes: over how many numbers a grid searches: those of an attribute, 0 for noise.
     """
 
     name: ClassVar[str] = "noise"

@@ -1,7 +1,7 @@
-"""Noise that a learned generator paints in small steps, after L2L-DA (Jang et al. 2019, section 3).
+"""Noise that a learned generator adds in small steps, after L2L-DA (Jang et al. 2019, section 3).
 
 The noise d starts at 0 and moves T times: d' = clip(d + radius * step_share * G(base, g, d, y, z)), where g is the
-victim's normalised loss gradient at clip(base + d) and z says which of the many noises is wanted. `recursive_noise` is
+victim's normalised loss gradient at clip(base + d) and z selects one of many noises. `recursive_noise` is
 the recursion over a batch, `generated_noise` the space over z that an attack searches.
 """
 
@@ -23,8 +23,8 @@ from spa_jax.validation import require_count, require_number
 _GRADIENT = "victim_gradient"
 
 Look = Callable[[Any], tuple[Any, Any]]
-"""`images [b, h, w, c] -> (gradient [b, h, w, c], seen)`: the victim's normalised gradient and, beside it, what the
-caller wants to know of every mini-step (a pytree, or None)."""
+"""`images [b, h, w, c] -> (gradient [b, h, w, c], seen)`: the victim's normalised gradient and, for each
+mini-step, any further values that the caller wants (a pytree, or None)."""
 
 Paint = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 """`(statistics, images, gradient, noise in radii) -> (direction in (-1, 1), statistics)`: the generator."""
@@ -60,7 +60,7 @@ def recursive_noise(
     statistics: Any = None,
     remat: bool = True,
 ) -> Recursion:
-    """Let a generator paint noise on a batch.
+    """Add a generator's noise to a batch.
 
     It can be differentiated with respect to the images and to what `paint` holds (weights, z). With `remat` the
     backward pass computes the generator's activations of one mini-step at a time anew, so that memory hardly grows with
@@ -127,7 +127,7 @@ def painter(model: Any, labels: Labels, z: Float[Array, "b d"], params: Any, tra
 
 
 def victim_look(predict: Predict, keys: Keys | None, labels: Labels) -> Callable[[Images], tuple[Images, Values]]:
-    """The victim as `recursive_noise` takes it, which tells the cross entropy [b] of every mini-step beside.
+    """The victim as `recursive_noise` takes it; it also returns the cross entropy [b] of every mini-step.
 
     Both come from one forward and one backward pass. The gradients are constants to autodiff; the cross entropies can
     be differentiated once with respect to the images, and that derivative is the gradient that is there already.
@@ -159,7 +159,7 @@ def victim_gradient(example: Example, image: Image, constant: bool = True) -> Im
             the victim sees batches of one image, so that it must have its weights as arguments (`classifier`).
 
     Raises:
-        ValueError: the example does not belong to an attack, so it knows neither victim nor label.
+        ValueError: the example does not belong to an attack, so it has neither victim nor label.
     """
     if example.predict is None or example.label is None:
         raise ValueError("Example.predict=None: a space that reads the victim's gradient works only inside an attack")
@@ -250,7 +250,7 @@ def generated_noise(
     through_gradient: bool = False,
     remat: bool = True,
 ) -> Latent:
-    """The space of a learned noise generator: a latent z in a ball, painted as noise around the image.
+    """The space of a learned noise generator: a latent z in a ball, decoded to noise around the image.
 
     `make_attack(generated_noise(...), solver=random_search(), num_steps=10)` is L2L-DA's own attack, 10 random z; with
     a gradient solver z is optimised, alone or chained behind attributes. The generator reads the label and the victim's

@@ -200,7 +200,7 @@ def _project_onto_ball(v: Any, example: Example | None, radius: Any, norm: Any, 
     boxed = at(jnp.zeros_like(most))
     _, high = repeat(halve, (jnp.zeros_like(most), most), _BISECTIONS)
     found = jnp.where(norm(boxed) <= radius * (1 + 1e-6), boxed, at(high))
-    # Squares of tiny noise vanish, so a norm of 0 proves nothing.
+    # Squares of tiny noise vanish, so a norm of 0 may come from nonzero noise.
     return jnp.where(radius > 0, found, jnp.zeros_like(found))
 
 

@@ -23,7 +23,9 @@ from spa_jax.victims import classifier
 from spa_jax.victims.rewriting import quick
 
 Metrics: TypeAlias = dict[str, jax.Array]
+"""The metrics of a step by name, each a scalar."""
 TrainStep: TypeAlias = Callable[[TrainState, Mapping[str, Any], Any], tuple[TrainState, Metrics]]
+"""`(state, batch, key) -> (state, metrics)`."""
 _AUGMENT, _ATTACK = 0, 1
 
 
@@ -159,7 +161,7 @@ class Learner:
         return named, state.batch_stats
 
     def average(self, values: Values, weights: Values) -> jax.Array:
-        """This device's share of the weighted mean over the global batch; `total` of the shares is the mean."""
+        """This device's contribution to the weighted mean over the global batch; `total` (psum) gives the mean."""
         return jnp.sum(values * weights) / self.total(jnp.sum(weights))
 
     def total(self, tree: Any) -> Any:

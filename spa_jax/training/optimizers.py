@@ -69,6 +69,7 @@ SCHEDULES: Mapping[str, Callable[..., optax.Schedule]] = {
     "one_cycle": one_cycle,
     "piecewise": piecewise,
 }
+"""The learning rate schedules that a config may name."""
 
 
 def sgd(
@@ -117,3 +118,4 @@ def _is_kernel(params: Any) -> Any:
 
 
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {"adam": adam, "adamw": adamw, "sgd": sgd}
+"""The optimisers that a config may name."""

@@ -1,4 +1,4 @@
-"""Outer objectives of adversarial training by name: what a classifier learns from clean, edited and attacked images."""
+"""Outer objectives of adversarial training by name: the training loss on clean, edited and attacked images."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -97,8 +97,8 @@ class Trades:
     Attributes:
         beta: weight of the divergence, 0 or larger; 6 is the paper's for CIFAR-10.
         edited_weight, attacked_weight: shares of the divergence.
-        attack_maximises: "kl_divergence", the divergence from the clean answer as in the paper, or "own", the loss that
-            the attack has.
+        attack_maximises: "kl_divergence", the divergence from the clean prediction as in the paper, or "own", the loss
+            that the attack has.
         batch_norm: what BatchNorm sees as one batch in training. "together": clean and attacked images, which is our
             choice, in one pass through the network. "apart": each kind in a pass of its own, as in the authors' code;
             the running statistics then move towards those of each kind in turn, clean images first (the authors pass

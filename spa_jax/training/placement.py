@@ -14,7 +14,9 @@ from spa_jax.training.learner import Learner, TrainStep
 from spa_jax.training.state import Carried, TrainState
 
 AXIS = "data"
+"""The name of the mapped axis under `pmap`."""
 ENGINES = ("jit", "pmap")
+"""The engines that a config may name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Engine:
     """How a step runs and where its inputs are put.
 
     Attributes:
-        step: the compiled `train_step(state, batch, key)`; the state that goes in is given up.
+        step: the compiled `train_step(state, batch, key)`; its input state is donated and must not be used again.
         place_state: puts a state, or anything shared, on the devices.
         place_batch: puts this process's slice of a batch on the devices.
     """

@@ -1,6 +1,6 @@
 """Any function from images to logits as a victim that a compiled program takes as an argument.
 
-A function that is no pytree of arrays is traced at each call. The arrays it closes over become arguments of the
+A function that is not a pytree of arrays is traced at each call. The arrays it closes over become arguments of the
 compiled program, which is identified by the jaxpr: changed weights are seen, and a fresh function of equal structure
 reuses the program.
 """
@@ -38,7 +38,7 @@ def rewriting(enabled: bool) -> Iterator[None]:
 
 
 def call(victim: Any, keys: Key[Array, "..."] | None, images: Float[Array, "b h w c"]) -> Any:
-    """What a victim makes of images; one that is randomized gets one key an image, too.
+    """The logits of a victim; a randomized one also gets one key for each image.
 
     Raises:
         ValueError: the victim takes other arguments, or returns something else than one array.
@@ -65,7 +65,7 @@ def as_victim(model: Any, images: Any, *, inline: bool, rewrite: bool | None = N
         rewrite: whether it is rewritten for a CPU; None: as `rewriting` says.
 
     Raises:
-        ValueError: `model` is no function from images to logits; where that is known only when it is called, then.
+        ValueError: `model` is not a function from images to logits; at the first call where it is not known before.
     """
     _require_function(model)
     rewrite = _rewriting.get() if rewrite is None else rewrite
@@ -189,9 +189,10 @@ def _trace(model: Any, images: Any, rewrite: bool) -> Traced:
 
 # --- the identity of a program --------------------------------------------------------------------------------------
 
-# A jaxpr's text tells neither the arrays that an inner `jit` closes over, nor functions among an equation's parameters,
-# nor the derivatives that functions bring with them. The first become arguments where that is possible; where it is
-# not, their identity counts. The second are compared, as all parameters are. For the third the gradient's text counts.
+# A jaxpr's text contains neither the arrays that an inner `jit` closes over, nor functions among an equation's
+# parameters, nor the derivatives that functions bring with them. The first become arguments where that is possible;
+# where it is not, their identity counts. The second are compared, as all parameters are. For the third the gradient's
+# text counts.
 # A program keeps its jaxprs, so that identities stay unique.
 
 

@@ -113,7 +113,7 @@ def randomized(function: Any) -> Any:
     With a key of its own, what an image meets does not depend on how a batch is laid out.
 
     Raises:
-        ValueError: `function` is none.
+        ValueError: `function` is not callable.
     """
     if not callable(function):
         raise ValueError(f"function={function!r} must be a function of (keys, images)")

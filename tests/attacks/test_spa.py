@@ -114,7 +114,7 @@ def test_the_start_is_a_grid_while_it_is_small():
 
     assert starts(1) == [(Grid, 9)] and starts(2) == [(Grid, 9)] and starts(3) == [(Grid, 8)]
     assert starts(6) == [(Grid, 64)] and starts(7) == [(RandomSearch, 8)]
-    assert starts(2, start_points=11) == [(RandomSearch, 10)], "121 points are no small grid"
+    assert starts(2, start_points=11) == [(RandomSearch, 10)], "121 points are not a small grid"
     assert starts(2, start="grid", start_points=11) == [(Grid, 121)]
     assert starts(7, start="draws", start_points=1) == []
     with pytest.raises(ValueError, match=r"grid\(points=10\) over 6 attributes has 1,000,000 points"):

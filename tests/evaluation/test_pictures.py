@@ -94,7 +94,7 @@ def tilt(image, values):
 
 @pytree
 class Generated(PureAttack):
-    """Moves a vector of attributes and a latent of noise that is no image."""
+    """Moves a vector of attributes and a latent of noise that is not an image."""
 
     space: Any
     amount: Any

@@ -216,5 +216,5 @@ def test_bad_arguments_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"directory='.*file.*' cannot be written"):
         write_report({"a": model_report(curves=())}, tmp_path / "file" / "report", **OPTIONS)
     (tmp_path / "file").write_text("{}")
-    with pytest.raises(ValueError, match="is no report"):
+    with pytest.raises(ValueError, match="is not a report"):
         read_report(tmp_path / "file")

@@ -93,5 +93,5 @@ def test_wrong_use_is_refused(module, images):
     apply_fn, variables = from_nnx(module)
     with pytest.raises(ValueError, match="train=True"):
         apply_fn(variables, images, train=True)
-    with pytest.raises(ValueError, match="SmallCNN is no flax"):
+    with pytest.raises(ValueError, match="SmallCNN is not a flax"):
         from_nnx(create_model("small_cnn", num_classes=10, input_shape=(8, 8, 1)))

@@ -120,8 +120,8 @@ def test_validation_tells_how_well_each_image_is_rebuilt_read_and_edited(batch):
     [
         ({"cycle_weight": -1.0}, "cycle_weight=-1.0 must be 0 or larger"),
         ({"span": 0.0}, "span=0.0 must be larger than 0"),
-        ({"known_edits": {"hue": "hue"}}, "'hue' is no attribute of the model"),
-        ({"known_edits": {"light": "dimness"}}, "'dimness' is no edit"),
+        ({"known_edits": {"hue": "hue"}}, "'hue' is not an attribute of the model"),
+        ({"known_edits": {"light": "dimness"}}, "'dimness' is not an edit"),
         ({"patch_weight": 1.0}, "needs networks="),
     ],
 )

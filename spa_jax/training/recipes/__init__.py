@@ -39,6 +39,7 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "standard": Recipe(standard),
 }
+"""The recipes that a config may name."""
 
 STEPS = {name: recipe.step for name, recipe in RECIPES.items()}
 """The steps of the recipes by name, whose signatures are the keys of a config's `recipe`."""
@@ -51,7 +52,7 @@ def options_of(recipe: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
 
 
 def becomes(recipe: Mapping[str, Any], network: str | None, model: Any, mean: Any, std: Any) -> Any:
-    """From a network's variables to what it is for attacks and judges; None for a network that is nothing to them.
+    """What turns a network's variables into a part of attacks or evaluation; None for a network that neither uses.
 
     Args:
         recipe: of the config that trains it.

@@ -1,4 +1,4 @@
-"""Adversarial training: craft images by an attack, let the network respond, weigh its answers by an outer objective."""
+"""Adversarial training: attack the images, then minimise an outer objective of the logits."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -30,7 +30,7 @@ def as_classifier(model: Any, mean: Any, std: Any, **options: Any) -> Callable[[
 
 
 def nothing_carried(learner: Any, key: Any, batch_size: int, image_shape: tuple[int, int, int], **_: Any) -> Carried:
-    """The slot of a recipe that carries nothing."""
+    """The carried state of a recipe without one."""
     return Carried()
 
 

@@ -92,14 +92,14 @@ def manipulator(
 
     - reconstruction: ||D(h) - x||^2. Over the KL term, it is the likelihood of pixels of variance 1 / 60.
     - kl: of q(h | x) to N(0, I), beside the attributes' subspace. The attributes are taken from the mean without noise,
-      so that they are the cheapest way to tell the decoder about them (our choice).
+      so that the decoder reads them from the subspace (our choice).
     - attribute: ||M h - a||^2; complement: ||M^T a - h||^2 (both Li et al. 2020, where their weights are equal; here
-      the KL term holds the complement down).
+      the KL term keeps the complement small).
     - cycle: ||M E(x') - t||^2, the edited image reads back as it was set; cycle_complement: the latent distance of what
-      is no attribute, ||E(x') - h'||^2 / (2 var), in posterior variances (our choice; without these two the decoder
-      comes to ignore the subspace).
-    - label: the cross entropy of labels told by what is no attribute, on x and on x': the edit must keep the class
-      (SPAA's code has such a term, with the victim in the place of a linear layer).
+      is not an attribute, ||E(x') - h'||^2 / (2 var), in posterior variances (our choice; without these two the decoder
+      learns to ignore the subspace).
+    - label: the cross entropy of labels predicted from the part of the latent that is not an attribute, on x and on
+      x': the edit must keep the class (SPAA's code has such a term, with the victim in the place of a linear layer).
     - known: ||D(h') - A(x, t - v)||^2 for attributes whose edit A is known, on those examples where no other one is
       edited (all of them, or a half where there are others).
     - patch: hinge losses of a discriminator of patches, which sees x and x' (MSP has a PatchGAN on reconstructions).
@@ -116,7 +116,7 @@ def manipulator(
             unit: `{"rotation": "rotation"}`.
 
     Raises:
-        ValueError: a number out of range; a name that is no attribute or no edit; no discriminator.
+        ValueError: a number out of range; a name that is not an attribute or not an edit; no discriminator.
     """
     weights = Weights(
         reconstruction_weight, kl_weight, attribute_weight, complement_weight, cycle_weight, cycle_complement_weight,
@@ -193,7 +193,7 @@ def _normal(keys: Keys, like: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
 
 
 def _only_known(keys: Keys, known: Known, count: int) -> Values:
-    """On which examples only known edits are asked for: all, where every one is known, or a half; 1 or 0."""
+    """1 for examples on which only known edits are set (all if every edit is known, else half), 0 for others."""
     share = 1.0 if len(known) == count else 0.5 if known else 0.0
     return jax.vmap(lambda key: jax.random.bernoulli(key, share))(fold_in(keys, _KNOWN)).astype(jnp.float32)
 
@@ -254,7 +254,7 @@ def _known_edits(learner: Learner, known_edits: Mapping[str, str]) -> Known:
     names = getattr(learner.model, "attribute_names", ())
     for name in known_edits:
         if name not in names:
-            raise ValueError(f"known_edits={dict(known_edits)!r}: {name!r} is no attribute of the model, {names!r}")
+            raise ValueError(f"known_edits={dict(known_edits)!r}: {name!r} is not an attribute of the model, {names!r}")
     return tuple((names.index(name), get_edit(edit).function) for name, edit in known_edits.items())
 
 
@@ -313,7 +313,8 @@ def manipulator_errors(
 
     Returns:
         psnr: of D(E(x)), in decibels; reading_error: mean |M h - a| over attributes, in scales; cycle_error: the same
-        of the edited image, read again, from what was asked for; round_trip_psnr: of the image edited there and back.
+        between the values read from the edited image and those set; round_trip_psnr: of the image edited and
+        edited back.
     """
     net = _Net(learner.model, state.variables())
     h, own = net("encode", images)[0], _in_scales(state, attribute)

@@ -28,7 +28,7 @@ _SMALLEST_RADIUS = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class NoiseObjective:
-    """What a noise generator is trained for, and how it paints meanwhile.
+    """The objective of a noise generator's training, and the recursion that makes its noise.
 
     Attributes:
         radius: of the noise, on the [0, 1] scale.
@@ -58,7 +58,7 @@ class NoiseObjective:
 
 
 class GeneratorStep(NamedTuple):
-    """What `generator_loss` tells beside its value.
+    """What `generator_loss` returns beside its value.
 
     Attributes:
         statistics: the generator's new running statistics.
