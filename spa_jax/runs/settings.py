@@ -1,0 +1,269 @@
+"""Every key of a config with its type, its default and its rule, and the config that has them all."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from spa_jax.configuration import named, with_defaults
+from spa_jax.errors import ConfigError, suggest
+from spa_jax.evaluation.accuracy import RESERVED_NAMES
+from spa_jax.training.placement import ENGINES
+from spa_jax.validation import require_choice, require_count, require_number
+
+_LARGEST_SEED = 2**32 - 1
+_NAMED = ("data", "model", "recipe", "optimizer", "schedule")
+
+
+def _one_cycle() -> Mapping[str, Any]:
+    return {"name": "one_cycle", "peak": 3e-3}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A config: one model that is trained and judged, and others beside it.
+
+    Where a mapping has a `name`, the name alone stands for a mapping of nothing else: `"data": "digits"`. The defaults
+    are our choice.
+
+    Attributes:
+        name: of the model, and of its directory in the run's. Default: the recipe's name.
+        seed: of everything random, in 0..2**32 - 1.
+        data: `name` of a data set and its options, see `spa_jax.data.load_dataset`.
+        normalization: `mean` and `std`, a number or one a channel, of the images in [0, 1]. None: as they are.
+        augmentation: of the training images, the options of `spa_jax.data.Augmentation`; None for no augmentation.
+        model: `name` of a network of `spa_jax.models` and its options.
+        recipe: `name` of a way to train of `spa_jax.training.recipes` and its options.
+        optimizer: `name` of an optimiser of `spa_jax.training.optimizers` and its options.
+        schedule: `name` of a learning rate schedule of the same module and its options.
+        training: see `Training`.
+        evaluation: see `Evaluation`.
+        networks: networks that the recipe trains beside the model by name, each a `NetworkSettings`.
+        parts: networks trained before that attacks are made of by name, each a `Part`.
+        baselines: further models to train and to compare, each its `name` and what differs from this config. A mapping
+            with a `name` replaces the config's, one without is merged into it; a network that is None is left out.
+
+    Raises:
+        ValueError: a seed out of range.
+    """
+
+    name: str | None = None
+    seed: int = 0
+    data: str | Mapping
+    normalization: Mapping | None = None
+    augmentation: Mapping | None = None
+    model: str | Mapping
+    recipe: str | Mapping
+    optimizer: str | Mapping = "adam"
+    schedule: str | Mapping = dataclasses.field(default_factory=_one_cycle)
+    training: Mapping = dataclasses.field(default_factory=dict)
+    evaluation: Mapping = dataclasses.field(default_factory=dict)
+    networks: Mapping | None = None
+    parts: Mapping | None = None
+    baselines: tuple | list | None = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise ValueError(f"seed={self.seed!r} must be in 0..{_LARGEST_SEED}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long a model is trained, and how. The defaults are our choice.
+
+    Attributes:
+        batch_size: of all devices together.
+        num_epochs: passes over the training split, also a fraction of one.
+        engine: "jit" or "pmap", see `spa_jax.training.placement.make_engine`.
+        ema_decay: of the average of the weights, in [0, 1); 0 keeps none.
+        attack_warmup: share of the steps, in [0, 1), over which the attack grows to its full size.
+        separate_statistics: whether BatchNorm keeps the statistics of clean and of attacked images apart.
+        evaluate_every: epochs between evaluations on the validation split, each followed by a checkpoint.
+
+    Raises:
+        ValueError: a number out of range, or an unknown engine.
+    """
+
+    batch_size: int = 128
+    num_epochs: float = 10.0
+    engine: str = "jit"
+    ema_decay: float = 0.0
+    attack_warmup: float = 0.0
+    separate_statistics: bool = False
+    evaluate_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "evaluate_every"):
+            require_count(name, getattr(self, name))
+        is_finite = "a finite number larger than 0"
+        require_number("num_epochs", self.num_epochs, is_finite, lambda epochs: 0 < epochs < math.inf)
+        for name in ("ema_decay", "attack_warmup"):
+            require_number(name, getattr(self, name), "in [0, 1)", lambda share: 0 <= share < 1)
+        require_choice("engine", self.engine, ENGINES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How models are chosen and judged. The defaults are our choice.
+
+    Attributes:
+        batch_size: of all devices together.
+        attacks: of the report by name, as `spa_jax.attacks.attack_from_config` takes them, in the order of the report
+            and of the cascade.
+        selection_attack: the attack of the validation. Default: that of the recipe, if it has one.
+        select_by: the accuracy that chooses the best checkpoint, "clean" or "robust", the latter under the selection
+            attack. Default: "robust" if there is one, else "clean".
+        survivors_only: whether each attack sees only the examples that all attacks before it have left, which gives the
+            worst case for the least work; False: each attack on its own.
+        num_examples: of the test split, evenly spaced; None for all.
+        radii: at which the accuracy under `radius_attack` is measured; None for no such curve.
+        radius_attack: the name of an attack.
+        attribute_points: how many values of each attribute the accuracy is measured at; 0 for no such curve.
+        manipulation: how manipulators are judged, see `Manipulation`; None for no such report.
+
+    Raises:
+        ValueError: a number out of range, or an attack whose name the report uses for itself.
+    """
+
+    batch_size: int = 500
+    attacks: Mapping = dataclasses.field(default_factory=dict)
+    selection_attack: str | Mapping | None = None
+    select_by: str | None = None
+    survivors_only: bool = True
+    num_examples: int | None = None
+    radii: tuple | list | None = None
+    radius_attack: str | None = None
+    attribute_points: int = 0
+    manipulation: Mapping | None = None
+
+    def __post_init__(self) -> None:
+        require_count("batch_size", self.batch_size)
+        if self.num_examples is not None:
+            require_count("num_examples", self.num_examples)
+        if not all(_is_radius(radius) for radius in self.radii or ()):
+            raise ValueError(f"radii={self.radii!r} must hold finite numbers of 0 or larger")
+        require_number("attribute_points", self.attribute_points, "0 or larger", lambda points: points >= 0)
+        if self.select_by is not None:
+            require_choice("select_by", self.select_by, ("clean", "robust"))
+        for name in self.attacks:
+            if not name.strip() or not name.isprintable() or name in RESERVED_NAMES:
+                rule = f"printable, not empty, and not one of {', '.join(RESERVED_NAMES)}"
+                raise ValueError(f"attacks holds the name {name!r}; it must be {rule}")
+        if self.radius_attack is not None:
+            require_choice("radius_attack", self.radius_attack, tuple(self.attacks))
+
+
+def _is_radius(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Manipulation:
+    """How the manipulators of a config are judged.
+
+    Attributes:
+        low, high: the box of values, a number for each attribute.
+        regressor, classifier: the parts that judge, `{"part": NAME}`.
+    """
+
+    low: tuple | list
+    high: tuple | list
+    regressor: Mapping
+    classifier: Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSettings:
+    """A network that a recipe trains beside the model; see `Settings` for the keys."""
+
+    model: str | Mapping
+    optimizer: str | Mapping = "adam"
+    schedule: str | Mapping = dataclasses.field(default_factory=_one_cycle)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A network trained before.
+
+    Attributes:
+        model: a model of the same config, or of the run in `workdir`. `{victim}` stands for the model that is attacked.
+        network: one that the model's recipe trains beside it; None for the model itself.
+        workdir: of another run.
+    """
+
+    model: str
+    network: str | None = None
+    workdir: str | None = None
+
+
+def complete(config: Any, path: str = "config") -> dict[str, Any]:
+    """The config of one model with every key, in the order of `Settings`, defaults in the place of what it leaves out.
+
+    What the sections name, such as a model and its options, is left as it is. A complete config stays as it is.
+
+    Args:
+        config: plain data.
+        path: its name, for messages.
+
+    Raises:
+        ConfigError: an unknown or missing key, a wrong type or a number out of range, by its dotted path.
+    """
+    full = with_defaults(config, Settings, path)
+    full |= {key: _with_name(full[key], f"{path}.{key}") for key in _NAMED}
+    if "attack" in full["recipe"]:
+        full["recipe"] = full["recipe"] | {"attack": named(full["recipe"]["attack"])}
+    if full["name"] is None:
+        full["name"] = full["recipe"]["name"]
+    full["training"] = with_defaults(full["training"], Training, f"{path}.training")
+    full["evaluation"] = _complete_evaluation(full["evaluation"], f"{path}.evaluation")
+    full["networks"] = _each(_complete_network, full["networks"], f"{path}.networks")
+    full["parts"] = _each(_complete_part, full["parts"], f"{path}.parts")
+    return full
+
+
+def _with_name(spec: Any, path: str) -> dict[str, Any]:
+    spec = named(spec)
+    if not isinstance(spec.get("name"), str):
+        raise ConfigError(f"{path}={spec!r} must be a mapping with a `name`, or a name")
+    return spec
+
+
+def _complete_evaluation(section: Mapping[str, Any], path: str) -> dict[str, Any]:
+    full = with_defaults(section, Evaluation, path)
+    full["attacks"] = {name: named(spec) for name, spec in full["attacks"].items()}
+    for name, spec in full["attacks"].items():
+        if isinstance(spec, Mapping) and "name" not in spec:
+            hint = suggest(name, [other for other in full["attacks"] if other != name])
+            raise ConfigError(f"{path}.attacks.{name}={spec!r} is a new attack without a `name`{hint}")
+    full["selection_attack"] = named(full["selection_attack"])
+    if full["manipulation"] is not None:
+        full["manipulation"] = with_defaults(full["manipulation"], Manipulation, f"{path}.manipulation")
+    return full
+
+
+def _complete_network(section: Mapping[str, Any], path: str) -> dict[str, Any]:
+    return {key: named(value) for key, value in with_defaults(section, NetworkSettings, path).items()}
+
+
+def _complete_part(section: Mapping[str, Any], path: str) -> dict[str, Any]:
+    return with_defaults(section, Part, path)
+
+
+def _each(
+    complete_one: Callable[[Any, str], dict[str, Any]], sections: Mapping[str, Any] | None, path: str
+) -> dict[str, Any] | None:
+    """Every entry completed, those that are None left out; None where nothing is left."""
+    known = {name: section for name, section in (sections or {}).items() if section is not None}
+    return {name: complete_one(section, f"{path}.{name}") for name, section in known.items()} or None
+
+
+def check_model_name(name: Any, path: str) -> None:
+    """Check a name that becomes a directory of the run.
+
+    Raises:
+        ConfigError: it is not text, empty, a path, hidden, not printable, or "report", which is a directory already.
+    """
+    is_plain = isinstance(name, str) and bool(name.strip()) and name.isprintable()
+    if not is_plain or name.startswith(".") or set(name) & set("/\\") or name.casefold() == "report":
+        rule = "a name for a directory: printable, without / and \\, not starting with a dot, and not 'report'"
+        raise ConfigError(f"{path}={name!r} must be {rule}")

@@ -1,0 +1,51 @@
+"""Evaluating what was trained: by the same network, with the difference named where it is another one."""
+
+import pytest
+
+from spa_jax.errors import CheckpointError, ConfigError
+from spa_jax.parallel import data_mesh
+from spa_jax.runs.experiment import check_config, data_loader
+from spa_jax.runs.loop import train_models
+from spa_jax.runs.reporting import report_models
+from tests.training.conftest import tiny_config
+
+
+def _config(**changes):
+    changes = {"training": {"batch_size": 240, "num_epochs": 0.2}, **changes}
+    return check_config(tiny_config(**changes))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained")
+    train_models(_config(), workdir)
+    return workdir
+
+
+def _report(config, workdir):
+    return report_models(config, workdir, data_loader(), data_mesh())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"name": "small_cnn", "width": 3, "hidden": 8, "convs_per_stage": 1}}, "model.width: 2 -> 3$"),
+        ({"model": {"name": "small_cnn", "width": 2, "hidden": 8}}, "model.convs_per_stage: 1 -> 2$"),
+        ({"model": {"name": "lenet5"}, "data": {"name": "rotated_digits"}}, 'model.name: "small_cnn" -> "lenet5"'),
+        ({"normalization": {"mean": 0.5}}, r"normalization: null -> \(absent\); normalization.mean: \(absent\) -> 0.5"),
+    ],
+)
+def test_another_network_is_refused_with_the_difference(changes, message, trained):
+    with pytest.raises(ConfigError, match=f"tiny was trained as another network .*{message}"):
+        _report(_config(**changes), trained)
+    assert not (trained / "report").exists()
+
+
+def test_data_of_another_shape_are_refused_with_the_difference(trained):
+    with pytest.raises(CheckpointError, match=r"of another network: params.\S+ is \(.*\) in the checkpoint, \(.*\) in"):
+        _report(_config(data={"name": "rotated_digits"}), trained)
+
+
+def test_options_written_out_and_another_precision_are_the_same_network(trained):
+    model = {"name": "small_cnn", "width": 2, "hidden": 8, "convs_per_stage": 1, "dtype": "bfloat16"}
+    assert "PGD" in _report(_config(model=model), trained)
