@@ -1,7 +1,7 @@
 """Config files and settings of the command line: `--config FILE:arguments --config.key=value`.
 
-The command line is that of `ml_collections.config_flags`, and a file may return a `ConfigDict`. Beyond it, settings reach
-keys that the file leaves to their defaults, entries that the file does not have, and fractions: they are put into the
+The command line is that of `ml_collections.config_flags`, and a file may return a `ConfigDict`. Beyond it, settings
+reach keys that the file leaves to their defaults, entries that it does not have, and fractions: they are put into the
 config as the file gives it, before defaults are filled in and everything is checked (`spa_jax.runs.experiment`).
 """
 
@@ -97,7 +97,7 @@ def with_setting(config: Any, key: str, text: str) -> Any:
     """
     steps = ["".join(found.groups(default="")) for found in _STEP.finditer(key)]
     if not steps or "".join(found.group() for found in _STEP.finditer(key)) != key:
-        raise ConfigError(f"--config.{key}={text}: this is not a key; keys are written a.b, a[0] or a[\"b\"]")
+        raise ConfigError(f'--config.{key}={text}: this is not a key; keys are written a.b, a[0] or a["b"]')
     return _set(config, steps, text, f"--config.{key}={text}")
 
 
@@ -117,7 +117,7 @@ def _set(node: Any, steps: Sequence[str], text: str, flag: str) -> Any:
 
 
 def parse_value(text: str) -> Any:
-    """A value as people write it: a Python literal, a fraction as `8/255` (also within a tuple), true, false, none, inf.
+    """A value as people write it: a Python literal, a fraction as `8/255` (in a tuple too), true, false, none, inf.
 
     Everything else is text.
     """

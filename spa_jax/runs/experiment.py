@@ -349,7 +349,9 @@ def attack_specs(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _check_data(config: Mapping[str, Any], dataset: Dataset) -> None:
     recipe, options = options_of(config["recipe"])
     if recipe.needs_attributes and not dataset.attributes:
-        raise ConfigError(f"config.recipe.name={config['recipe']['name']!r} needs attributes; {dataset.name!r} has none")
+        raise ConfigError(
+            f"config.recipe.name={config['recipe']['name']!r} needs attributes; {dataset.name!r} has none"
+        )
     if "centre" in options and len(options["centre"]) != len(dataset.attributes):
         raise ConfigError(
             f"config.recipe.centre={options['centre']!r} must hold a number for each of the {len(dataset.attributes)} "
@@ -442,9 +444,7 @@ def make_learner(config: Mapping[str, Any], dataset: Dataset, total_steps: int =
 
 def _builders(config: Mapping[str, Any], networks: Mapping[str, Network], mean: Any, std: Any) -> dict[str, Any]:
     """What the networks that the recipe trains beside the model become, by name."""
-    found = {
-        name: becomes(config["recipe"], name, network.model, mean, std) for name, network in networks.items()
-    }
+    found = {name: becomes(config["recipe"], name, network.model, mean, std) for name, network in networks.items()}
     return {name: build for name, build in found.items() if build is not None}
 
 

@@ -12,13 +12,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spa_jax.attacks.catalogue import attack_from_config, part_names
-from spa_jax.runs.checkpoints import Checkpoints, prepare_workdir
-from spa_jax.runs.checkpoints import check_config as check_same_config
 from spa_jax.data import train_batches
 from spa_jax.errors import SpaError
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.sweep import DeviceBatch, example_keys, make_sweep
 from spa_jax.parallel import data_mesh
+from spa_jax.runs.checkpoints import Checkpoints, prepare_workdir
+from spa_jax.runs.checkpoints import check_config as check_same_config
 from spa_jax.runs.experiment import (
     MAY_CHANGE,
     Experiment,

@@ -17,8 +17,8 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from spa_jax.runs.checkpoints import Checkpoints, check_config, load_variables, prepare_workdir
 from spa_jax.errors import CheckpointError, ConfigError
+from spa_jax.runs.checkpoints import Checkpoints, check_config, load_variables, prepare_workdir
 
 CONFIG = {"attack": {"name": "pgd", "radius": 8 / 255, "box": (0, 1)}, "seed": 0}
 

@@ -35,8 +35,8 @@ def test_a_file_returns_a_config_dict_or_a_mapping_in_the_order_written(arg, wri
 
 
 def test_entries_set_one_by_one_keep_their_order_too(written):
-    text = "from ml_collections import ConfigDict\ndef get_config():\n    c = ConfigDict()\n    c.z = {'q': 1}\n    c.a = 2\n"
-    text += "    c.z.b = 3\n    return c\n"
+    text = "from ml_collections import ConfigDict\ndef get_config():\n    c = ConfigDict()\n    c.z = {'q': 1}\n"
+    text += "    c.a = 2\n    c.z.b = 3\n    return c\n"
     config = load_config(written(text))
     assert list(config) == ["z", "a"] and list(config["z"]) == ["q", "b"]
 

@@ -1,6 +1,7 @@
 """What the launch scripts take for an error of the user, and paths with the user's home."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def _refused():
 USERS = {
     "a named error": _refused,
     "a check of the library": lambda: require_count("num_steps", 0),
-    "a file": lambda: open("/nowhere/at/all"),
+    "a file": lambda: Path("/nowhere/at/all").read_text(),
 }
 BUGS = {
     "a key": lambda: {}["radius"],

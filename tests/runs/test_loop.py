@@ -1,17 +1,15 @@
 """The loop: bit-identical resume, checkpoints and records, a diverging loss, a config that is not the checkpoint's."""
 
 import json
-import os
-import signal
 
 import jax
 import numpy as np
 import pytest
 
-from spa_jax.runs.checkpoints import load_variables
 from spa_jax.errors import CheckpointError, ConfigError
 from spa_jax.parallel import data_mesh
 from spa_jax.runs import loop
+from spa_jax.runs.checkpoints import load_variables
 from spa_jax.runs.experiment import check_config, load_data, make_experiment, variants
 from tests.training.conftest import stop_requested_at, tiny_config
 

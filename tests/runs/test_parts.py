@@ -1,17 +1,15 @@
 """Models made of parts: trained one after the other, frozen in the state of those that use them, resumed whole."""
 
 import dataclasses
-import os
-import signal
 
 import jax
 import numpy as np
 import pytest
 
-from spa_jax.runs.checkpoints import load_variables
 from spa_jax.errors import ConfigError
 from spa_jax.parallel import data_mesh
 from spa_jax.runs import loop
+from spa_jax.runs.checkpoints import load_variables
 from spa_jax.runs.experiment import check_config, load_data, make_experiment, training_order, variants
 from spa_jax.runs.parts import TrainedPart
 from tests.training.conftest import stop_requested_at, tiny_config
