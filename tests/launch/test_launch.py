@@ -51,7 +51,7 @@ def test_train_then_evaluate_then_attack(tmp_path):
     ("arguments", "message"),
     [
         (("--config.recipe.attack.num_stepz=3",), "num_stepz"),
-        (("--config.model.qqq=3",), "qqq=3 is no option of model 'small_cnn'"),
+        (("--config.model.qqq=3",), "qqq=3 is not an option of model 'small_cnn'"),
         (("--config.traning.num_epochs=3",), "config.traning is unknown; did you mean 'training'"),
         (("--config.training.batch_size=many",), "batch_size"),
         (("--config.evaluation.attacks.PGD.radius=-1/255",), "config.evaluation.attacks.PGD: radius=-0.0039"),

@@ -306,7 +306,7 @@ def test_only_arrays_and_only_data_are_saved(tmp_path):
             checkpoints.save(1, {"a": (jnp.ones(1), 3)}, config={})
         with pytest.raises(CheckpointError, match=r"a of the state has dtype=float64, which JAX would not read back"):
             checkpoints.save(1, {"a": np.ones(1)}, config={})
-        with pytest.raises(ConfigError, match=r"config\.f=.* is no data"):
+        with pytest.raises(ConfigError, match=r"config\.f=.* is not data"):
             checkpoints.save(1, {"a": jnp.ones(1)}, config={"f": print})
         assert checkpoints.latest_step is None
 
