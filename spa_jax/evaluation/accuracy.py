@@ -11,6 +11,7 @@ from spa_jax.evaluation.records import ModelReport
 from spa_jax.evaluation.sanity import check_victim, noise_balls
 from spa_jax.evaluation.sweep import AnyAttack, Progress, make_sweep
 from spa_jax.types import Key, Victim
+from spa_jax.validation import require_count
 
 RESERVED_NAMES = ("clean", "worst_case")
 
@@ -25,6 +26,7 @@ def evaluate(
     mesh: Mesh | None = None,
     survivors_only: bool = True,
     sanity: bool = True,
+    levels: int | None = None,
     on_batch: Progress | None = None,
 ) -> ModelReport:
     """Classify every example of a split as it is and under each attack, and check whether the result can be believed.
@@ -55,6 +57,8 @@ def evaluate(
             case for the least work, and for each attack the worst case so far. False runs each attack on everything
             classified correctly clean, which gives its own accuracy too.
         sanity: whether the checks run.
+        levels: 255 to judge attacked images as an 8-bit file stores them, with pixels rounded to multiples of 1 / 255;
+            this may undo an attack that ends close to the boundary. None: as the attack returns them.
         on_batch: called with what is running (the attack's name, "clean" at first, a check's at last), examples done
             and examples in all.
 
@@ -64,9 +68,11 @@ def evaluate(
     """
     for name, attack in attacks.items():
         _check_attack(name, attack)
+    if levels is not None:
+        require_count("levels", levels)
     sweep = make_sweep(split, batch_size, mesh, on_batch)
     victim = sweep.place(victim, attacks.values())
-    report = judge_all(victim, sweep, attacks, key, survivors_only)
+    report = judge_all(victim, sweep, attacks, key, survivors_only, levels)
     if not (sanity and attacks):
         return report
     return dataclasses.replace(report, checks=check_victim(victim, sweep, noise_balls(attacks.values()), key))

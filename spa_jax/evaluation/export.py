@@ -15,6 +15,7 @@ from spa_jax.evaluation.changes import attack_distances, attribute_spaces, moves
 from spa_jax.evaluation.judging import judge, run_attack
 from spa_jax.evaluation.sweep import DeviceBatch, Progress, make_sweep, stream
 from spa_jax.types import Flags, Images, Key, Victim
+from spa_jax.validation import require_count
 
 
 def export_attack(
@@ -26,6 +27,7 @@ def export_attack(
     key: Key,
     batch_size: int,
     mesh: Mesh | None = None,
+    levels: int | None = None,
     on_batch: Progress | None = None,
 ) -> dict[str, np.ndarray]:
     """Attack every example of a split and store what was found.
@@ -46,6 +48,7 @@ def export_attack(
         key: of the whole export.
         batch_size: examples at once over all devices.
         mesh: default: all devices.
+        levels: as for `evaluate`: 255 stores and judges images whose pixels an 8-bit file holds exactly.
         on_batch: called with the progress after each batch.
 
     Returns:
@@ -55,6 +58,8 @@ def export_attack(
         ValueError: the path does not end in .npz, or an input breaks the attack's rules.
         OSError: the file cannot be written.
     """
+    if levels is not None:
+        require_count("levels", levels)
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"path={os.fspath(path)!r} must end in .npz")
@@ -68,7 +73,7 @@ def export_attack(
         return verdict.inside & ~(verdict.correct & verdict.finite)
 
     def run(batch: DeviceBatch) -> Any:
-        found, edited = run_attack(attack, victim, key, batch)
+        found, edited = run_attack(attack, victim, key, batch, levels)
         arrays = {"x": found.x, "variables": found.variables, "value": found.value}
         arrays |= {"label": batch.labels, "index": batch.index, "success": fools("judge", batch, found.x)}
         arrays["distance"] = attack_distances(found, batch.images, edited)

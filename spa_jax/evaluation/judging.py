@@ -1,5 +1,6 @@
 """Who is classified correctly, clean and under each attack: every attacked image is judged anew."""
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -46,7 +47,12 @@ class Verdict(NamedTuple):
 
 
 def judge_all(
-    victim: Victim, sweep: Sweep, attacks: Mapping[str, AnyAttack], key: Key, survivors_only: bool
+    victim: Victim,
+    sweep: Sweep,
+    attacks: Mapping[str, AnyAttack],
+    key: Key,
+    survivors_only: bool,
+    levels: int | None = None,
 ) -> ModelReport:
     """Classify every example of a sweep as it is and under each attack; see `spa_jax.evaluation.evaluate`."""
     clean, labels = _classify_clean(victim, sweep, key)
@@ -54,7 +60,7 @@ def judge_all(
     standing = clean
     for name, attack in attacks.items():
         candidates = standing if survivors_only else clean
-        records[name] = _attack_all(name, attack, victim, sweep, key, candidates)
+        records[name] = _attack_all(name, attack, victim, sweep, key, candidates, levels)
         standing = standing & records[name].correct
     return ModelReport(labels, clean, records, survivors_only)
 
@@ -75,14 +81,20 @@ def _classify_clean(victim: Victim, sweep: Sweep, key: Key) -> tuple[ExampleFlag
 
 
 def _attack_all(
-    name: str, attack: AnyAttack, victim: Victim, sweep: Sweep, key: Key, candidates: ExampleFlags
+    name: str,
+    attack: AnyAttack,
+    victim: Victim,
+    sweep: Sweep,
+    key: Key,
+    candidates: ExampleFlags,
+    levels: int | None,
 ) -> AttackRecord:
     """The attack on the candidates; all others are wrong already."""
     attack_key, judge_key = stream(key, "attack", name), stream(key, "judge", name)
     predict = sweep.predict(victim)
 
     def survive(batch: DeviceBatch) -> Any:
-        found, edited = run_attack(attack, victim, attack_key, batch)
+        found, edited = run_attack(attack, victim, attack_key, batch, levels)
         verdict = judge(predict, judge_key, batch.index, found.x, batch.labels)
         return verdict, attack_distances(found, batch.images, edited), attribute_values(attack, found.variables)
 
@@ -120,10 +132,18 @@ def _of_fooled(
     return measured, values
 
 
-def run_attack(attack: AnyAttack, victim: Victim, key: Key, batch: DeviceBatch) -> tuple[Any, Images]:
-    """The attack's result on a batch, and the edited images A(x, a), which are the originals for noise alone."""
+def run_attack(
+    attack: AnyAttack, victim: Victim, key: Key, batch: DeviceBatch, levels: int | None = None
+) -> tuple[Any, Images]:
+    """The attack's result on a batch, and the edited images A(x, a), which are the originals for noise alone.
+
+    With `levels` the attacked images are rounded to multiples of 1 / levels, as a file would hold them.
+    """
     found = attack(example_keys(key, batch.index), victim, batch.images, batch.labels)
-    return found, edited_images(attack, found, victim, batch.images, batch.labels)
+    edited = edited_images(attack, found, victim, batch.images, batch.labels)
+    if levels is not None:
+        found = dataclasses.replace(found, x=jnp.round(found.x * levels) / levels)
+    return found, edited
 
 
 @jax.jit

@@ -187,6 +187,14 @@ def test_a_randomised_victim_is_judged_with_fresh_keys(coin_victim, split):
     assert claimed.mean() > 0.9 and 0.2 < judged < 0.8
 
 
+def test_images_are_judged_as_an_8_bit_file_stores_them(linear_victim, split):
+    """0.5 becomes 128 / 255, just above; at 0.5 itself the linear victim ties and answers class 0."""
+    total = np.asarray(linear_victim.args[0]).sum()
+    for levels, answer in ((None, 0), (255, int(total > 0))):
+        report = evaluate(linear_victim, split, {"fake": Fake(0.5)}, key=KEY, batch_size=32, levels=levels)
+        np.testing.assert_array_equal(report.attacks["fake"].correct, report.clean & (split.labels == answer))
+
+
 @pytest.mark.parametrize("count", [5, 101])
 def test_a_victim_of_a_fixed_batch_size_sees_no_other(linear_victim, split, margins, count):
     def logits(images):
@@ -301,6 +309,8 @@ def test_bad_arguments_are_named(linear_victim, split):
         evaluate(linear_victim, split, {"clean": fgsm(0.1)}, **options)
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
         evaluate(linear_victim, split, {}, key=KEY, batch_size=0)
+    with pytest.raises(ValueError, match="levels=0 must be an integer of at least 1"):
+        evaluate(linear_victim, split, {}, levels=0, **options)
     with pytest.raises(ValueError, match="split holds no examples"):
         evaluate(linear_victim, split.subset(np.arange(0)), {}, **options)
     with pytest.raises(ValueError, match=r"labels.max\(\)=2: classes must lie in \[0, 1\]"):

@@ -54,3 +54,14 @@ def test_an_export_shows_a_victim_of_a_fixed_batch_size_no_other(linear_victim, 
     found = export_attack(logits, split.subset(np.arange(5)), fgsm(0.005), tmp_path / "a.npz", **options)
     expected = np.argmax(linear_victim(jnp.asarray(found["x"])), axis=1) != split.labels[:5]
     np.testing.assert_array_equal(found["success"], expected)
+
+
+def test_an_export_can_hold_what_an_8_bit_file_holds(linear_victim, split, tmp_path):
+    options = {"key": KEY, "batch_size": 101}
+    found = export_attack(linear_victim, split, fgsm(0.005), tmp_path / "a.npz", levels=255, **options)
+    levels = found["x"].astype(np.float64) * 255
+    np.testing.assert_allclose(levels, np.rint(levels), atol=1e-4)
+    expected = np.argmax(linear_victim(jnp.asarray(found["x"])), axis=1) != split.labels
+    np.testing.assert_array_equal(found["success"], expected)
+    moved = np.abs(found["x"].astype(np.float64) - split.images).max(axis=(1, 2, 3))
+    np.testing.assert_allclose(found["distance/linf"], moved, rtol=1e-4)
