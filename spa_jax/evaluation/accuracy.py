@@ -42,8 +42,8 @@ def evaluate(
 
     Where there are attacks, the result's `checks` are those of `sanity_checks` at the norm and radius of every noise
     that the attacks search, and its `findings` are the checks that did not pass, each with the cause it suspects. They
-    look at 128 examples at most, rounded up to whole batches, and cost about 30 forward and backward passes over these,
-    and 25 more for each different ball of noise.
+    look at 128 examples at most, rounded up to whole batches, and cost about 15 forward and backward passes over these,
+    and 15 more for each different norm and radius.
 
     Args:
         victim: any function from images to logits, or `spa_jax.randomized(f)`.

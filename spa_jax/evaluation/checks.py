@@ -12,7 +12,7 @@ from spa_jax.validation import check_logits
 
 _TOLERATED = 0.05
 _MOST = 0.5
-_SMALL_GAP = 0.1
+_SMALL_GAP = 0.05
 _ROUNDING_ERRORS = 4
 _SAME_LOGITS = 1e-3
 _LEAST_REACH = 1e-3

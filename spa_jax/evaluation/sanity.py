@@ -26,7 +26,7 @@ from spa_jax.types import Example, Flags, Images, Key, Labels, Logits, Loss, Pre
 from spa_jax.validation import require_number
 
 _EXAMPLES = 128
-_STEPS = 20
+_STEPS = 10
 _LARGE_RADIUS = 0.5
 _PART_OF_THE_RADIUS = 0.25
 
@@ -58,7 +58,7 @@ def sanity_checks(
 
     - `finite`: logits, and gradients of cross entropy and margin, are finite at the images and near them.
     - `usable_logits`: raw scores, not probabilities, not saturated (`spa_jax.check_logits`).
-    - `flat_logits`: on most images the two largest logits lie at least 0.1 and four rounding errors apart. Where they
+    - `flat_logits`: on most images the two largest logits lie at least 0.05 and four rounding errors apart. Where they
       do not, the softmax is almost uniform: cross entropy hardly tells the nearest class, and rounding decides.
     - `deterministic`: two calls with different keys give the same logits.
     - `independent`: the logits of an image stay the same when the other images of its batch are replaced by black ones.
@@ -77,7 +77,7 @@ def sanity_checks(
     heart, such as a median over those it has stored, looks like an honest one, and no check of this kind can tell.
     Failing one is a reason not to believe the number.
 
-    It costs about 50 forward and backward passes at the default of 20 steps. The victim sees batches of one size.
+    It costs about 30 forward and backward passes at the default of 10 steps. The victim sees batches of one size.
 
     Args:
         victim: any function from images to logits, or `spa_jax.randomized(f)`.
