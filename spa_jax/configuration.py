@@ -109,7 +109,7 @@ def check_spec(
     _check_names(spec, parameters, f"{kind} {name!r}", path, provided)
     for key, value in spec.items():
         if key != "name" and key in parameters:
-            _check_type(value, parameters[key].annotation, f"{path}.{key}")
+            check_type(value, parameters[key].annotation, f"{path}.{key}")
 
 
 def check_keys(config: Any, allowed: Mapping[str, Any], path: str = "config") -> None:
@@ -137,7 +137,7 @@ def check_keys(config: Any, allowed: Mapping[str, Any], path: str = "config") ->
         elif isinstance(expected, Mapping):
             check_keys(config[key], expected, f"{path}.{key}")
         else:
-            _check_type(config[key], expected, f"{path}.{key}")
+            check_type(config[key], expected, f"{path}.{key}")
 
 
 def named(spec: Any) -> Any:
@@ -268,7 +268,12 @@ def _check_names(
             raise ConfigError(f"{path}.{key} is missing: {what} needs it; it takes {listed(named)}")
 
 
-def _check_type(value: Any, annotation: Any, path: str) -> None:
+def check_type(value: Any, annotation: Any, path: str) -> None:
+    """Check a value against an annotation, as far as `check_spec` does; the message calls it `path`.
+
+    Raises:
+        ConfigError: it is of another type.
+    """
     if not _matches(value, annotation):
         raise ConfigError(f"{path}={value!r} must be {_described(annotation)}, not {type(value).__name__}")
 

@@ -42,6 +42,7 @@ class Edit:
         unit: of the value, for people to read; the function documents it.
         source: where the default range comes from.
         needs_color: whether the edit is defined for images of 3 channels only.
+        rule, holds: which values the edit is defined for, in words and as a test.
     """
 
     name: str
@@ -52,6 +53,8 @@ class Edit:
     unit: str
     source: str
     needs_color: bool = False
+    rule: str = "a finite number"
+    holds: Callable[[float], bool] = math.isfinite
 
 
 def _edit(function: EditFunction) -> EditFunction:
@@ -354,19 +357,23 @@ def _gaussian_weights(size: int, sigma: Any) -> Any:
 _CAA = "CAA (Hsiung et al. 2023, code IBM/composite-adv)"
 _OURS = "our choice"
 
+_POSITIVE: dict[str, Any] = {"rule": "larger than 0", "holds": lambda value: 0 < value < math.inf}
+_NOT_NEGATIVE: dict[str, Any] = {"rule": "0 or larger", "holds": lambda value: 0 <= value < math.inf}
+_ACUTE: dict[str, Any] = {"rule": "between -90 and 90 degrees", "holds": lambda value: abs(value) < 90}
+
 EDITS: dict[str, Edit] = {
     edit.name: edit
     for edit in (
         Edit("rotation", rotate, 0.0, -10.0, 10.0, "degrees", f"{_CAA}: 10 either way; SPA's MNIST-ROT has 40"),
         Edit("translation_x", translate_x, 0.0, -0.1, 0.1, "widths", f"{_OURS}: a tenth of the width"),
         Edit("translation_y", translate_y, 0.0, -0.1, 0.1, "heights", f"{_OURS}: a tenth of the height"),
-        Edit("scale", scale, 1.0, 0.8, 1.2, "multiples", f"{_OURS}: a fifth smaller or larger"),
-        Edit("shear", shear, 0.0, -10.0, 10.0, "degrees", f"{_OURS}: as rotation"),
+        Edit("scale", scale, 1.0, 0.8, 1.2, "multiples", f"{_OURS}: a fifth smaller or larger", **_POSITIVE),
+        Edit("shear", shear, 0.0, -10.0, 10.0, "degrees", f"{_OURS}: as rotation", **_ACUTE),
         Edit("hue", hue, 0.0, -math.pi, math.pi, "radians", f"{_CAA}: the whole circle", needs_color=True),
         Edit("saturation", saturation, 1.0, 0.7, 1.3, "multiples", f"{_CAA}: 0.7 to 1.3", needs_color=True),
         Edit("brightness", brightness, 0.0, -0.2, 0.2, "shares of white", f"{_CAA}: 0.2 either way"),
         Edit("contrast", contrast, 1.0, 0.7, 1.3, "multiples", f"{_CAA}: 0.7 to 1.3"),
-        Edit("blur", gaussian_blur, 0.0, 0.0, 1.0, "pixels", f"{_OURS}: up to one pixel"),
+        Edit("blur", gaussian_blur, 0.0, 0.0, 1.0, "pixels", f"{_OURS}: up to one pixel", **_NOT_NEGATIVE),
     )
 }
 """The image edits by name, with their default ranges and where those come from."""

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+_LONGEST_VALUE = 100
+
 
 class SpaError(ValueError):
     """Base of all errors that spa_jax raises by a name of its own."""
@@ -30,3 +32,9 @@ def suggest(name: Any, valid: Iterable[str]) -> str:
 def listed(names: Iterable[str]) -> str:
     """Names in order, for a message."""
     return ", ".join(sorted(names)) or "none"
+
+
+def shown(value: Any) -> str:
+    """A value in one line of a message, cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."

@@ -9,10 +9,13 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jaxtyping as jt
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 Scalar: TypeAlias = Float[Array, ""] | float | int
 """A number: a Python number or an array without axes."""
+Count: TypeAlias = int | np.integer
+"""A structural number, such as a number of steps; it decides what is compiled."""
 Key: TypeAlias = jt.Key[Array, ""]
 """A typed PRNG key, `jax.random.key(0)`."""
 Keys: TypeAlias = jt.Key[Array, "..."]

@@ -8,12 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from spa_jax.trees import is_in_shard_map
 from spa_jax.types import Example, Images, Keys, Predict, Victim
 
 _ROUNDING = 1e-6
 _GAP_WITHOUT_GRADIENT = 80
+_MOST_CHANNELS = 4
+_LARGEST_CLASS = np.iinfo(np.int32).max
 
 
 def is_traced(*trees: Any) -> bool:
@@ -59,14 +62,55 @@ def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(choices)}")
 
 
-def require_count(name: str, value: Any) -> None:
-    """Check that a structural number, known before tracing, is an integer of at least 1.
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer of Python or NumPy; a bool is not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def require_count(name: str, value: Any) -> int:
+    """A structural number, known before tracing, as a Python integer, after checking that it is at least 1.
 
     Raises:
         ValueError: naming `name=value` and the rule.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_integer(value) or value < 1:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+    return int(value)
+
+
+def require_channels_last(name: str, shape: Sequence[int]) -> None:
+    """Refuse images that are [..., channels, height, width], as their shape shows: 1 or 3 rows of many channels.
+
+    Raises:
+        ValueError: naming the shape.
+    """
+    height, width, channels = shape[-3:]
+    if height in (1, 3) and min(width, channels) > _MOST_CHANNELS:
+        raise ValueError(
+            f"{name}={tuple(shape)!r} looks like [..., channels, height, width]; images must be "
+            "[..., height, width, channels]: take moveaxis(images, -3, -1)"
+        )
+
+
+def require_unit_range(name: str, low: Any, high: Any) -> None:
+    """Refuse pixels that do not lie in [0, 1], up to rounding, given the smallest and the largest.
+
+    Raises:
+        ValueError: naming them, and the range that they seem to have.
+    """
+    if np.isnan(low) or np.isnan(high):
+        raise ValueError(f"{name} must not hold NaN")
+    if low >= -_ROUNDING and high <= 1 + _ROUNDING:
+        return
+    seems = ""
+    if low >= 0 and 1.5 < high <= 255:
+        seems = "; these look like 0..255: divide by 255"
+    elif low >= -1 - _ROUNDING and high <= 1 + _ROUNDING:
+        seems = "; these look like -1..1: take (x + 1) / 2"
+    raise ValueError(
+        f"{name}.min()={low:g}, {name}.max()={high:g}: pixels must lie in [0, 1]{seems}; "
+        "put a normalisation into the victim (spa_jax.normalize)"
+    )
 
 
 def checked_examples(
@@ -101,10 +145,11 @@ def _check_images(x: Any) -> None:
         raise ValueError(f"images.shape={x.shape!r} must have rank 4, [batch, height, width, channels]")
     if 0 in x.shape:
         raise ValueError(f"images.shape={x.shape!r} must not be empty")
+    require_channels_last("images.shape", x.shape)
 
 
 def _checked_classes(name: str, y: Any, batch: int) -> Any:
-    """Class indices as int32 [b]; 64-bit integers of NumPy are checked before they are cast."""
+    """Class indices as int32 [b]; larger integers stay out of range when they are cast."""
     if y is None:
         raise ValueError(f"{name}=None must be class indices, one for each image")
     y = y if isinstance(y, jax.Array) or is_traced(y) else np.asarray(y)
@@ -112,8 +157,11 @@ def _checked_classes(name: str, y: Any, batch: int) -> Any:
         raise ValueError(f"{name}.dtype={y.dtype} must be an integer dtype of class indices")
     if y.shape != (batch,):
         raise ValueError(f"{name}.shape={y.shape!r} must be ({batch},), one class for each image")
-    if isinstance(y, np.ndarray) and (y.min() < 0 or y.max() > np.iinfo(np.int32).max):
-        raise ValueError(f"{name}.min()={y.min()}, {name}.max()={y.max()}: classes are numbered from 0")
+    if isinstance(y, np.ndarray):
+        if y.min() < 0 or y.max() > _LARGEST_CLASS:
+            raise ValueError(f"{name}.min()={y.min()}, {name}.max()={y.max()}: classes are numbered from 0")
+    elif y.dtype.itemsize >= 4 and y.dtype != jnp.int32:
+        y = jnp.clip(y, max(jnp.iinfo(y.dtype).min, -1), _LARGEST_CLASS)
     return jnp.asarray(y, jnp.int32)
 
 
@@ -152,33 +200,75 @@ def check_values(predict: Predict, keys: Keys, examples: Example, size: int | No
         examples: of `checked_examples`.
         size: how many images the victim sees at a time. Default: all of them.
 
+    Warns:
+        UserWarning: the last thing that the victim computes is a softmax or a sigmoid.
+
     Raises:
-        ValueError: output not floating [b, k]; a class out of range; NaN, pixels outside of [0, 1]; a negative weight.
+        ValueError: output not floating [b, k] of at least two classes; a class out of range; NaN, pixels outside of
+            [0, 1]; a negative weight.
     """
-    batch = len(examples.image) if size is None else size
-    own = jnp.broadcast_to(keys, batch) if keys.ndim == 0 else keys[:batch]
-    call = _call.__wrapped__ if is_in_shard_map() else _call  # type: ignore[attr-defined]
-    logits = jax.eval_shape(lambda *inputs: call(predict, *inputs), own, examples.image[:batch])
-    shape = getattr(logits, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != batch:
-        raise ValueError(f"victim(images) has shape {shape!r}, must be logits [b, k] with b={batch}")
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ValueError(f"victim(images) has dtype {logits.dtype}, must be floating logits")
+    classes = _checked_logits(predict, keys, examples.image, len(examples.image) if size is None else size)
     known = {"images": examples.image, "labels": examples.label, "target": examples.target, "weight": examples.weight}
     known = {name: array for name, array in known.items() if array is not None and not is_traced(array)}
     with jax.ensure_compile_time_eval():
         extremes = {name: np.asarray(both, np.float64) for name, both in _extremes(known).items()}
     for name, (low, high) in extremes.items():
         if name == "images":
-            _check_pixels(low, high)
+            require_unit_range(name, low, high)
         elif name == "weight":
             if not (low >= 0 and np.isfinite(high)):
                 raise ValueError(f"weight.min()={low:g}, weight.max()={high:g}: weights must be 0 or larger")
-        elif low < 0 or high >= shape[1]:
+        elif low < 0 or high >= classes:
             raise ValueError(
-                f"{name}.min()={low:.0f}, {name}.max()={high:.0f}: classes must lie in [0, {shape[1] - 1}] for "
-                f"{shape[1]} classes"
+                f"{name}.min()={low:.0f}, {name}.max()={high:.0f}: classes must lie in [0, {classes - 1}] for "
+                f"{classes} classes"
             )
+
+
+def _checked_logits(predict: Predict, keys: Keys, images: Images, batch: int) -> int:
+    """How many classes the victim tells apart, from the form of its answer to the first `batch` images."""
+    own = jnp.broadcast_to(keys, batch) if keys.ndim == 0 else keys[:batch]
+    call = _call.__wrapped__ if is_in_shard_map() else _call  # type: ignore[attr-defined]
+    traced, logits = jax.make_jaxpr(lambda *inputs: call(predict, *inputs), return_shape=True)(own, images[:batch])
+    shape = getattr(logits, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != batch:
+        raise ValueError(f"victim(images) has shape {shape!r}, must be logits [b, k] with b={batch}")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"victim(images) has dtype {logits.dtype}, must be floating logits")
+    if shape[1] < 2:
+        raise ValueError(
+            f"victim(images) has shape {shape!r}, must have a logit for each class: of one logit z of two classes say "
+            "jnp.concatenate([-z, z], axis=-1)"
+        )
+    if _ends_in_probabilities(traced.jaxpr):
+        warnings.warn(
+            "the victim ends in a softmax or sigmoid: it must return logits, from which losses take probabilities; "
+            "remove it and return raw scores",
+            stacklevel=5,
+        )
+    return shape[1]
+
+
+def _ends_in_probabilities(jaxpr: Any) -> bool:
+    """Whether the one output of a jaxpr is that of a softmax or a sigmoid, written by hand or not."""
+    makers = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
+
+    def maker(atom: Any) -> Any:
+        equation = None if isinstance(atom, core.Literal) else makers.get(atom)
+        if equation is None or equation.primitive.name not in ("convert_element_type", "stop_gradient"):
+            return equation
+        return maker(equation.invars[0])
+
+    last = maker(jaxpr.outvars[0])
+    if last is None:
+        return False
+    inner = [value for value in last.params.values() if isinstance(value, core.Jaxpr | core.ClosedJaxpr)]
+    if len(inner) == 1 and len(last.outvars) == 1:
+        return _ends_in_probabilities(getattr(inner[0], "jaxpr", inner[0]))
+    if last.primitive.name != "div":
+        return last.primitive.name == "logistic"
+    above = maker(last.invars[0])
+    return above is not None and above.primitive.name == "exp"
 
 
 @jax.jit
@@ -189,16 +279,6 @@ def _extremes(arrays: dict[str, Any]) -> dict[str, Any]:
 @jax.jit
 def _call(predict: Predict, keys: Keys, x: Any) -> Any:
     return predict(keys, x)
-
-
-def _check_pixels(low: float, high: float) -> None:
-    if np.isnan(low) or np.isnan(high):
-        raise ValueError("images must not hold NaN")
-    if low < -_ROUNDING or high > 1 + _ROUNDING:
-        raise ValueError(
-            f"images.min()={low:g}, images.max()={high:g}: pixels must lie in [0, 1]; put the normalisation into the "
-            "victim (spa_jax.normalize)"
-        )
 
 
 def check_logits(victim: Victim, images: Images, keys: Keys | None = None) -> None:

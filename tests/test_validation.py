@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
-from spa_jax import attribute_attack, check_logits, cw, in_chunks, pgd, restarts, spa, worst_of
+from spa_jax import apgd_ce, attribute_attack, check_logits, cw, fgsm, in_chunks, pgd, restarts, spa, worst_of
+from spa_jax.spaces import linf
 from spa_jax.validation import checked_examples, checked_keys, require_number
 from tests.analytic_victims import images, labels, linear, linear_logits, weights
 
@@ -21,6 +23,7 @@ ATTACK = pgd(0.1, 2)
     [
         (X * 255, r"images\.max\(\)=255: pixels must lie in \[0, 1\].*normalisation into the victim"),
         (X - 0.5, r"images\.min\(\)=-0\.5, images\.max\(\)=0\.5: pixels must lie in \[0, 1\]"),
+        (X * 2 - 1, r"these look like -1\.\.1: take \(x \+ 1\) / 2"),
         ((X * 255).astype(jnp.uint8), r"images\.dtype=uint8 must be floating.*images / 255"),
         (X[0], r"images\.shape=\(4, 4, 1\) must have rank 4"),
         (X[..., 0], r"images\.shape=\(4, 4, 4\) must have rank 4, \[batch, height, width, channels\]"),
@@ -28,6 +31,8 @@ ATTACK = pgd(0.1, 2)
         (X.at[1, 2, 3, 0].set(jnp.nan), r"images must not hold NaN"),
         (X.at[1, 2, 3, 0].set(jnp.inf), r"images\.max\(\)=inf"),
         (X.tolist(), r"images=list must be an array of images"),
+        (jnp.zeros((2, 3, 8, 8)), r"images\.shape=\(2, 3, 8, 8\) looks like .*channels, height, width.*moveaxis"),
+        (jnp.zeros((2, 1, 28, 28)), r"images\.shape=\(2, 1, 28, 28\) looks like"),
     ],
 )
 def test_bad_images(x, message):
@@ -47,6 +52,8 @@ def test_bad_images(x, message):
         (jax.nn.one_hot(Y, 2), r"\.dtype=float32 must be an integer dtype"),
         (jax.nn.one_hot(Y, 2, dtype=jnp.int32), r"\.shape=\(4, 2\) must be \(4,\)"),
         (Y.astype(bool), r"\.dtype=bool must be an integer dtype"),
+        (["cat", "dog", "cat", "dog"], r"\.dtype=<U3 must be an integer dtype of class indices"),
+        (np.array(["cat", "dog", "cat", None]), r"\.dtype=object must be an integer dtype"),
     ],
 )
 @pytest.mark.parametrize("name", ["labels", "target"])
@@ -102,6 +109,10 @@ def test_bad_keys(key, message):
         (lambda x: VICTIM(x)[:2], r"victim\(images\) has shape \(2, 2\)"),
         (lambda x: (VICTIM(x), x), r"must be logits \[b, k\]"),
         (lambda x: VICTIM(x).argmax(-1), r"victim\(images\) has shape \(4,\)"),
+        (
+            lambda x: VICTIM(x)[:, :1],
+            r"victim\(images\) has shape \(4, 1\), must have a logit for each class.*concatenate",
+        ),
         (lambda x: VICTIM(x).argmax(-1)[:, None], r"victim\(images\) has dtype int32"),
         (lambda keys, x: VICTIM(x), r"must be a function from images to logits.*randomized"),
     ],
@@ -144,6 +155,11 @@ def test_a_victim_must_be_a_function(victim):
 
 
 # --- what is accepted -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4, 3), (4, 3, 4, 4), (4, 1, 1, 16), (4, 3, 16, 1), (4, 16, 8, 16)])
+def test_shapes_that_may_be_channels_last_are_accepted(shape):
+    assert checked_examples(jnp.zeros(shape), Y).image.shape == shape
 
 
 def test_rounding_errors_of_images_are_cut_off():
@@ -224,3 +240,73 @@ def test_unusable_logits_are_refused(predict, message):
 def test_saturated_logits_are_warned_of():
     with pytest.warns(UserWarning, match=r"saturated.*use dlr or margin"):
         check_logits(lambda x: jnp.sign(linear_logits(weights(), x)) * 60, X)
+
+
+# --- 64-bit labels of JAX, and probabilities -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [2**32, 2**33 + 1, -(2**32), -(2**40) + 1])
+@pytest.mark.parametrize("name", ["labels", "target"])
+def test_wide_labels_of_jax_are_out_of_range_before_they_are_cast(name, wrong):
+    with jax.enable_x64(True):
+        wide = jnp.asarray([0, 1, 0, wrong], jnp.int64)
+        with pytest.raises(ValueError, match=rf"{name}\.min\(\)=.*classes must lie in \[0, 1\]"):
+            ATTACK(KEY, VICTIM, X, **{"labels": Y, name: wide})
+
+
+def test_unsigned_labels_are_out_of_range_before_they_are_cast():
+    with pytest.raises(ValueError, match=r"labels\.max\(\)=.*classes must lie in \[0, 1\]"):
+        ATTACK(KEY, VICTIM, X, jnp.asarray([0, 1, 0, 2**32 - 1], jnp.uint32))
+
+
+PROBABILITIES = {
+    "softmax": lambda x: jax.nn.softmax(VICTIM(x)),
+    "in jit": jax.jit(lambda x: jax.nn.softmax(VICTIM(x))),
+    "half": lambda x: jax.nn.softmax(VICTIM(x).astype(jnp.bfloat16)).astype(jnp.float32),
+    "sigmoid": lambda x: jax.nn.sigmoid(VICTIM(x)),
+    "by hand": lambda x: jnp.exp(VICTIM(x)) / jnp.sum(jnp.exp(VICTIM(x)), axis=-1, keepdims=True),
+    "pytree": Partial(lambda w, x: jax.nn.softmax(linear_logits(w, x)), weights()),
+}
+
+
+@pytest.mark.parametrize("victim", PROBABILITIES.values(), ids=PROBABILITIES)
+def test_probabilities_are_warned_of_once_for_a_call(victim):
+    with pytest.warns(UserWarning, match="ends in a softmax or sigmoid.*must return logits") as caught:
+        ATTACK(KEY, victim, X, Y)
+    assert len(caught) == 1
+
+
+def test_probabilities_are_warned_of_while_a_program_is_traced_and_not_when_it_runs():
+    run = jax.jit(lambda x: ATTACK(KEY, PROBABILITIES["softmax"], x, Y).success)
+    with pytest.warns(UserWarning, match="ends in a softmax") as caught:
+        for _ in range(3):
+            run(X)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [
+        lambda x: jax.nn.log_softmax(VICTIM(x)),
+        lambda x: 10 * jax.nn.softmax(VICTIM(x)),
+        lambda x: VICTIM(jax.nn.softmax(x)),
+        lambda x: VICTIM(x) / 7,
+        lambda x: jnp.tanh(VICTIM(x)),
+    ],
+)
+def test_what_is_not_a_probability_is_not_warned_of(victim):
+    ATTACK(KEY, victim, X, Y)
+
+
+@pytest.mark.parametrize("make", [fgsm, pgd, linf, spa, lambda radius: apgd_ce(radius, norm="linf")])
+def test_a_radius_beyond_the_range_of_pixels_is_warned_of(make):
+    with pytest.warns(
+        UserWarning, match=r"radius=8 is larger than the range of pixels, \[0, 1\]: did you mean 8/255\?"
+    ):
+        make(8)
+    make(1.0)
+
+
+def test_a_radius_of_another_norm_or_without_a_value_is_not_warned_of():
+    pgd(8.0, norm="l2")
+    jax.jit(lambda radius: linf(radius).radius)(8.0)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from spa_jax.errors import shown
 from spa_jax.losses import loss_from_spec
 from spa_jax.trees import beside, is_in_shard_map, repeat, varying_as
 from spa_jax.types import Example, Images, Keys, Result, Variables, Victim
@@ -255,6 +256,22 @@ class PureAttack:
             keys = checked_keys(key, len(examples.image), self.shared)
             check_values(driver.predict, keys, examples, min(self.batch_sizes(len(examples.image))))
         return driver, keys, examples.replace(image=jnp.clip(examples.image, 0, 1))
+
+
+def require_attack(attack: Any) -> None:
+    """Check that something is an attack of this library.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(attack, PureAttack):
+        return
+    hint = ""
+    if isinstance(attack, list | tuple):
+        hint = ": say worst_of(*attacks)"
+    elif hasattr(attack, "__name__"):
+        hint = f": call it first, as {attack.__name__}(...)"
+    raise ValueError(f"attack={shown(attack)} must be an attack, such as pgd(8/255){hint}")
 
 
 def _with_field(attack: Any, name: str, change: Callable[[Any], Any]) -> Any:

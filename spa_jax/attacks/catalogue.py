@@ -11,7 +11,7 @@ from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd
 from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
 from spa_jax.configuration import build, check_spec
-from spa_jax.errors import ConfigError, suggest
+from spa_jax.errors import ConfigError, shown, suggest
 from spa_jax.spaces.attribute import attribute
 from spa_jax.spaces.generated import generated_noise
 
@@ -82,6 +82,8 @@ def takes(spec: Mapping[str, Any], argument: str) -> bool:
 
 def _with_parts(spec: Mapping[str, Any], parts: Mapping[str, Any] | None) -> dict[str, Any]:
     """The attack's arguments with the learned parts in the place of their names; without parts, with stand-ins."""
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"attack={shown(spec)} must be a mapping with a `name` and its arguments")
     options = dict(spec)
     if names_part(options.get("edit")):
         options["edit"] = _part(options["edit"], parts, "edit", ("names",))[0]

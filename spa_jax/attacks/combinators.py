@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spa_jax.attacks.base import JUDGE, RUN, PureAttack, part_of, stream
+from spa_jax.attacks.base import JUDGE, RUN, PureAttack, part_of, require_attack, stream
 from spa_jax.goals import misclassified
 from spa_jax.losses import margin
 from spa_jax.solvers import better
 from spa_jax.trees import branch, pytree, static
-from spa_jax.types import Example, Images, Keys, Predict, Result, Variables
+from spa_jax.types import Count, Example, Images, Keys, Predict, Result, Variables
 from spa_jax.validation import require_count
 
 
@@ -32,7 +32,8 @@ class _Wrapped(PureAttack):
         return self.attack.make(variables, predict, examples, without)
 
 
-def _require_per_example(why: str, attack: PureAttack) -> None:
+def _require_per_example(why: str, attack: Any) -> None:
+    require_attack(attack)
     if attack.shared:
         raise ValueError(f"{why}: it needs attacks with per-example variables, not universal ones")
 
@@ -94,7 +95,7 @@ class Restarts(_Wrapped):
         return functools.reduce(better, [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(self.n)])
 
 
-def restarts(attack: PureAttack, n: int, at_once: int = 1) -> PureAttack:
+def restarts(attack: PureAttack, n: Count, at_once: Count = 1) -> PureAttack:
     """The strongest of `n` runs from different starts, per example.
 
     Args:
@@ -103,7 +104,7 @@ def restarts(attack: PureAttack, n: int, at_once: int = 1) -> PureAttack:
         at_once: inside a compiled program, how many runs are held in memory together (vmapped).
 
     Raises:
-        ValueError: `n` or `at_once` below 1, or an attack with shared variables.
+        ValueError: `n` or `at_once` below 1, or an attack with shared variables, or something that is not an attack.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -115,8 +116,7 @@ def restarts(attack: PureAttack, n: int, at_once: int = 1) -> PureAttack:
         >>> print(attack(jax.random.key(0), model, images, labels).success)
         [ True  True]
     """
-    require_count("n", n)
-    require_count("at_once", at_once)
+    n, at_once = require_count("n", n), require_count("at_once", at_once)
     _require_per_example("restarts picks per example", attack)
     return attack if n == 1 else Restarts(attack, n, min(at_once, n))
 
@@ -181,7 +181,7 @@ class InChunks(_Wrapped):
         return jax.tree.map(collect, tree)
 
 
-def in_chunks(attack: PureAttack, size: int) -> InChunks:
+def in_chunks(attack: PureAttack, size: Count) -> InChunks:
     """The same attack on at most `size` examples at a time.
 
     It needs the memory of one chunk. On a CPU it is quicker where activations then stay in the cache: 8 to 16
@@ -192,7 +192,7 @@ def in_chunks(attack: PureAttack, size: int) -> InChunks:
         size: examples at a time over all devices, 1 or more; where devices share the batch, a multiple of their number.
 
     Raises:
-        ValueError: `size` below 1, or an attack with shared variables.
+        ValueError: `size` below 1, or an attack with shared variables, or something that is not an attack.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -204,9 +204,8 @@ def in_chunks(attack: PureAttack, size: int) -> InChunks:
         >>> print(attack(jax.random.key(0), model, images, labels).success)
         [ True  True]
     """
-    require_count("size", size)
     _require_per_example("in_chunks splits the batch", attack)
-    return InChunks(attack, size)
+    return InChunks(attack, require_count("size", size))
 
 
 # --- the strongest of several ---------------------------------------------------------------------------------------
@@ -277,7 +276,7 @@ def worst_of(*attacks: PureAttack) -> WorstOf:
     The result's `value` is the margin, its `variables` are `{"winner": index [b], "found": each attack's variables}`.
 
     Raises:
-        ValueError: no attack was given, or one with shared variables.
+        ValueError: no attack was given, or one with shared variables, or something that is not an attack.
 
     Examples:
         >>> import jax, jax.numpy as jnp

@@ -12,12 +12,12 @@ from spa_jax import losses
 from spa_jax.attacks.iterative import IterativeAttack, Keep, default_step, make_attack
 from spa_jax.solvers import apgd, projected_gradient
 from spa_jax.spaces.noise import linf, noise_ball
-from spa_jax.types import Scalar
+from spa_jax.types import Count, Scalar
 from spa_jax.validation import is_traced, require_count, require_number
 
 
 def relative_step(
-    radius: Scalar, num_steps: int, step_size: Scalar | None, rel_step_size: Scalar | None, default: float
+    radius: Scalar, num_steps: Count, step_size: Scalar | None, rel_step_size: Scalar | None, default: float
 ) -> Any:
     """A step size as a fraction of the radius.
 
@@ -82,7 +82,7 @@ def fgsm(radius: Scalar, norm: str = "linf", loss: Any = "cross_entropy") -> Ite
 
 def pgd(
     radius: Scalar,
-    num_steps: int = 10,
+    num_steps: Count = 10,
     step_size: Scalar | None = None,
     norm: str = "linf",
     loss: Any = "cross_entropy",
@@ -139,7 +139,7 @@ def _accumulate(decay: float) -> optax.GradientTransformation:
 
 def mi_fgsm(
     radius: Scalar,
-    num_steps: int = 10,
+    num_steps: Count = 10,
     decay: float = 1.0,
     step_size: Scalar | None = None,
     loss: Any = "cross_entropy",
@@ -170,13 +170,13 @@ def mi_fgsm(
         >>> print(result.success, f"{result.x.max():.3f}")
         [ True  True] 0.470
     """
-    require_count("num_steps", num_steps)
+    num_steps = require_count("num_steps", num_steps)
     step = relative_step(radius, num_steps, step_size, rel_step_size, 1 / num_steps)
     solver = projected_gradient(step, gradient_rule=_accumulate(decay))
     return make_attack(linf(radius), loss, solver, num_steps, keep=keep, random_start=False)
 
 
-def apgd_ce(radius: Scalar, num_steps: int = 100, norm: str = "linf") -> IterativeAttack:
+def apgd_ce(radius: Scalar, num_steps: Count = 100, norm: str = "linf") -> IterativeAttack:
     """Auto-PGD on cross entropy (Croce & Hein 2020, algorithm 1); 100 steps as in AutoAttack.
 
     Args:
@@ -200,7 +200,7 @@ def apgd_ce(radius: Scalar, num_steps: int = 100, norm: str = "linf") -> Iterati
     return make_attack(noise_ball(norm, radius), losses.cross_entropy, apgd(), num_steps)
 
 
-def apgd_dlr(radius: Scalar, num_steps: int = 100, norm: str = "linf") -> IterativeAttack:
+def apgd_dlr(radius: Scalar, num_steps: Count = 100, norm: str = "linf") -> IterativeAttack:
     """Auto-PGD on the DLR loss (Croce & Hein 2020, eq. 6 and, with a target, eq. 7).
 
     Args:

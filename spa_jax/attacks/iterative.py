@@ -9,11 +9,13 @@ import jax.numpy as jnp
 
 from spa_jax import losses
 from spa_jax.attacks.base import JUDGE, START, STEP, PureAttack, part_of, stream
+from spa_jax.errors import shown
 from spa_jax.goals import misclassified
 from spa_jax.solvers import Best, Problem, better, projected_gradient
+from spa_jax.solvers.base import require_solver
 from spa_jax.spaces.lift import Lifted, per_example
 from spa_jax.trees import as_pytree, branch, pytree, static
-from spa_jax.types import Example, Images, Keys, Predict, Result, SeenVictim, Solver, Space, Variables
+from spa_jax.types import Count, Example, Images, Keys, Predict, Result, SeenVictim, Solver, Space, Variables
 from spa_jax.validation import require_choice, require_count
 
 Keep = Literal["best", "last"]
@@ -29,7 +31,7 @@ class Stage:
     draws: tuple[str, ...] = static(default=())
 
 
-def stage(solver: Solver, num_steps: int, moves: Sequence[str] | None = None, draws: Sequence[str] = ()) -> Stage:
+def stage(solver: Solver, num_steps: Count, moves: Sequence[str] | None = None, draws: Sequence[str] = ()) -> Stage:
     """A stage of an attack. It starts at the best point of the one before.
 
     Args:
@@ -39,10 +41,10 @@ def stage(solver: Solver, num_steps: int, moves: Sequence[str] | None = None, dr
         draws: names of the chained variables that start at a random value instead.
 
     Raises:
-        ValueError: `num_steps` below 1.
+        ValueError: `num_steps` below 1, or something that is not a solver.
     """
-    require_count("num_steps", num_steps)
-    return Stage(solver, num_steps, None if moves is None else tuple(moves), tuple(draws))
+    require_solver(solver)
+    return Stage(solver, require_count("num_steps", num_steps), None if moves is None else tuple(moves), tuple(draws))
 
 
 class AttackState(NamedTuple):
@@ -215,7 +217,7 @@ def make_attack(
     space: Space,
     loss: Any = losses.cross_entropy,
     solver: Solver | Sequence[Stage] | None = None,
-    num_steps: int = 10,
+    num_steps: Count = 10,
     *,
     goal: Any = misclassified,
     lift: Callable[[Space], Lifted] = per_example,
@@ -247,7 +249,11 @@ def make_attack(
     require_choice("keep", keep, ("best", "last"))
     if solver is None:
         solver = projected_gradient(default_step(num_steps))
+    if isinstance(solver, str):
+        require_solver(solver)
     stages = tuple(solver) if isinstance(solver, Sequence) else (stage(solver, num_steps),)
+    if strange := [own for own in stages if not isinstance(own, Stage)]:
+        raise ValueError(f"solver holds {shown(strange[0])}, must be stages: stage(solver, num_steps)")
     lifted = lift(space)
     named = {*without, *(name for own in stages for name in (*(own.moves or ()), *own.draws))}
     if unknown := sorted(named - set(space.members())):
@@ -256,11 +262,10 @@ def make_attack(
     return IterativeAttack(lifted, loss, goal, stages, keep, random_start, tuple(without))
 
 
-def default_step(num_steps: int) -> float:
+def default_step(num_steps: Count) -> float:
     """2.5 radii in all, so that every point of the set can be reached from any other (Madry et al.'s heuristic).
 
     Raises:
         ValueError: `num_steps` below 1.
     """
-    require_count("num_steps", num_steps)
-    return min(1.0, 2.5 / num_steps)
+    return min(1.0, 2.5 / require_count("num_steps", num_steps))

@@ -11,7 +11,7 @@ from spa_jax.attacks.base import JUDGE, STEP, PureAttack, stream
 from spa_jax.goals import confident, misclassified
 from spa_jax.losses import margin
 from spa_jax.trees import branch, pytree, select, static
-from spa_jax.types import Example, Images, Keys, Predict, Result, Scalar, Values
+from spa_jax.types import Count, Example, Images, Keys, Predict, Result, Scalar, Values
 from spa_jax.validation import require_count, require_number
 
 _INSIDE_TANH = 0.999999
@@ -136,8 +136,8 @@ def _halved(const: Values, low: Values, high: Values, reached: Any) -> tuple[Val
 
 def cw(
     radius: Scalar = math.inf,
-    num_steps: int = 1000,
-    search_steps: int = 9,
+    num_steps: Count = 1000,
+    search_steps: Count = 9,
     initial_const: Scalar = 1e-3,
     learning_rate: Scalar = 0.01,
     confidence: Scalar = 0.0,
@@ -168,13 +168,11 @@ def cw(
         >>> print(result.success, jnp.linalg.norm(result.x - images, axis=(1, 2)).max() < 0.2)
         [ True  True] True
     """
-    require_count("num_steps", num_steps)
-    require_count("search_steps", search_steps)
     return CarliniWagner(
         require_number("radius", radius, "0 or larger", lambda r: r >= 0),
         require_number("initial_const", initial_const, "larger than 0", lambda c: c > 0),
         require_number("learning_rate", learning_rate, "larger than 0", lambda r: r > 0),
         require_number("confidence", confidence, "0 or larger", lambda k: k >= 0),
-        num_steps,
-        search_steps,
+        require_count("num_steps", num_steps),
+        require_count("search_steps", search_steps),
     )

@@ -1,18 +1,20 @@
 """The semantic-preserving adversarial attack, which moves attributes and noise together, and attacks by one of them."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import optax
 
 from spa_jax.attacks.gradient import relative_step
 from spa_jax.attacks.iterative import IterativeAttack, Keep, Stage, default_step, make_attack, stage
+from spa_jax.errors import shown
 from spa_jax.solvers import apgd, grid, projected_gradient, random_search, steepest, take_turns
 from spa_jax.spaces.attribute import attribute
+from spa_jax.spaces.base import require_space
 from spa_jax.spaces.chain import chain
 from spa_jax.spaces.noise import noise_ball
-from spa_jax.types import Scalar, Solver, Space
+from spa_jax.types import Count, Scalar, Solver, Space
 from spa_jax.validation import require_choice, require_count
 
 Search = Literal["joint", "alternating", "noise"]
@@ -22,18 +24,21 @@ StepSchedule = Literal["constant", "linear"]
 _AFTER_A_START = 0.1
 _APGD_STEP = 2.0
 _MOST_GRID_POINTS = 64
+_ATTRIBUTES = (
+    'names of edits, as ("rotation", "scale"), or a mapping of names to ranges or spaces, as {"rotation": (-20, 20)}'
+)
 
 
 def spa(
     radius: Scalar,
     attributes: Any = ("rotation",),
-    num_steps: int = 20,
+    num_steps: Count = 20,
     *,
     norm: str = "linf",
     noise: Callable[[Any], Space] | None = None,
     search: Search = "joint",
     start: Start | None = None,
-    start_points: int | None = None,
+    start_points: Count | None = None,
     solver: str | Solver = "apgd",
     step_size: Scalar | None = None,
     rel_step_size: Scalar | None = None,
@@ -63,8 +68,9 @@ def spa(
 
     Args:
         radius: of the noise, on the [0, 1] scale.
-        attributes: names of edits in the order of application; or a mapping or sequence of `{"name": "rotation",
-            "low": -20, "high": 20}`; or a mapping of names to `spa_jax.attribute` spaces, of a learned manipulator too.
+        attributes: names of edits in the order of application; or a mapping of names to ranges,
+            `{"rotation": (-20, 20)}`, or to `spa_jax.attribute` spaces, of a learned manipulator too; or a sequence of
+            `{"name": "rotation", "low": -20, "high": 20}`.
         num_steps: gradient steps, one forward and one backward pass each.
         norm: of direct noise, "linf", "l2" or "l1".
         noise: how the space of noise is made from its radius, for noise that is generated:
@@ -101,7 +107,7 @@ def spa(
         >>> print(f"{result.without['noise'].max():.3f}")  # the edited images, without noise
         0.490
     """
-    require_count("num_steps", num_steps)
+    num_steps = require_count("num_steps", num_steps)
     require_choice("search", search, ("joint", "alternating", "noise"))
     require_choice("step_schedule", step_schedule, ("constant", "linear"))
     members = _attribute_spaces(attributes)
@@ -127,14 +133,14 @@ def spa(
     return make_attack(space, loss, (*first, climb), keep=keep, random_start=random_start, without=("noise",))
 
 
-def _start_of(start: str | None, points: int | None, axes: int) -> tuple[str, int]:
+def _start_of(start: str | None, points: Count | None, axes: int) -> tuple[str, int]:
     """How the attack starts, and from how many points."""
-    a_grid = {1: 9, 2: 3}.get(axes, 2) if points is None else points
-    require_count("start_points", a_grid)
+    points = None if points is None else require_count("start_points", points)
+    a_grid = points or {1: 9, 2: 3}.get(axes, 2)
     if start is None:
         start = "grid" if a_grid**axes <= _MOST_GRID_POINTS else "draws"
     require_choice("start", start, ("grid", "random", "draws", "none"))
-    return start, a_grid if start == "grid" else 9 if points is None else points
+    return start, a_grid if start == "grid" else points or 9
 
 
 def _start_stage(start: str, points: int, edits: Any, names: tuple[str, ...]) -> tuple[Stage, ...]:
@@ -171,29 +177,35 @@ def _rule(search: str, names: tuple[str, ...], shrink_over: int | None) -> optax
 
 
 def _attribute_spaces(attributes: Any) -> dict[str, Space]:
-    if isinstance(attributes, Mapping):
-        named = [_named_attribute(name, entry) for name, entry in attributes.items()]
-    else:
-        named = [_named_attribute(None, entry) for entry in attributes]
+    if isinstance(attributes, str) or not isinstance(attributes, Iterable):
+        raise ValueError(f"attributes={shown(attributes)} must be {_ATTRIBUTES}")
+    entries = attributes.items() if isinstance(attributes, Mapping) else [(None, entry) for entry in attributes]
+    named = [_named_attribute(name, entry) for name, entry in entries]
     names = [name for name, _ in named]
     if not named or "noise" in names or len(set(names)) < len(names):
-        raise ValueError(f"attributes={attributes!r} must name at least one edit, none of them twice or 'noise'")
+        raise ValueError(f"attributes={shown(attributes)} must name at least one edit, none of them twice or 'noise'")
     return dict(named)
 
 
 def _named_attribute(name: str | None, entry: Any) -> tuple[str, Space]:
-    """A named attribute space from a name, from `{"name": ..., "low": ..., "high": ...}`, or as it is."""
+    """A named attribute space from a name, a range, `{"name": ..., "low": ..., "high": ...}`, or as it is."""
     if isinstance(entry, str):
         entry = {"name": entry}
+    if name is not None and isinstance(entry, tuple | list) and len(entry) == 2:
+        entry = dict(zip(("low", "high"), entry, strict=True))
     if not isinstance(entry, Mapping):
+        try:
+            require_space(entry)
+        except ValueError:
+            raise ValueError(f"attributes hold {shown(entry)}; they must be {_ATTRIBUTES}") from None
         if name is None:
-            raise ValueError(f"attributes hold {entry!r} without a name: pass a mapping of names to spaces")
+            raise ValueError(f"attributes hold {shown(entry)} without a name: pass a mapping of names to spaces")
         return name, entry
     options = {"name": name} | dict(entry)
     edit = options.pop("name")
     unknown = set(options) - {"low", "high"}
     if unknown or not isinstance(edit, str):
-        raise ValueError(f"attributes hold {dict(entry)!r}: the valid keys are name, low, high")
+        raise ValueError(f"attributes hold {shown(dict(entry))}: the valid keys are name, low, high")
     return edit, attribute(edit, options.get("low"), options.get("high"))
 
 
@@ -204,7 +216,7 @@ def noise_attack(
     radius: Scalar,
     noise: Callable[[Any], Space],
     method: str = "random",
-    num_steps: int = 10,
+    num_steps: Count = 10,
     rel_step_size: Scalar | None = None,
     loss: Any = "cross_entropy",
     keep: Keep = "best",
@@ -243,7 +255,7 @@ def attribute_attack(
     low: Any = None,
     high: Any = None,
     method: str = "gradient",
-    num_steps: int = 10,
+    num_steps: Count = 10,
     rel_step_size: Scalar | None = None,
     loss: Any = "cross_entropy",
     keep: Keep = "best",

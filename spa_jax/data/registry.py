@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from spa_jax.configuration import check_type
 from spa_jax.data import arrays, celeb_a, digits, folder, rotated_mnist, shapes, synthetic, tfds_source, tiny_imagenet
 from spa_jax.data.types import Dataset
 from spa_jax.errors import suggest
@@ -71,8 +72,8 @@ def load_dataset(
         options: what the source itself takes; the docstring of its function in `SOURCES` says what.
 
     Raises:
-        ValueError: the name or an option is unknown (the valid ones are listed), an option is missing, or a value
-            breaks its rule.
+        ValueError: the name or an option is unknown (the valid ones are listed), an option is missing or of another
+            type, a value breaks its rule, or the data do, as in `Dataset`.
         DataNotFoundError: the data are not there; the message says how to prepare them.
     """
     if name not in SOURCES:
@@ -87,6 +88,8 @@ def load_dataset(
     ]
     if missing:
         raise ValueError(f"data set {name!r} needs {', '.join(missing)}")
+    for key, value in given.items():
+        check_type(value, parameters[key].annotation, key)
     return source(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
 
 

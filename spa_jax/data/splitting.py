@@ -7,6 +7,7 @@ import numpy as np
 
 from spa_jax.data.ordering import Stream, permutation, stratified_choice
 from spa_jax.data.types import Examples, IndexArray
+from spa_jax.validation import is_integer
 
 _FIXED_SEED = 0
 
@@ -56,12 +57,14 @@ def hold_out(
     """Split into the examples kept and `size` (None: `default`) held out, both in their old order.
 
     Raises:
-        ValueError: `size` is negative or leaves nothing; the message names `argument`.
+        ValueError: `size` is not an integer, negative, or leaves nothing; the message names `argument`.
     """
     size = default if size is None else size
     total = len(examples)
-    if not 0 <= size < total:
-        raise ValueError(f"{argument}={size}; it must be in 0..{total - 1}, there are {total} examples to take it from")
+    if not is_integer(size) or not 0 <= size < total:
+        raise ValueError(
+            f"{argument}={size}; it must be in 0..{total - 1}, a number of examples out of the {total} that there are"
+        )
     held_out = _chosen(examples, size, stream, seed)
     kept = np.setdiff1d(np.arange(total), held_out, assume_unique=True)
     return examples.subset(kept), examples.subset(held_out)
@@ -71,11 +74,11 @@ def choose(argument: str, examples: Examples, size: int | None) -> Examples:
     """Choose `size` examples (None: all), in their old order: always the same ones, stratified as in `hold_out`.
 
     Raises:
-        ValueError: there are not as many, or `size` is less than 1; the message names `argument`.
+        ValueError: there are not as many, or `size` is not an integer of 1 or more; the message names `argument`.
     """
     if size is None:
         return examples
-    if not 1 <= size <= len(examples):
+    if not is_integer(size) or not 1 <= size <= len(examples):
         raise ValueError(f"{argument}={size}; it must be in 1..{len(examples)}, the examples there are")
     return examples.subset(_chosen(examples, size, Stream.SUBSET, _FIXED_SEED))
 

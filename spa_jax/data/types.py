@@ -8,6 +8,8 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from spa_jax.validation import require_channels_last, require_unit_range
+
 ImageArray: TypeAlias = Shaped[np.ndarray, "n h w c"]
 LabelArray: TypeAlias = Int[np.ndarray, " n"]
 IndexArray: TypeAlias = Int[np.ndarray, " b"]
@@ -115,8 +117,9 @@ class Dataset:
         attributes: what the columns of `attribute` hold; empty without attributes.
 
     Raises:
-        ValueError: `class_names` does not name `num_classes` classes, two attributes have one name, or a split in
-            memory has another number of them.
+        ValueError: `class_names` does not name `num_classes` classes, or two attributes have one name; there are no
+            examples to learn from or to test with; labels are out of range; or a split in memory has another number of
+            attributes, images of another shape, or pixels that are NaN or outside of [0, 1].
     """
 
     name: str
@@ -129,14 +132,21 @@ class Dataset:
     attributes: tuple[AttributeInfo, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that every class and every attribute has a name."""
+        """Check the names, and the examples as far as they are at hand."""
         if len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names names {len(self.class_names)} classes, num_classes={self.num_classes}")
         names = self.attribute_names
         if len(set(names)) != len(names):
             raise ValueError(f"attributes={names}; their names must differ")
+        require_channels_last("image_shape", self.image_shape)
         for name in self.split_sizes:
-            _check_attributes(name, getattr(self, name), names)
+            examples = getattr(self, name)
+            if not len(examples) and name != "validation":
+                raise ValueError(f"the {name} split holds no examples")
+            _check_labels(name, examples, self.num_classes)
+            if isinstance(examples, Split):
+                _check_attributes(name, examples, names)
+                _check_images(name, examples, self.image_shape)
 
     @property
     def attribute_names(self) -> tuple[str, ...]:
@@ -149,9 +159,24 @@ class Dataset:
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
 
 
-def _check_attributes(name: str, examples: Examples, names: tuple[str, ...]) -> None:
-    if not isinstance(examples, Split):
-        return
+def _check_labels(name: str, examples: Examples, num_classes: int) -> None:
+    labels = examples.labels
+    if labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            f"{name}.labels.min()={labels.min()}, {name}.labels.max()={labels.max()}; labels must be in "
+            f"0..{num_classes - 1}, for num_classes={num_classes}"
+        )
+
+
+def _check_images(name: str, examples: Split, image_shape: ImageShape) -> None:
+    images = examples.images
+    if images.shape[1:] != tuple(image_shape):
+        raise ValueError(f"{name}.images.shape={images.shape}; every split must have image_shape={image_shape}")
+    if len(images) and images.dtype != np.uint8:
+        require_unit_range(f"{name}.images", images.min(), images.max())
+
+
+def _check_attributes(name: str, examples: Split, names: tuple[str, ...]) -> None:
     found = 0 if examples.attribute is None else examples.attribute.shape[1]
     if found != len(names):
         raise ValueError(f"attributes names {names}, but the {name} split holds {found} attributes")

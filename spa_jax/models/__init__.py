@@ -189,7 +189,8 @@ def from_nnx(module: Any) -> tuple[Callable[[Any, Any], Float[Array, "b k"]], di
     """A flax.nnx network as a plain function and its variables, usable where a linen network's `apply` is.
 
     The network runs in evaluation mode (running BatchNorm statistics, no dropout). The module itself is left as it is;
-    later changes of it do not reach the function.
+    later changes of it do not reach the function. Functions of equal networks are equal, so that
+    `jax.tree_util.Partial(*from_nnx(module))`, made anew for every attack, is compiled once.
 
     Args:
         module: an `nnx.Module` called as `module(images)`.
@@ -208,10 +209,18 @@ def from_nnx(module: Any) -> tuple[Callable[[Any, Any], Float[Array, "b k"]], di
     evaluating = nnx.clone(module)
     evaluating.eval()
     graph, params, rest = nnx.split(evaluating, nnx.Param, ...)  # type: ignore[misc]
+    return _NnxFunction(graph), {"params": params, "rest": rest}
 
-    def apply_fn(variables: Any, images: Any, train: bool = False) -> Any:
+
+@dataclasses.dataclass(frozen=True)
+class _NnxFunction:
+    """A network in evaluation mode without its arrays, equal for equal networks."""
+
+    graph: Any
+
+    def __call__(self, variables: Any, images: Any, train: bool = False) -> Any:
+        from flax import nnx
+
         if train:
             raise ValueError("train=True: from_nnx adapts a network for evaluation; train the nnx module itself")
-        return nnx.merge(graph, variables["params"], variables["rest"])(images)
-
-    return apply_fn, {"params": params, "rest": rest}
+        return nnx.merge(self.graph, variables["params"], variables["rest"])(images)

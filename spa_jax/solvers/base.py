@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from spa_jax.errors import shown
 from spa_jax.spaces.lift import Lifted
 from spa_jax.trees import select
-from spa_jax.types import Evaluation, Example, Goal, Keys, Logits, Loss, Predict, Variables
+from spa_jax.types import Evaluation, Example, Goal, Keys, Logits, Loss, Predict, Solver, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,18 @@ class Problem:
         """Variables with what decides about them: per example, or weighted means where they are shared."""
         summary = [self.space.summarise(values, self.examples) for values in (evaluation.value, evaluation.success)]
         return Best(v, *summary)
+
+
+def require_solver(solver: Any) -> None:
+    """Check that something has the methods of a solver.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if isinstance(solver, Solver) and not isinstance(solver, type):
+        return
+    called = f"call it, as {solver.__name__}()" if hasattr(solver, "__name__") else "such as spa_jax.solvers.apgd()"
+    raise ValueError(f"solver={shown(solver)} must be a solver: {called}")
 
 
 class Best(NamedTuple):

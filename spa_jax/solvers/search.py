@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from spa_jax.solvers.base import Problem, fold_in
 from spa_jax.trees import pytree, static
-from spa_jax.types import Evaluation, Keys, Variables
+from spa_jax.types import Count, Evaluation, Keys, Variables
 from spa_jax.validation import require_count
 
 _DRAW = 1
@@ -65,7 +65,7 @@ class Grid:
         return steps
 
 
-def grid(points: int) -> Grid:
+def grid(points: Count) -> Grid:
     """Every combination of `points` evenly spaced values of each attribute, bounds included; noise stays where it is.
 
     An attack that uses it takes `grid(points).num_steps(space)` steps.
@@ -73,5 +73,4 @@ def grid(points: int) -> Grid:
     Raises:
         ValueError: `points` below 1.
     """
-    require_count("points", points)
-    return Grid(points)
+    return Grid(require_count("points", points))

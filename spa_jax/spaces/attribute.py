@@ -109,8 +109,8 @@ def attribute(
             reads it.
 
     Raises:
-        ValueError: unknown name; `low > high`; the box leaves out the identity; bounds missing for a function, or of
-            different lengths.
+        ValueError: unknown name; a bound for which the named edit is undefined; `low > high`; the box leaves out the
+            identity; bounds missing for a function, or of different lengths.
     """
     name = "attribute"
     if isinstance(edit, str):
@@ -118,6 +118,8 @@ def attribute(
         low = named.low if low is None else low
         high = named.high if high is None else high
         identity = named.identity if identity is None else identity
+        for bound, value in (("low", low), ("high", high)):
+            require_number(f"{edit}.{bound}", value, named.rule, named.holds)
         name, edit = edit, named.function
     if low is None or high is None:
         raise ValueError(f"low={low!r}, high={high!r}: an edit given as a function needs both bounds")

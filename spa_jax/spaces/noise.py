@@ -1,6 +1,7 @@
 """Bounded noise around the image: balls of the norms l-infinity, l2 and l1, each within the image's [0, 1]."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from spa_jax.numerics import clip_to_unit
 from spa_jax.spaces.base import SpaceBase
 from spa_jax.trees import pytree, repeat, static
 from spa_jax.types import Example, Image, Scalar, Space
-from spa_jax.validation import require_choice, require_number
+from spa_jax.validation import is_traced, require_choice, require_number
 
 TINY = 1e-12
 _ROUNDING = 1e-6
@@ -211,10 +212,18 @@ def linf(radius: Scalar) -> LInf:
         radius: largest change of a pixel, on the [0, 1] scale. A random start is uniform in the cube (Madry et al.
             2018, section 5).
 
+    Warns:
+        UserWarning: `radius` is larger than 1, the range of pixels: probably it is one of 0..255.
+
     Raises:
         ValueError: `radius` is negative.
     """
-    return LInf(checked_radius(radius))
+    radius = checked_radius(radius)
+    if not is_traced(radius) and (given := float(radius)) > 1:
+        warnings.warn(
+            f"radius={given:g} is larger than the range of pixels, [0, 1]: did you mean {given:g}/255?", stacklevel=3
+        )
+    return LInf(radius)
 
 
 def l2(radius: Scalar) -> L2:

@@ -18,6 +18,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jaxtyping import Array, Float, Key
 
+from spa_jax.errors import shown
 from spa_jax.trees import pytree, static
 from spa_jax.victims.rewriting import compute, evaluate, nested_jaxprs, quick, quick_form
 
@@ -46,8 +47,8 @@ def call(victim: Any, keys: Key[Array, "..."] | None, images: Float[Array, "b h 
     arguments = (keys, images) if getattr(victim, "is_randomized", False) else (images,)
     try:
         logits = victim(*arguments)
-    except TypeError:
-        _require_signature(victim, arguments)
+    except Exception as error:
+        _explain(victim, arguments, error)
         raise
     _require_array(logits)
     return logits
@@ -296,14 +297,34 @@ def _gradient(closed: Any) -> Any:
 
 
 def _require_function(model: Any) -> None:
-    linen = sys.modules.get("flax.linen")
-    if linen is not None and isinstance(model, linen.Module) and model.scope is None:
+    if _is_of("flax.linen", model, "Module") and model.scope is None:
         raise ValueError(
             f"victim={type(model).__name__}(...) is a flax.linen module without weights: "
             "say classifier(model, variables)"
         )
     if not callable(model):
-        raise ValueError(f"victim={model!r} must be a function from images to logits")
+        raise ValueError(f"victim={shown(model)} must be a function from images to logits")
+
+
+def _explain(victim: Any, arguments: tuple[Any, ...], error: Exception) -> None:
+    """Say what is wrong in words of this library where the error of a call is that of a natural mistake."""
+    if isinstance(error, TypeError):
+        _require_signature(victim, arguments)
+    if _is_of("flax.errors", error, "ScopeCollectionNotFound", "ScopeParamNotFoundError"):
+        raise ValueError(
+            'variables of the victim lack a collection: pass all that model.init returns, or {"params": params}'
+        ) from error
+    if _is_of("equinox", victim, "Module"):
+        raise ValueError(
+            f"victim={type(victim).__name__}(...) must take a batch [b, h, w, c]: of an equinox module that takes one "
+            "image [c, h, w] say lambda x: jax.vmap(model)(jnp.moveaxis(x, -1, 1))"
+        ) from error
+
+
+def _is_of(module: str, value: Any, *names: str) -> bool:
+    """Whether a value is of a class of a module that may not be there."""
+    classes = (getattr(sys.modules.get(module), name, ()) for name in names)
+    return isinstance(value, tuple(classes))
 
 
 def _require_signature(victim: Any, arguments: tuple[Any, ...]) -> None:
@@ -311,7 +332,7 @@ def _require_signature(victim: Any, arguments: tuple[Any, ...]) -> None:
         inspect.signature(victim).bind(*arguments)
     except TypeError as error:
         hint = "" if len(arguments) == 2 else "; if it takes (keys, images), say randomized(victim)"
-        raise ValueError(f"victim={victim!r} must be a function from images to logits: {error}{hint}") from error
+        raise ValueError(f"victim={shown(victim)} must be a function from images to logits: {error}{hint}") from error
     except ValueError:
         return  # a function without a signature
 

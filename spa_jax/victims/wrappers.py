@@ -4,7 +4,8 @@ A victim is any function from images [b, h, w, c] in [0, 1] to logits [b, k]; `r
 `(keys, images)`, one key an image. So do purifiers, from images to images.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -12,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from spa_jax.errors import listed
 from spa_jax.trees import pytree, static
+from spa_jax.types import Count
 from spa_jax.validation import is_traced, require_count
 from spa_jax.victims.tracing import call
 
@@ -74,14 +77,32 @@ def classifier(model: Any, variables: Any, mean: Any = 0.0, std: Any = 1.0) -> C
     weights are leaves, so new weights do not recompile.
 
     Args:
-        model: the module.
+        model: the module, whose `__call__` takes `train`.
         variables: its collections, `{"params": ..., "batch_stats": ...}`.
         mean, std: of the pixels on the [0, 1] scale, a number or one per channel; the network sees (x - mean) / std.
 
     Raises:
-        ValueError: a `std` of 0 or below.
+        ValueError: a `std` of 0 or below, something that is not such a module, or parameters without their collection.
     """
+    _require_module(model)
+    if not isinstance(variables, Mapping) or (variables and "params" not in variables):
+        held = listed(map(str, variables)) if isinstance(variables, Mapping) else type(variables).__name__
+        raise ValueError(f'variables={held} must hold params: pass all that init returns, or {{"params": params}}')
     return Classifier(variables, *_statistics(mean, std), _InferenceMode(model))
+
+
+def _require_module(model: Any) -> None:
+    apply = getattr(model, "apply", None)
+    if not callable(apply):
+        raise ValueError(
+            f"model={type(model).__name__} must be a flax.linen module; of a function say "
+            "jax.tree_util.Partial(function, variables), of an nnx module Partial(*spa_jax.models.from_nnx(module))"
+        )
+    parameters = inspect.signature(type(model).__call__).parameters.values()
+    if not any(own.name == "train" or own.kind is own.VAR_KEYWORD for own in parameters):
+        raise ValueError(
+            f"model={type(model).__name__} takes no `train`: say jax.tree_util.Partial(model.apply, variables)"
+        )
 
 
 # --- victims that draw at random, and what stands before a victim ---------------------------------------------------
@@ -207,7 +228,7 @@ class _Averaged:
         return call(self.victim, jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i), images)
 
 
-def eot(victim: Callable[..., Any], n: int, average: Literal["logits", "probabilities"] = "logits") -> Any:
+def eot(victim: Callable[..., Any], n: Count, average: Literal["logits", "probabilities"] = "logits") -> Any:
     """The expectation over a randomized victim's draws, by `n` of them at once (Athalye et al. 2018, section 4.2).
 
     Args:
@@ -218,7 +239,7 @@ def eot(victim: Callable[..., Any], n: int, average: Literal["logits", "probabil
     Raises:
         ValueError: `n` below 1, or another `average`.
     """
-    require_count("n", n)
+    n = require_count("n", n)
     if average not in ("logits", "probabilities"):
         raise ValueError(f"average={average!r} must be 'logits' or 'probabilities'")
     return _Averaged(victim, n, average)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from spa_jax import attribute, chain, make_attack, spa
+from spa_jax import EDITS, attribute, chain, make_attack, spa
 from spa_jax.losses import margin
 from spa_jax.solvers import Apgd, Grid, ProjectedGradient, RandomSearch, apgd, grid
 from spa_jax.spaces import linf
@@ -276,3 +276,61 @@ def test_a_grid_start_leaves_the_noise_at_zero_until_its_own_stage_draws_it():
     result = attack(KEY, MLP, X, Y)
     np.testing.assert_array_equal(result.variables["noise"], 0)
     np.testing.assert_array_equal(result.x, result.without["noise"])
+
+
+# --- attributes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"rotation": (-20, 20)},
+        {"rotation": [-20, 20]},
+        {"rotation": {"low": -20, "high": 20}},
+        [{"name": "rotation", "low": -20, "high": 20}],
+        {"rotation": attribute("rotation", -20, 20)},
+    ],
+)
+def test_a_range_is_written_in_several_ways(attributes):
+    space = spa(0.1, attributes).members()["rotation"]
+    assert (space.low, space.high, space.identity_value) == (-20, 20, 0)
+
+
+FORMS = r"names of edits, as \(\"rotation\", \"scale\"\), or a mapping .* as {\"rotation\": \(-20, 20\)}"
+WRONG_ATTRIBUTES = [
+    (None, f"attributes=None must be {FORMS}"),
+    ("rotation", f"attributes='rotation' must be {FORMS}"),
+    (20, f"attributes=20 must be {FORMS}"),
+    ({"rotation": 20}, f"attributes hold 20; they must be {FORMS}"),
+    ({"rotation": (-20, 0, 20)}, rf"attributes hold \(-20, 0, 20\); they must be {FORMS}"),
+    ([("rotation", (-20, 20))], f"attributes hold .*; they must be {FORMS}"),
+    ([attribute("rotation")], "without a name: pass a mapping"),
+    ({"rotation": {"min": -20, "max": 20}}, "the valid keys are name, low, high"),
+    ({"rotation": ("low", "high")}, "rotation.low='low' must be a finite number"),
+    ((), "must name at least one edit"),
+    (("rotation", "scale", "rotation"), "none of them twice"),
+    (("rotation", "noise"), "'noise'"),
+    (("turn",), "edit name='turn' .*rotation"),
+    ({"scale": (0, 1.2)}, "scale.low=0 must be larger than 0"),
+    ({"scale": (-1, 1.2)}, "scale.low=-1 must be larger than 0"),
+    ({"blur": (-1, 1)}, "blur.low=-1 must be 0 or larger"),
+    ({"shear": (-90, 90)}, "shear.low=-90 must be between -90 and 90 degrees"),
+    ({"rotation": (20, -20)}, "low=20 must not be larger than high=-20"),
+    ({"scale": (1.1, 1.2)}, "identity=1.0 must lie within"),
+]
+
+
+@pytest.mark.parametrize(("attributes", "message"), WRONG_ATTRIBUTES)
+def test_wrong_attributes_are_named_in_one_line(attributes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        spa(0.1, attributes)
+    assert "\n" not in str(error.value)
+
+
+def test_nine_attributes_start_at_random_and_are_no_grid():
+    nine = [name for name in EDITS if name != "hue"]
+    assert [type(own.solver) for own in spa(0.1, nine).stages] == [RandomSearch, Apgd]
+    with pytest.raises(
+        ValueError, match=r"grid\(points=9\) over 9 attributes has 387,420,489 points, one forward pass"
+    ):
+        spa(0.1, nine, start="grid", start_points=9)

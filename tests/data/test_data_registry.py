@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 
@@ -27,6 +28,26 @@ def test_unknown_name_lists_the_valid_ones_and_suggests_one():
 def test_unknown_and_missing_options_are_errors(name, options, message):
     with pytest.raises(ValueError, match=message):
         load_dataset(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "folder",
+            {"image_size": 8.0, "data_dir": "."},
+            r"image_size=8.0 must be int or tuple\[int, int\] or None, not float",
+        ),
+        ("folder", {"color": "yes", "data_dir": "."}, "color='yes' must be bool, not str"),
+        ("digits", {"validation_size": 0.1}, "validation_size=0.1 must be int, not float"),
+        ("synthetic", {"test_size": True}, "test_size=True must be int, not bool"),
+        ("rotated_digits", {"padded_size": 12.0}, "padded_size=12.0 must be int, not float"),
+        ("npz", {"file": 3}, "file=3 must be str, not int"),
+    ],
+)
+def test_options_of_another_type_are_errors(name, options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        inspect.unwrap(load_dataset)(name, **options)
 
 
 def test_a_data_directory_does_not_disturb_sources_that_bring_their_data(tmp_path):

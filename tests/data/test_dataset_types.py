@@ -77,3 +77,33 @@ def test_attributes_keep_their_order():
     infos = (AttributeInfo("slant", "degrees"), AttributeInfo("hue", "share of the circle"))
     dataset = Dataset("x", (2, 2, 2), 3, ("a", "b", "c"), split, split, split, infos)
     assert dataset.attribute_names == ("slant", "hue")
+
+
+FLOATS = (IMAGES / np.float32(255)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (Split(IMAGES, np.asarray([0, 1, 3], np.int32)), r"test.labels.max\(\)=3; labels must be in 0\.\.2"),
+        (Split(IMAGES, np.asarray([0, 1, -1], np.int32)), r"test.labels.min\(\)=-1, .*labels must be in 0\.\.2"),
+        (
+            Split(IMAGES[:, :1], LABELS),
+            r"test.images.shape=\(3, 1, 2, 2\); every split must have image_shape=\(2, 2, 2\)",
+        ),
+        (Split(FLOATS * 200, LABELS), r"test.images.min\(\)=0, test.images.max\(\)=.*look like 0\.\.255"),
+        (Split(FLOATS - 1, LABELS), r"test.images.min\(\)=-1, .*look like -1\.\.1"),
+        (Split(FLOATS * np.float32(np.nan), LABELS), "test.images must not hold NaN"),
+        (Split(IMAGES, LABELS).subset(np.arange(0)), "the test split holds no examples"),
+    ],
+)
+def test_every_split_is_checked(test, message):
+    train = Split(IMAGES, LABELS)
+    with pytest.raises(ValueError, match=message):
+        Dataset("x", (2, 2, 2), 3, ("a", "b", "c"), train, train, test)
+
+
+def test_floats_in_the_unit_range_are_pixels_up_to_rounding():
+    nearly = np.where(IMAGES == 23, np.float32(1 + 5e-7), FLOATS)
+    split = Split(nearly, LABELS)
+    assert Dataset("x", (2, 2, 2), 3, ("a", "b", "c"), split, split, split).num_classes == 3

@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -127,3 +130,111 @@ def test_truncated_file_is_named_when_it_is_read(image_folder):
     dataset = load_dataset("folder", data_dir=root, memory_limit=0)
     with pytest.raises(ValueError, match=r"cannot read image .*half\.png"):
         list(eval_batches(dataset.test, 2))
+
+
+# --- splits by other names, and files that are not images ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "validation"),
+    [("Train", "Test", None), ("Training", "Testing", None), ("train", "test", "val"), ("TRAIN", "test", "Valid")],
+)
+def test_splits_may_have_their_usual_names_in_any_case(image_folder, train, test, validation):
+    files = classes(f"{train}/", 5) | classes(f"{test}/", 2, first=100)
+    files |= classes(f"{validation}/", 1, first=200) if validation else {}
+    dataset = load_dataset("folder", data_dir=image_folder(files))
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.split_sizes == {"train": 10 - (not validation), "validation": 2 if validation else 1, "test": 4}
+    assert sorted(numbers(dataset.test)) == [100, 101, 102, 103]
+    assert not validation or sorted(numbers(dataset.validation)) == [200, 201]
+
+
+@pytest.mark.parametrize(
+    ("directories", "named"),
+    [
+        (("train", "Training"), "Training, train"),
+        (("val", "valid", "train"), "train, val, valid"),
+        (("test", "val"), "test, val"),
+        (("train_set", "test_set"), "test_set, train_set"),
+        (("seg_train", "seg_pred", "seg_test"), "seg_pred, seg_test, seg_train"),
+    ],
+)
+def test_directories_that_only_look_like_splits_never_become_classes(image_folder, directories, named):
+    root = image_folder({f"{name}/{kind}/0.png": flat(0) for name in directories for kind in ("cat", "dog")})
+    with pytest.raises(ValueError, match=f"holds {named}, which look like splits; call one train"):
+        load_dataset("folder", data_dir=root)
+
+
+def test_a_class_may_be_called_like_a_split(image_folder):
+    files = {f"{name}/{i}.png": flat(i) for name in ("bus", "train", "plane") for i in range(10)}
+    assert load_dataset("folder", data_dir=image_folder(files)).class_names == ("bus", "plane", "train")
+
+
+def test_splits_without_classes_are_not_classes(image_folder):
+    root = image_folder({f"{split}/{i}.png": flat(i) for split in ("train", "test") for i in range(9)})
+    with pytest.raises(DataNotFoundError, match="train has no directory; there must be one for each class"):
+        load_dataset("folder", data_dir=root)
+
+
+def test_directories_beside_the_splits_are_named(image_folder, caplog):
+    root = image_folder(classes("train/") | classes("extra/"))
+    assert load_dataset("folder", data_dir=root).class_names == ("cat", "dog")
+    assert [record.getMessage() for record in caplog.records] == [f"{root}: not read are the directories extra"]
+
+
+def test_hidden_files_are_no_images(image_folder, caplog):
+    hidden = ["cat/.ipynb_checkpoints/000-checkpoint.png", ".cache/x.png", "__MACOSX/cat/._000.png"]
+    root = image_folder(classes(count=5) | {name: flat(0) for name in hidden})
+    (root / "dog" / "._000.png").write_bytes(b"resource fork")
+    (root / "dog" / ".DS_Store").write_bytes(b"")
+    dataset = load_dataset("folder", data_dir=root, validation_size=0, test_size=1)
+    assert dataset.class_names == ("cat", "dog") and len(dataset.train) + len(dataset.test) == 10
+    assert not caplog.records
+
+
+def test_files_of_other_formats_are_counted_aloud(image_folder, caplog):
+    root = image_folder(classes(count=5))
+    for name in ("cat/a.gif", "cat/more/b.GIF", "dog/notes.txt"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"")
+    load_dataset("folder", data_dir=root)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == f"{root}: not read are 2 .gif, 1 .txt files; read are .png, .jpg, .jpeg, .bmp, .webp"
+
+
+def test_bmp_and_webp_are_read(image_folder):
+    files = {f"{name}/{i}.{kind}": flat(40 * i) for name in ("a", "b") for i in range(3) for kind in ("bmp", "WEBP")}
+    dataset = load_dataset("folder", data_dir=image_folder(files), validation_size=0, test_size=2)
+    found = np.concatenate([numbers(dataset.train), numbers(dataset.test)])
+    np.testing.assert_allclose(np.sort(found), np.repeat([0, 40, 80], 4), atol=2)
+
+
+def test_the_size_of_images_on_their_side_is_that_of_upright_ones(image_folder):
+    root = image_folder(classes(count=5))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(flat(0, height=4, width=6)).save(root / "cat" / "side.jpg", exif=exif)
+    assert load_dataset("folder", data_dir=root).image_shape == (6, 4, 3)
+
+
+def test_an_image_of_too_many_pixels_is_named(image_folder):
+    root = image_folder(classes())
+    (root / "dog" / "bomb.png").write_bytes(png_header(20_000, 20_000))
+    for size in (None, 4):
+        with pytest.raises(ValueError, match=r"^cannot read image .*bomb\.png: .*400000000 pixels[^\n]*$"):
+            load_dataset("folder", data_dir=root, image_size=size)
+
+
+def png_header(width, height):
+    """A PNG that promises pixels and has none."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + struct.pack(">I", 9) + b"IDAT"
+    return b"\x89PNG\r\n\x1a\n" + chunks
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + struct.pack(">I", 9)
+        + b"IDAT"
+    )

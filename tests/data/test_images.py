@@ -73,3 +73,37 @@ def test_checked_size():
     assert checked_size(4) == (4, 4) and checked_size((3, 5)) == (3, 5)
     with pytest.raises(ValueError, match="image_size=0"):
         checked_size(0)
+
+
+def turned(orientation, kind):
+    """A grey ramp stored so that the EXIF orientation makes it upright again."""
+    stored = {1: COLOR, 3: COLOR[::-1, ::-1], 6: np.rot90(COLOR), 8: np.rot90(COLOR, -1), 2: COLOR[:, ::-1]}[
+        orientation
+    ]
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(
+        file, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {})
+    )
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6, 8])
+def test_images_are_turned_as_their_orientation_says(orientation, kind, tmp_path):
+    (tmp_path / "x").write_bytes(turned(orientation, kind))
+    np.testing.assert_array_equal(decode_image(tmp_path / "x", 3, None), COLOR)
+    assert read_size(tmp_path / "x") == COLOR.shape[:2]
+
+
+def test_a_broken_orientation_leaves_the_image_as_it_is():
+    file = io.BytesIO()
+    Image.fromarray(COLOR).save(file, "PNG", exif=b"Exif\x00\x00no tiff")
+    np.testing.assert_array_equal(decode_image(file.getvalue(), 3, None), COLOR)
+
+
+def test_sizes_are_integers():
+    assert checked_size(np.int64(4)) == (4, 4)
+    for size in (8.0, "8", True, (8, 8.0), None):
+        with pytest.raises(ValueError, match=r"image_size=.*must be one integer or \(height, width\)"):
+            checked_size(size)

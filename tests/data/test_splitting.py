@@ -1,7 +1,10 @@
+import inspect
+
 import numpy as np
 import pytest
 
-from spa_jax.data.splitting import complete_splits
+from spa_jax.data.ordering import Stream
+from spa_jax.data.splitting import choose, complete_splits, hold_out
 from spa_jax.data.streaming import StreamedSplit
 from spa_jax.data.types import Split
 
@@ -59,3 +62,11 @@ def test_a_size_that_leaves_nothing_is_an_error(size):
 def test_no_validation_is_allowed():
     splits = complete_splits({"train": numbered(10), "test": numbered(2)}, validation_size=0, seed=0)
     assert len(splits["validation"]) == 0 and len(splits["train"]) == 10
+
+
+@pytest.mark.parametrize("size", [0.1, 3.0, True, "3"])
+def test_a_size_is_a_number_of_examples(size):
+    with pytest.raises(ValueError, match=rf"validation_size={size}; it must be in 0\.\.9, a number of examples"):
+        inspect.unwrap(hold_out)("validation_size", numbered(10), size, 1, Stream.VALIDATION, 0)
+    with pytest.raises(ValueError, match=rf"train_size={size}; it must be in 1\.\.10"):
+        inspect.unwrap(choose)("train_size", numbered(10), size)

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.tree_util import Partial
 
+from spa_jax import fgsm
 from spa_jax.models import create_model, from_nnx, parameter_count
 from spa_jax.victims.convolution import convolution
 
@@ -93,5 +95,24 @@ def test_wrong_use_is_refused(module, images):
     apply_fn, variables = from_nnx(module)
     with pytest.raises(ValueError, match="train=True"):
         apply_fn(variables, images, train=True)
-    with pytest.raises(ValueError, match="SmallCNN is not a flax"):
+    with pytest.raises(ValueError, match="SmallCNN is not a flax.nnx module"):
         from_nnx(create_model("small_cnn", num_classes=10, input_shape=(8, 8, 1)))
+
+
+def test_a_network_adapted_anew_for_every_attack_is_compiled_once_and_new_weights_are_seen(module, images):
+    traces = []
+
+    @jax.jit
+    def answer(victim, images):
+        traces.append(None)
+        return victim(images)
+
+    labels = jnp.zeros(3, jnp.int32)
+    for _ in range(3):
+        module.dense.bias[...] = module.dense.bias[...] + 1
+        victim = Partial(*from_nnx(module))
+        np.testing.assert_allclose(answer(victim, images), victim(images), rtol=1e-5, atol=1e-6)
+        assert fgsm(0.1)(jax.random.key(0), victim, images, labels).x.shape == images.shape
+    assert len(traces) == 1
+    from_other = Partial(*from_nnx(nnx.Linear(3, 5, rngs=nnx.Rngs(0))))
+    assert jax.tree.structure(from_other) != jax.tree.structure(victim)

@@ -2,6 +2,8 @@
 
 import functools
 import gc
+import sys
+import types
 
 import chex
 import flax.linen as nn
@@ -323,6 +325,35 @@ MISTAKES = [
 def test_natural_mistakes_are_named(model, message, inline):
     with pytest.raises(ValueError, match=message):
         as_victim(model, X, inline=inline)(KEYS, X)
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [
+        lambda x: MODEL.apply(VARIABLES["params"], x),
+        Partial(MODEL.apply, VARIABLES["params"]),
+        Partial(MODEL.apply, {}),
+    ],
+)
+def test_parameters_without_their_collection_are_named(victim):
+    message = r'pass all that model.init returns, or {"params": params}$'
+    with pytest.raises(ValueError, match=message):
+        as_victim(victim, X, inline=False)(KEYS, X)
+
+
+def test_a_module_that_sees_one_image_says_how_it_is_called(monkeypatch):
+    class Module:
+        def __call__(self, image):
+            return image.reshape(3, 16).sum(-1)
+
+    monkeypatch.setitem(sys.modules, "equinox", types.SimpleNamespace(Module=Module))
+    model = Module()
+    with pytest.raises(
+        ValueError, match=r"victim=Module\(...\) must take a batch .*equinox.*lambda x: jax.vmap\(model\)"
+    ):
+        as_victim(model, X, inline=False)
+    form = as_victim(lambda x: jax.vmap(model)(jnp.moveaxis(x, -1, 1)), X, inline=False)(KEYS, X)
+    assert form.shape == (BATCH, 3)
 
 
 def test_errors_of_the_function_come_through():

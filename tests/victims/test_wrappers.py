@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from spa_jax import classifier, eot, normalize, pgd, purify, randomized, straight_through
 from tests.analytic_victims import SIZE, images, labels, linear, weights
@@ -177,6 +178,17 @@ def test_another_average_is_refused():
         (lambda: normalize(flat_sums, 0.0, 0.0), r"std=.*must be larger than 0 in every channel"),
         (lambda: classifier(SmallNetwork(3), {}, 0.0, [1.0, -1.0, 1.0]), r"std=.*larger than 0"),
         (lambda: normalize(flat_sums, "imagenet", 1.0), r"mean='imagenet' must be a number or one number per channel"),
+        (
+            lambda: classifier(SmallNetwork(3), {"Dense_0": {}}),
+            r"variables=Dense_0 must hold params: pass all that init",
+        ),
+        (lambda: classifier(SmallNetwork(3), [1]), "variables=list must hold params"),
+        (lambda: classifier(flat_sums, {}), r"model=function must be a flax.linen module; of a function say .*Partial"),
+        (
+            lambda: classifier(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), {}),
+            r"model=Linear must be a flax.linen.*from_nnx\(module\)",
+        ),
+        (lambda: classifier(nn.Dense(3), {}), r"model=Dense takes no `train`: say .*Partial\(model.apply, variables\)"),
         (lambda: eot(shaken, 0), r"n=0 must be an integer of at least 1"),
         (lambda: eot(shaken, 2)(None, X), r"keys=None: eot draws"),
     ],
