@@ -227,9 +227,7 @@ def check_values(predict: Predict, keys: Keys, examples: Example, size: int | No
 
 def _checked_logits(predict: Predict, keys: Keys, images: Images, batch: int) -> int:
     """How many classes the victim tells apart, from the form of its answer to the first `batch` images."""
-    own = jnp.broadcast_to(keys, batch) if keys.ndim == 0 else keys[:batch]
-    call = _call.__wrapped__ if is_in_shard_map() else _call  # type: ignore[attr-defined]
-    traced, logits = jax.make_jaxpr(lambda *inputs: call(predict, *inputs), return_shape=True)(own, images[:batch])
+    traced, logits = _traced(predict, keys, images, batch)
     shape = getattr(logits, "shape", None)
     if shape is None or len(shape) != 2 or shape[0] != batch:
         raise ValueError(f"victim(images) has shape {shape!r}, must be logits [b, k] with b={batch}")
@@ -240,13 +238,24 @@ def _checked_logits(predict: Predict, keys: Keys, images: Images, batch: int) ->
             f"victim(images) has shape {shape!r}, must have a logit for each class: of one logit z of two classes say "
             "jnp.concatenate([-z, z], axis=-1)"
         )
-    if _ends_in_probabilities(traced.jaxpr):
+    if _ends_in_probabilities(traced):
         warnings.warn(
             "the victim ends in a softmax or sigmoid: it must return logits, from which losses take probabilities; "
             "remove it and return raw scores",
             stacklevel=5,
         )
     return shape[1]
+
+
+def _traced(predict: Predict, keys: Keys, images: Images, batch: int) -> tuple[Any, Any]:
+    """The jaxpr of the victim's answer to the first `batch` images, and the form of the answer."""
+    if is_in_shard_map():
+        own = jnp.broadcast_to(keys, batch) if keys.ndim == 0 else keys[:batch]
+        closed, logits = jax.make_jaxpr(_call.__wrapped__, return_shape=True)(predict, own, images[:batch])  # type: ignore[attr-defined]
+        return closed.jaxpr, logits
+    forms = jax.ShapeDtypeStruct((batch,), keys.dtype), jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
+    traced = _call.trace(predict, *forms)  # unlike `eval_shape`, it remembers what it has traced
+    return traced.jaxpr.jaxpr, traced.out_info
 
 
 def _ends_in_probabilities(jaxpr: Any) -> bool:

@@ -310,9 +310,19 @@ def _explain(victim: Any, arguments: tuple[Any, ...], error: Exception) -> None:
     """Say what is wrong in words of this library where the error of a call is that of a natural mistake."""
     if isinstance(error, TypeError):
         _require_signature(victim, arguments)
+        if "argument 'train'" in str(error):
+            raise ValueError(
+                "the victim's model takes no `train`: instead of classifier(model, variables) say "
+                "jax.tree_util.Partial(model.apply, variables)"
+            ) from error
     if _is_of("flax.errors", error, "ScopeCollectionNotFound", "ScopeParamNotFoundError"):
         raise ValueError(
             'variables of the victim lack a collection: pass all that model.init returns, or {"params": params}'
+        ) from error
+    if _is_of("flax.errors", error, "TraceContextError"):
+        raise ValueError(
+            "the victim changes its own state, as an nnx module in training mode does: call model.eval(), or attack "
+            "jax.tree_util.Partial(*spa_jax.models.from_nnx(model))"
         ) from error
     if _is_of("equinox", victim, "Module"):
         raise ValueError(

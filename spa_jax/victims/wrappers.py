@@ -4,7 +4,6 @@ A victim is any function from images [b, h, w, c] in [0, 1] to logits [b, k]; `r
 `(keys, images)`, one key an image. So do purifiers, from images to images.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -77,32 +76,22 @@ def classifier(model: Any, variables: Any, mean: Any = 0.0, std: Any = 1.0) -> C
     weights are leaves, so new weights do not recompile.
 
     Args:
-        model: the module, whose `__call__` takes `train`.
+        model: the module.
         variables: its collections, `{"params": ..., "batch_stats": ...}`.
         mean, std: of the pixels on the [0, 1] scale, a number or one per channel; the network sees (x - mean) / std.
 
     Raises:
         ValueError: a `std` of 0 or below, something that is not such a module, or parameters without their collection.
     """
-    _require_module(model)
-    if not isinstance(variables, Mapping) or (variables and "params" not in variables):
-        held = listed(map(str, variables)) if isinstance(variables, Mapping) else type(variables).__name__
-        raise ValueError(f'variables={held} must hold params: pass all that init returns, or {{"params": params}}')
-    return Classifier(variables, *_statistics(mean, std), _InferenceMode(model))
-
-
-def _require_module(model: Any) -> None:
-    apply = getattr(model, "apply", None)
-    if not callable(apply):
+    if not callable(getattr(model, "apply", None)):
         raise ValueError(
             f"model={type(model).__name__} must be a flax.linen module; of a function say "
             "jax.tree_util.Partial(function, variables), of an nnx module Partial(*spa_jax.models.from_nnx(module))"
         )
-    parameters = inspect.signature(type(model).__call__).parameters.values()
-    if not any(own.name == "train" or own.kind is own.VAR_KEYWORD for own in parameters):
-        raise ValueError(
-            f"model={type(model).__name__} takes no `train`: say jax.tree_util.Partial(model.apply, variables)"
-        )
+    if not isinstance(variables, Mapping) or (variables and "params" not in variables):
+        held = listed(map(str, variables)) if isinstance(variables, Mapping) else type(variables).__name__
+        raise ValueError(f'variables={held} must hold params: pass all that init returns, or {{"params": params}}')
+    return Classifier(variables, *_statistics(mean, std), _InferenceMode(model))
 
 
 # --- victims that draw at random, and what stands before a victim ---------------------------------------------------

@@ -315,7 +315,7 @@ WRONG_ATTRIBUTES = [
     ({"scale": (-1, 1.2)}, "scale.low=-1 must be larger than 0"),
     ({"blur": (-1, 1)}, "blur.low=-1 must be 0 or larger"),
     ({"shear": (-90, 90)}, "shear.low=-90 must be between -90 and 90 degrees"),
-    ({"rotation": (20, -20)}, "low=20 must not be larger than high=-20"),
+    ({"rotation": (20, -20)}, "low=20.0 must not be larger than high=-20.0"),
     ({"scale": (1.1, 1.2)}, "identity=1.0 must lie within"),
 ]
 

@@ -95,7 +95,7 @@ def test_wrong_use_is_refused(module, images):
     apply_fn, variables = from_nnx(module)
     with pytest.raises(ValueError, match="train=True"):
         apply_fn(variables, images, train=True)
-    with pytest.raises(ValueError, match="SmallCNN is not a flax.nnx module"):
+    with pytest.raises(ValueError, match=r"SmallCNN is not a flax\.nnx module"):
         from_nnx(create_model("small_cnn", num_classes=10, input_shape=(8, 8, 1)))
 
 

@@ -336,9 +336,27 @@ def test_natural_mistakes_are_named(model, message, inline):
     ],
 )
 def test_parameters_without_their_collection_are_named(victim):
-    message = r'pass all that model.init returns, or {"params": params}$'
+    message = r'lack a collection: pass all that model.init returns, or {"params": params}'
     with pytest.raises(ValueError, match=message):
         as_victim(victim, X, inline=False)(KEYS, X)
+
+
+def test_a_module_without_a_training_mode_is_no_classifier():
+    dense = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(5)])
+    variables = dense.init(jax.random.key(0), X)
+    with pytest.raises(
+        ValueError, match=r"takes no `train`: instead of classifier.* say .*Partial\(model.apply, variables"
+    ):
+        as_victim(classifier(dense, variables), X, inline=False)(KEYS, X)
+
+
+def test_an_nnx_module_in_training_mode_is_named():
+    network = nnx.Sequential(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), lambda x: x.mean((1, 2)))
+    for victim in (network, lambda x: network(x)):
+        with pytest.raises(ValueError, match=r"nnx module in training mode does: call model.eval\(\), or .*from_nnx"):
+            jax.jit(lambda v, x: v(KEYS, x))(as_victim(victim, X, inline=False), X)
+    network.eval()
+    assert as_victim(network, X, inline=False)(KEYS, X).shape == (BATCH, 3)
 
 
 def test_a_module_that_sees_one_image_says_how_it_is_called(monkeypatch):

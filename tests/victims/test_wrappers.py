@@ -188,7 +188,6 @@ def test_another_average_is_refused():
             lambda: classifier(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), {}),
             r"model=Linear must be a flax.linen.*from_nnx\(module\)",
         ),
-        (lambda: classifier(nn.Dense(3), {}), r"model=Dense takes no `train`: say .*Partial\(model.apply, variables\)"),
         (lambda: eot(shaken, 0), r"n=0 must be an integer of at least 1"),
         (lambda: eot(shaken, 2)(None, X), r"keys=None: eot draws"),
     ],
