@@ -125,8 +125,8 @@ def rotate_dataset(
             stroke_width in pixels), measured on the image before it is turned, so that they do not depend on the angle.
 
     Raises:
-        ValueError: `angles` and `angle_range` are both given, one of them is empty, `padded_size` is too small, or
-            `measured` has an unknown name or meets colour images.
+        ValueError: a split is not held in memory as uint8; `angles` and `angle_range` are both given, one of them is
+            empty, `padded_size` is too small, or `measured` has an unknown name or meets colour images.
     """
     options: dict[str, Any] = {
         "angles": angles,
@@ -139,6 +139,8 @@ def rotate_dataset(
     splits = {}
     for number, (name, split_seed) in enumerate(seeds.items()):
         split = getattr(dataset, name)
+        if not isinstance(split, Split) or split.images.dtype != np.uint8:
+            raise ValueError(f"the {name} split of {dataset.name} must be held in memory as uint8 to be rotated")
         turns = _angles_of_split(len(split), split_seed, number, angles, angle_range)
         splits[name] = _rotate_split(split, turns, padded_size, measured)
     return Dataset(

@@ -134,3 +134,8 @@ def test_wrong_sizes_are_errors(mnist_of_digits, sizes):
     ((name, size),) = sizes.items()
     with pytest.raises(ValueError, match=rf"{name}={size}; it must be in 1\.\."):
         load_dataset("rotated_mnist", **sizes)
+
+
+def test_floats_are_not_rotated():
+    with pytest.raises(ValueError, match="the train split of small must be held in memory as uint8 to be rotated"):
+        rotate_dataset(small(np.ones((2, 8, 8, 1), np.float32)), seed=0, padded_size=12)

@@ -194,6 +194,7 @@ pixels = hnp.arrays(np.float32, SIZE, elements=st.floats(0, 1, width=32))
 
 @pytest.mark.parametrize("name", NOISES)
 @settings(max_examples=60)
+@pytest.mark.filterwarnings("ignore:radius=.*larger than the range of pixels")
 @example(v=np.full(SIZE, 2.0**-40, np.float32), x=np.zeros(SIZE, np.float32), radius=0.0)
 @given(v=nasty, x=pixels, radius=st.floats(0, 20, width=32))
 def test_projection_holds_ball_and_box_at_once_for_any_floats(name, v, x, radius):
