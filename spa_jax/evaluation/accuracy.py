@@ -2,16 +2,19 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from jax.sharding import Mesh
 
+from spa_jax.attacks import ATTACKS
 from spa_jax.data.types import Examples
+from spa_jax.errors import shown
 from spa_jax.evaluation.judging import judge_all
 from spa_jax.evaluation.records import ModelReport
 from spa_jax.evaluation.sanity import check_victim, noise_balls
 from spa_jax.evaluation.sweep import AnyAttack, Progress, make_sweep
 from spa_jax.types import Key, Victim
-from spa_jax.validation import require_count
+from spa_jax.validation import checked_keys, require_count
 
 RESERVED_NAMES = ("clean", "worst_case")
 
@@ -66,8 +69,8 @@ def evaluate(
         ValueError: a broken rule, naming the value: empty split, an attack that is universal or called "clean" or
             "worst_case", labels out of range, images outside of [0, 1], a victim that returns no logits.
     """
-    for name, attack in attacks.items():
-        _check_attack(name, attack)
+    _check_inputs(split, attacks)
+    key = checked_keys(key, len(split), shared=True)
     if levels is not None:
         require_count("levels", levels)
     sweep = make_sweep(split, batch_size, mesh, on_batch)
@@ -78,11 +81,25 @@ def evaluate(
     return dataclasses.replace(report, checks=check_victim(victim, sweep, noise_balls(attacks.values()), key))
 
 
+def _check_inputs(split: Any, attacks: Any) -> None:
+    if not isinstance(split, Examples):
+        kind = type(split).__name__
+        raise ValueError(f"split={kind} must be dataset.test, or spa_jax.data.Split(images, labels)")
+    if not isinstance(attacks, Mapping):
+        raise ValueError(f"attacks={shown(attacks)} must be a mapping of names to attacks, as {{'pgd': pgd(8/255)}}")
+    for name, attack in attacks.items():
+        _check_attack(name, attack)
+
+
 def _check_attack(name: str, attack: AnyAttack) -> None:
     if name in RESERVED_NAMES:
         raise ValueError(f"attacks hold the name {name!r}, which the report uses for itself")
     if not callable(attack):
-        raise ValueError(f"attacks[{name!r}]={attack!r} must be an attack (key, victim, images, labels) -> Result")
+        raise ValueError(f"attacks[{name!r}]={shown(attack)} must be an attack (key, victim, images, labels) -> Result")
+    if attack in ATTACKS.values():
+        raise ValueError(
+            f"attacks[{name!r}]={shown(attack)} must be an attack: call it first, as {attack.__name__}(...)"
+        )
     if getattr(attack, "shared", False):
         raise ValueError(
             f"attacks[{name!r}] shares its variables over all images: attacks are evaluated per example, not universal"
