@@ -1,6 +1,5 @@
 """What an attack accepts: public entries check their arrays here, where they are concrete, before anything compiles."""
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -252,8 +251,7 @@ def _traced(predict: Predict, keys: Keys, images: Images, batch: int) -> tuple[A
     """The jaxpr of the victim's answer to the first `batch` images, and the form of the answer."""
     if is_in_shard_map():
         own = jnp.broadcast_to(keys, batch) if keys.ndim == 0 else keys[:batch]
-        bare: Any = inspect.unwrap(_call)
-        closed, logits = jax.make_jaxpr(bare, return_shape=True)(predict, own, images[:batch])
+        closed, logits = jax.make_jaxpr(lambda *inputs: predict(*inputs), return_shape=True)(own, images[:batch])
         return closed.jaxpr, logits
     forms = jax.ShapeDtypeStruct((batch,), keys.dtype), jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
     traced = _call.trace(predict, *forms)  # unlike `eval_shape`, it remembers what it has traced
