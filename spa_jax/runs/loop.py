@@ -87,9 +87,11 @@ def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, di
     mesh, models, load = data_mesh(), variants(config), data_loader()
     experiments = {}
     for name, variant in models.items():
-        judged = [selection_attack(variant)] if classifies(variant) else []
-        needed = part_names([variant["recipe"], *judged]) - set(variant["networks"] or {})
-        known = find_parts(variant, needed | part_names(variant["evaluation"]), models, workdir, load)
+        judged, selected = variant["evaluation"], selection_attack(variant)
+        if not classifies(variant):  # what it has from the config to judge classifiers is not for it
+            judged, selected = judged["manipulation"], None
+        needed = part_names([variant["recipe"], selected]) - set(variant["networks"] or {})
+        known = find_parts(variant, needed | part_names(judged), models, workdir, load)
         parts = {part: known[part] for part in sorted(needed & set(known))}
         experiments[name] = make_experiment(variant, load(variant), mesh, parts, known)
     order = training_order(experiments, workdir)

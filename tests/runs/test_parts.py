@@ -129,6 +129,24 @@ def test_models_are_trained_after_those_they_need_and_not_after_namesakes_of_oth
         training_order(models, tmp_path)
 
 
+def test_an_attacker_trained_for_each_victim_needs_no_attacker_of_its_own(tmp_path, monkeypatch):
+    """A part has the report's attacks from the config, but only classifiers are judged by them."""
+    drawn = {"name": "noise", "radius": 0.1, "noise": NOISE | {"part": "attacker"}, "num_steps": 1}
+    config = tiny_config(parts={"attacker": {"model": "attacker_of_{victim}"}})
+    config["evaluation"] = config["evaluation"] | {"attacks": {"drawn": drawn}}
+    attacker = {
+        "name": "attacker_of_tiny",
+        "model": {"name": "noise_generator", "width": 2, "latent_dim": 2},
+        "recipe": {"name": "noise_generator", "victim": {"part": "victim"}, "radius": 0.1, "num_steps": 1},
+        "parts": {"victim": {"model": "tiny"}},
+        **ADAM,
+    }
+    trained = []
+    monkeypatch.setattr(loop, "train", lambda experiment, directory: trained.append(directory.name))
+    loop.train_models(check_config(config | {"baselines": (attacker,)}), tmp_path)
+    assert trained == ["tiny", "attacker_of_tiny"]
+
+
 def test_the_box_of_a_learned_edit_may_leave_zero_out():
     """Whatever the edit reads is the value that leaves an image alone; only training tells what that is."""
     learned = {"part": "manipulator", "low": (-40.0, 1.8), "high": (40.0, 3.5)}
