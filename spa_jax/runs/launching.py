@@ -84,7 +84,8 @@ def launch(main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda:
             if not _is_the_users(error):
                 peers.leave_with_traceback()
                 raise
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            text = str(error).partition("\n")[0] if isinstance(error, jax.errors.JaxRuntimeError) else str(error)
+            print(f"{type(error).__name__}: {text}", file=sys.stderr)
             if type(error).__name__ == "Interrupted":
                 sys.exit(_EXIT_STOPPED)
             peers.leave(_EXIT_ERROR)
@@ -93,9 +94,11 @@ def launch(main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda:
 
 
 def _is_the_users(error: Exception) -> bool:
-    """Whether an error is one of this library's own words on what it was given, or of the machine's files."""
+    """Whether an error is one of this library's own words on what it was given, or of the machine's files or memory."""
     if isinstance(error, SpaError | OSError):
         return True
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" in str(error)
     if not isinstance(error, ValueError) or error.__traceback__ is None:
         return False
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -122,9 +125,11 @@ def _set_up_devices(collectives: bool) -> None:
         raise SpaError("--coordinator, --num_processes and --process_index need --distributed")
     try:
         jax.devices()
-    except RuntimeError as error:
+    except jax.errors.JaxRuntimeError:  # of a job whose other processes are gone
+        raise
+    except (RuntimeError, AssertionError) as error:  # JAX only asserts that one of several names of a GPU is there
         platforms, reason = jax.config.values["jax_platforms"], str(error).partition("\n")[0]
-        raise SpaError(f"JAX_PLATFORMS={platforms!r} has no devices here: {reason}") from error
+        raise SpaError(f"JAX_PLATFORMS={platforms!r} has no devices here. {reason}".strip()) from error
 
 
 def config_value(holder: Any) -> dict[str, Any]:

@@ -72,11 +72,12 @@ def test_a_config_file_that_fails_is_one_line_with_file_line_and_cause(tmp_path)
     assert "mine.py:1: SyntaxError" in done.stderr
 
 
-def test_a_platform_that_is_not_there_is_named(tmp_path):
+@pytest.mark.parametrize("platform", ["rocm", "cuda"])
+def test_a_platform_that_is_not_there_is_named(platform, tmp_path):
     config = ROOT / "configs" / "digits_pgd.py"
-    done = _run("train.py", "--config", config, "--workdir", tmp_path / "run", JAX_PLATFORMS="rocm")
+    done = _run("train.py", "--config", config, "--workdir", tmp_path / "run", JAX_PLATFORMS=platform)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "JAX_PLATFORMS='rocm' has no devices here" in done.stderr
+    assert f"JAX_PLATFORMS='{platform}' has no devices here" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -22,15 +23,21 @@ def _refused():
     raise CheckpointError("damaged")
 
 
+def _fails(code):
+    raise jax.errors.JaxRuntimeError(f"{code}: Out of memory allocating 17179869184 bytes.")
+
+
 USERS = {
     "a named error": _refused,
     "a check of the library": lambda: require_count("num_steps", 0),
     "a file": lambda: Path("/nowhere/at/all").read_text(),
+    "a batch that needs too much memory": lambda: _fails("RESOURCE_EXHAUSTED"),
 }
 BUGS = {
     "a key": lambda: {}["radius"],
     "a value refused elsewhere": lambda: np.zeros(2).reshape(3),
     "a type": lambda: require_count(),
+    "another error of the device": lambda: _fails("INTERNAL"),
 }
 
 
