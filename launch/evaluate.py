@@ -2,6 +2,9 @@
 
 python launch/evaluate.py --config configs/digits_spa.py --workdir runs/digits_spa \
     --config.evaluation.attacks.PGD.num_steps=100
+
+It only reads the checkpoints, so it may run while the models are trained: it judges the best checkpoints that are there
+then. Of two programs that write a report, the one that ends last leaves its own.
 """
 
 from pathlib import Path

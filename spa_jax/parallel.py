@@ -50,6 +50,24 @@ def check_divisible(batch_size: int, mesh: Mesh) -> None:
         raise ValueError(f"batch_size={batch_size} must be divisible by the {mesh.size} devices")
 
 
+def all_processes_agree(flag: bool) -> bool:
+    """Whether a flag is true in every process; all of them must ask."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.array(flag))))
+
+
+def from_process_0(array: np.ndarray | np.generic) -> np.ndarray:
+    """The array of process 0 in every process; all of them must ask, with arrays of one shape and type."""
+    if jax.process_count() == 1:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def shard_batch(tree: Any, mesh: Mesh) -> Any:
     """Arrays of this process, [b, ...], as global arrays split over the mesh by their first axis.
 

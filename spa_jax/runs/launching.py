@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def launch(main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda:
             raise app.UsageError(f"arguments {arguments[1:]!r} are not flags; flags begin with --")
         logging.set_verbosity(logging.WARNING)
         jax.config.update("jax_traceback_filtering", "off")  # tracebacks tell whose an error is
+        warnings.formatwarning = _as_one_line
         try:
             _set_up_devices(collectives())
             main()
@@ -103,6 +105,10 @@ def _is_the_users(error: Exception) -> bool:
         return False
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     return Path(raised_in).is_relative_to(Path(__file__).parents[1])
+
+
+def _as_one_line(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
+    return f"{category.__name__}: {message}\n"
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:

@@ -12,8 +12,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spa_jax.attacks.catalogue import attack_from_config, part_names
-from spa_jax.data import train_batches
-from spa_jax.errors import SpaError
+from spa_jax.configuration import build
+from spa_jax.data import steps_per_epoch, train_batches
+from spa_jax.errors import ConfigError, SpaError
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.sweep import DeviceBatch, example_keys, make_sweep
 from spa_jax.parallel import data_mesh
@@ -33,12 +34,15 @@ from spa_jax.runs.experiment import (
     training_order,
     variants,
 )
+from spa_jax.runs.lock import sole_run
 from spa_jax.runs.recorder import Recorder
 from spa_jax.runs.reporting import report_models
 from spa_jax.runs.settings import complete
+from spa_jax.training.optimizers import SCHEDULES
 from spa_jax.training.state import TrainState
 
 _INIT, _TRAIN, _EVALUATE = 0, 1, 2
+_NUM_EPOCHS = "training.num_epochs"
 
 
 class TrainingDiverged(SpaError):
@@ -49,31 +53,37 @@ class Interrupted(SpaError):
     """The run was asked to stop and has saved its state."""
 
 
-def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> str:
+def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path, *, extend: bool = False) -> str:
     """Train every model of a config and write the report that compares them.
 
-    Started again with the same config and directory it continues from the last checkpoint and ends with the same
-    parameters, bit for bit; a finished model is not trained again.
+    Started again with the same config and directory it goes on from the last good checkpoint and ends with the same
+    parameters, bit for bit; a finished model is not trained again. While it lives, no other run can use the directory.
 
     Args:
         config: see `spa_jax.runs.settings.Settings` and `configs/`.
         workdir: gets one directory a model (checkpoints, metrics.jsonl, TensorBoard events) and `report/`.
+        extend: whether `training.num_epochs` may be larger than that of the directory's checkpoints. The schedule then
+            spans the new number of steps from the next step on, so the learning rate may jump: a line says from what to
+            what. The result is not that of a run of the larger number from its start.
 
     Returns:
         The report's table as text.
 
     Raises:
         ConfigError: the config is wrong, or not the one that the directory's checkpoints were made with.
-        ValueError: a number out of range; a batch that the devices cannot share.
+        ValueError: a number out of range; a batch that the devices cannot share; the report cannot be written.
         DataNotFoundError: the data are not there.
-        CheckpointError: the directory cannot be written, or its checkpoints are damaged or of another model.
+        WorkdirInUse: another run is using the directory.
+        CheckpointError: the directory cannot be written, or all its checkpoints are damaged or of another model.
+        RecordError: the metrics cannot be written.
         TrainingDiverged: the loss became NaN.
         Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
-    config = check_config(config)
-    workdir = Path(workdir)
-    _, load = train_models(config, workdir)
-    return report_models(config, workdir, load, data_mesh())
+    config, workdir = check_config(config), Path(workdir).expanduser()
+    experiments, load = _prepare(config, workdir)
+    with sole_run(prepare_workdir(workdir)):
+        _train_each(experiments, workdir, extend)
+        return report_models(config, workdir, load, data_mesh())
 
 
 def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, dict[str, Any]], LoadData]:
@@ -84,6 +94,14 @@ def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, di
     Returns:
         The configs of the models by name, and what loads a config's data and has read these.
     """
+    experiments, load = _prepare(config, workdir)
+    with sole_run(prepare_workdir(workdir)):
+        _train_each(experiments, workdir)
+    return variants(config), load
+
+
+def _prepare(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, Experiment], LoadData]:
+    """The experiments of a config by name, in the order of training, and what has read their data."""
     mesh, models, load = data_mesh(), variants(config), data_loader()
     experiments = {}
     for name, variant in models.items():
@@ -94,46 +112,100 @@ def train_models(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, di
         known = find_parts(variant, needed | part_names(judged), models, workdir, load)
         parts = {part: known[part] for part in sorted(needed & set(known))}
         experiments[name] = make_experiment(variant, load(variant), mesh, parts, known)
-    order = training_order(experiments, workdir)
-    workdir = prepare_workdir(workdir)
-    for name in order:
-        train(experiments[name], workdir / name)
-    return models, load
+    return {name: experiments[name] for name in training_order(experiments, workdir)}, load
 
 
-def train(experiment: Experiment, workdir: Path) -> None:
-    """Train one model to its last step, from its last checkpoint if there is one."""
+def _train_each(experiments: Mapping[str, Experiment], workdir: Path, extend: bool = False) -> None:
+    for name, experiment in experiments.items():
+        train(experiment, workdir / name, extend=extend)
+
+
+def train(experiment: Experiment, workdir: Path, *, extend: bool = False) -> None:
+    """Train one model to its last step, from its last good checkpoint if there is one.
+
+    The caller sees to it that nothing else trains in the directory, see `sole_run`.
+    """
     frozen = _frozen_parts(experiment, workdir / "frozen")
     with Checkpoints(workdir) as checkpoints, _stop_requests() as stop_requested:
-        state = _restore_or_init(experiment, checkpoints).replace(frozen=frozen)
+        state, news = _restore_or_init(experiment, checkpoints, extend)
         start = int(state.step)
         if start >= experiment.total_steps:
             return
         with Recorder(workdir, experiment.total_steps, start, experiment.config["name"]) as recorder:
-            if start:
-                recorder.message(f"{experiment.config['name']}: going on from step {start}")
-            _run(experiment, state, checkpoints, recorder, stop_requested)
+            for line in news:
+                recorder.message(f"{experiment.config['name']}: {line}")
+            _run(experiment, state.replace(frozen=frozen), checkpoints, recorder, stop_requested)
 
 
-def _restore_or_init(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
+def _restore_or_init(experiment: Experiment, checkpoints: Checkpoints, extend: bool) -> tuple[TrainState, list[str]]:
+    """The state to go on from, and what is to be said about it."""
     if checkpoints.latest_step is not None:
-        check_same_config(complete(checkpoints.config()), experiment.config, may_change=MAY_CHANGE)
+        _check_goes_on(complete(checkpoints.config()), experiment.config, extend)
     key = jax.random.fold_in(experiment.key, _INIT)
     fresh = experiment.learner.init(key, experiment.dataset.image_shape).replace(carried=experiment.carried())
     fresh = experiment.engine.place_state(fresh)
-    return fresh if checkpoints.latest_step is None else checkpoints.restore(fresh)[0]
+    if checkpoints.latest_step is None:
+        return fresh, []
+    state, step = checkpoints.restore(fresh)
+    return state, [f"going on from step {step}", *_extension(complete(checkpoints.config(step)), experiment, step)]
+
+
+def _check_goes_on(stored: Mapping[str, Any], current: Mapping[str, Any], extend: bool) -> None:
+    """Check that a run may go on with this config from a checkpoint of that one.
+
+    Raises:
+        ConfigError: they differ in what may not change; where more epochs are asked for, it names the flag.
+    """
+    before, now = (config["training"]["num_epochs"] for config in (stored, current))
+    longer = now > before
+    try:
+        may_change = (*MAY_CHANGE, _NUM_EPOCHS) if extend and longer else MAY_CHANGE
+        check_same_config(stored, current, may_change=may_change)
+    except ConfigError as error:
+        if extend or not longer:
+            raise
+        hint = f"to go on to {_NUM_EPOCHS}={now:g}, add --extend (in Python: extend=True)"
+        raise ConfigError(f"{error}\n{hint}") from None
+
+
+def _extension(stored: Mapping[str, Any], experiment: Experiment, step: int) -> list[str]:
+    """What a larger number of steps changes from here on, as one line; nothing if it is the same."""
+    config, total = experiment.config, experiment.total_steps
+    before, now = (own["training"]["num_epochs"] for own in (stored, config))
+    if before == now:
+        return []
+    former = round(before * steps_per_epoch(experiment.dataset.train, config["training"]["batch_size"]))
+    rates = [
+        f"{f'of {name} ' if name else ''}{_rate(spec, former, step):.4g} -> {_rate(spec, total, step):.4g}"
+        for name, spec in {"": config, **(config.get("networks") or {})}.items()
+    ]
+    line = (
+        f"extended from {former} to {total} steps ({_NUM_EPOCHS}={before:g} -> {now:g}), which stretches the schedule"
+    )
+    warmups = [round(config["training"]["attack_warmup"] * steps) for steps in (former, total)]
+    warmup = f"; attack warm-up {warmups[0]} -> {warmups[1]} steps" if warmups[1] else ""
+    return [f"{line}: learning rate of step {step + 1} {', '.join(rates)}{warmup}"]
+
+
+def _rate(spec: Mapping[str, Any], total_steps: int, step: int) -> float:
+    return float(build(SCHEDULES, spec["schedule"], "schedule", "config.schedule", total_steps=total_steps)(step))
 
 
 def _frozen_parts(experiment: Experiment, directory: Path) -> dict[str, Any]:
-    """The parts trained before, as they were when this model's training began; saved once, beside its checkpoints."""
+    """The parts trained before, as they were when this model's training began.
+
+    They are saved beside its checkpoints, twice, so that one damaged file does not cost them.
+    """
     if not experiment.parts:
         return {}
     everywhere = NamedSharding(experiment.mesh, PartitionSpec())
     parts = {name: part.load(everywhere) for name, part in experiment.parts.items()}
     with Checkpoints(directory) as store:
         if store.latest_step is not None:
-            return store.restore(parts)[0]
-        store.save(0, parts, config={})
+            parts, _ = store.restore(parts)
+        saved = -1 if store.latest_step is None else store.latest_step
+        for copy in range(saved + 1, 2):
+            store.save(copy, parts, config={})
     return parts
 
 
@@ -152,11 +224,13 @@ def _run(
         state, metrics = engine.step(state, engine.place_batch(batch), key)
         watch.add(step, metrics)
         stopping = stop_requested(step) and step < total
-        if step == total or step % experiment.evaluate_every == 0:
+        due = step == total or step % experiment.evaluate_every == 0
+        if due or stopping:
             watch.flush()
+            recorder.flush()  # before the checkpoint: what a resumed run does not do again must be on disk
+        if due:
             _evaluate_and_save(experiment, state, checkpoints, recorder)
         elif stopping:
-            watch.flush()
             checkpoints.save(step, state.replace(frozen={}), config=experiment.config)
         if stopping:
             checkpoints.wait()

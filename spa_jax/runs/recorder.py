@@ -8,10 +8,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -19,9 +19,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
+from spa_jax.errors import SpaError
+
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
+_SECONDS_BETWEEN_FLUSHES = 1.0
 _STEPS_OF_THE_SPEED = 50
 _SHOWN_IN_PROGRESS = {"loss": "loss", "accuracy": "clean", "robust_accuracy": "robust"}
+
+
+class RecordError(SpaError):
+    """The record cannot be written."""
 
 
 class Recorder:
@@ -30,6 +37,9 @@ class Recorder:
     `<workdir>/metrics.jsonl` has one object a line: `step`, `split`, `time` (seconds since 1970) and `values`, in which
     null stands for a number that is not finite. `<workdir>/tensorboard` has the same as event files. In a terminal a
     progress bar shows speed, loss, accuracies and the time left; elsewhere a plain line says so every ten seconds.
+
+    Both are written at most once a second, after every evaluation, and when `flush` is called: call it before a
+    checkpoint is saved, then a killed run that goes on from there has every step once. Until then a kill loses them.
 
     With several processes, all make the same calls and process 0 alone writes.
     """
@@ -61,22 +71,38 @@ class Recorder:
         self._arrivals: collections.deque[tuple[float, int, int]] = collections.deque(maxlen=_STEPS_OF_THE_SPEED)
         self._speed: tuple[float, float] | None = None
         self._last_plain_line = -math.inf
+        self._last_flush = -math.inf
         self._open = contextlib.ExitStack()
-        self._lines: TextIO
+        self._pending: list[dict[str, Any]] = []
+        self._lines: BinaryIO
         self._events: Any = None
         self._progress: Progress | None = None
 
     def __enter__(self) -> "Recorder":
-        """Open the files, drop what the run will do again, start the progress bar."""
+        """Open the files, drop what the run will do again, start the progress bar.
+
+        Raises:
+            RecordError: they cannot be written.
+        """
         if self._writes:
-            with contextlib.ExitStack() as opening:
+            with contextlib.ExitStack() as opening, self._readable_errors():
                 self._start(opening)
                 self._open = opening.pop_all()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Stop the progress bar and close the files."""
-        self._open.close()
+        """Write what is left, stop the progress bar and close the files, whatever happened.
+
+        Raises:
+            RecordError: they cannot be written; where an exception is on its way already, it gets a note instead.
+        """
+        try:
+            with self._readable_errors(), self._open:
+                self.flush()
+        except RecordError as failed:
+            if error is None:
+                raise
+            error.add_note(f"besides: {failed}")
 
     def train(self, step: int, metrics: Mapping[str, Any], examples: int) -> None:
         """Record a training step.
@@ -88,6 +114,7 @@ class Recorder:
 
         Raises:
             ValueError: a metric is not a scalar.
+            RecordError: the files cannot be written.
         """
         if not self._writes:
             return
@@ -95,7 +122,9 @@ class Recorder:
         self._measure_speed(step, examples)
         if self._speed:
             values["examples_per_second"] = self._speed[0]
-        self._write(step, "train", values)
+        self._add(step, "train", values)
+        if time.monotonic() - self._last_flush >= _SECONDS_BETWEEN_FLUSHES:
+            self.flush()
         self._step = step
         self._shown |= {label: values[name] for name, label in _SHOWN_IN_PROGRESS.items() if name in values}
         self._show()
@@ -110,15 +139,34 @@ class Recorder:
 
         Raises:
             ValueError: a metric is not a scalar.
+            RecordError: the files cannot be written.
         """
         if not self._writes:
             return
         values = _scalars(metrics)
-        self._write(step, split, values)
+        self._add(step, split, values)
+        self.flush()
         self._arrivals.clear()
         self.message(
             f"{self._name} step {step} {split}: ".lstrip() + ", ".join(map(_labelled, values, values.values()))
         )
+
+    def flush(self) -> None:
+        """Write what was recorded since the last time.
+
+        Raises:
+            RecordError: the files cannot be written.
+        """
+        pending, self._pending = self._pending, []
+        self._last_flush = time.monotonic()
+        if not pending:
+            return
+        with self._readable_errors():
+            self._lines.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in pending).encode())
+            self._lines.flush()
+            for line in pending:
+                self._events.write_event(_event(line))
+            self._events.flush()
 
     def message(self, text: str) -> None:
         """Say something above the progress bar."""
@@ -126,30 +174,30 @@ class Recorder:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _start(self, opening: contextlib.ExitStack) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
 
-        self._workdir.mkdir(parents=True, exist_ok=True)
+        events = self._workdir / "tensorboard"
+        events.mkdir(parents=True, exist_ok=True)
         path = self._workdir / "metrics.jsonl"
         _drop_later_lines(path, self._step)
-        self._lines = opening.enter_context(path.open("a", encoding="utf-8"))
-        self._events = SummaryWriter(
-            str(self._workdir / "tensorboard"),
-            purge_step=self._step + 1,
-            filename_suffix=f".{self._step}",  # a run resumed within a second would overwrite the file before
-        )
-        opening.callback(self._events.close)
+        self._lines = opening.enter_context(path.open("ab"))
+        # a run resumed within a second would overwrite the file before, but for the suffix
+        self._events = opening.enter_context(contextlib.closing(EventsWriter(str(events / "events"), f".{self._step}")))
+        self._events.write_event(_start_event(self._step + 1))
+        self._events.flush()
         if self._console.is_terminal:
             self._progress = opening.enter_context(_progress_bar(self._console))
             self._progress.add_task(self._name, total=self._total_steps, completed=self._step, state="")
 
-    def _write(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
-        now = time.time()
-        line = {"step": step, "split": split, "time": round(now, 3), "values": values}
-        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            if value is not None:
-                self._events.add_scalar(f"{split}/{name}", value, step, now)
+    def _add(self, step: int, split: str, values: Mapping[str, float | None]) -> None:
+        self._pending.append({"step": step, "split": split, "time": round(time.time(), 3), "values": values})
+
+    @contextlib.contextmanager
+    def _readable_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RecordError(f"the record in {self._workdir} cannot be written: {error}") from error
 
     def _measure_speed(self, step: int, examples: int) -> None:
         self._arrivals.append((time.monotonic(), step, examples))
@@ -200,6 +248,23 @@ def _scalar(name: str, value: Any) -> float | None:
 
 def _labelled(label: str, value: float | None) -> str:
     return f"{label} -" if value is None else f"{label} {value:.3g}"
+
+
+def _event(line: Mapping[str, Any]) -> Any:
+    """TensorBoard's form of a line."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    tags = {f"{line['split']}/{name}": value for name, value in line["values"].items() if value is not None}
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()]
+    return Event(step=line["step"], wall_time=line["time"], summary=Summary(value=values))
+
+
+def _start_event(step: int) -> Any:
+    """Tells TensorBoard to forget what it has read of this step and later ones."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    return Event(step=step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
 
 
 def _drop_later_lines(path: Path, step: int) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved, or an error or warning says why not."""
 
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from spa_jax.errors import CheckpointError, ConfigError
 from spa_jax.runs.checkpoints import Checkpoints, check_config, load_variables, prepare_workdir
+from tests.runs.full_disk import files_of_at_most
 
 CONFIG = {"attack": {"name": "pgd", "radius": 8 / 255, "box": (0, 1)}, "seed": 0}
 
@@ -363,15 +365,126 @@ class FailingResponse:
         raise RuntimeError("wrapped") from OSError("no space left on device")
 
 
-def test_a_failed_save_is_told_on_closing_and_hides_no_other_error(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints._pending = FailingResponse()
-    with pytest.raises(CheckpointError, match=r"the last save in .* failed: OSError: no space left"):
-        checkpoints.close()
+def test_a_failed_save_is_told_on_closing_and_hides_no_other_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("orbax.checkpoint.v1.save_async", lambda *args, **options: FailingResponse())
+    failed = pytest.raises(CheckpointError, match=r"saving step 1 in .* failed: OSError: no space left")
+    with failed, Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1), config={})
+    assert checkpoints.latest_step is None
     with pytest.raises(KeyError, match="loss") as error, Checkpoints(tmp_path) as checkpoints:
-        checkpoints._pending = FailingResponse()
+        checkpoints.save(1, make_state(1), config={})
         raise KeyError("loss")
     assert "no space left" in error.value.__notes__[0]
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_last_good_step(tmp_path, capfd):
+    def state(step):
+        return {"w": jax.random.normal(jax.random.key(step), (50_000,))}
+
+    failed = pytest.raises(CheckpointError, match=r"saving step 2 in .* failed: .*File too large")
+    with failed as error, Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1), config={}, metric=1.0)
+        checkpoints.wait()
+        with files_of_at_most(20_000):
+            checkpoints.save(2, state(2), config={}, metric=2.0)
+            checkpoints.wait()
+    assert "\n" not in str(error.value)
+    shown = capfd.readouterr()
+    assert "Traceback" not in shown.err + shown.out
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.latest_step, checkpoints.best_step) == (1, 1)
+        assert_same(checkpoints.restore(state(1))[0], state(1))
+        checkpoints.save(2, state(2), config={})
+    assert steps_on_disk(tmp_path) == [1, 2]
+
+
+def with_metrics(workdir, metrics):
+    with Checkpoints(workdir, num_last=len(metrics)) as checkpoints:
+        for step, metric in metrics.items():
+            checkpoints.save(step, make_state(step), config=CONFIG, metric=metric)
+    return moved(workdir)
+
+
+def description_of(workdir, step: int) -> Path:
+    return workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
+
+
+def edit_metric(path):
+    changed = path.read_text().replace('"metric": 0.9', '"metric": 0.2')
+    assert changed != path.read_text()
+    path.write_text(changed)
+
+
+@pytest.mark.parametrize("harm", [edit_metric, Path.unlink, lambda path: path.write_text("")])
+def test_the_best_step_does_not_move_without_a_word_when_a_metric_is_damaged(tmp_path, harm):
+    workdir = with_metrics(tmp_path / "run", {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6})
+    harm(description_of(workdir, 2))
+    with pytest.warns(UserWarning, match=r"passed over: step 2: .*(description|METADATA).*; step 3 is used"):
+        loaded = load_variables(workdir)
+    assert loaded.step == 3
+    assert_same(loaded.variables["params"], make_state(3).params)
+    with Checkpoints(workdir) as checkpoints:
+        assert (checkpoints.latest_step, checkpoints.best_step) == (4, 3)
+
+
+def test_a_damaged_step_does_not_cost_the_best_one(tmp_path):
+    workdir = with_metrics(tmp_path / "run", {1: 0.9, 2: 0.5, 3: 0.7})
+    description_of(workdir, 3).write_text("{")
+    with pytest.warns(UserWarning, match="step 3: .*; step 1 is used"):
+        assert load_variables(workdir).step == 1
+
+
+def test_a_damaged_best_step_is_replaced_by_the_next_best(tmp_path):
+    workdir = with_metrics(tmp_path / "run", {1: 0.9, 2: 0.7, 3: 0.5, 4: 0.6})
+    for path in data_files(workdir, 1):
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"step 1: .*; step 2 is used"):
+        assert load_variables(workdir, names=["params"]).step == 2
+    with Checkpoints(workdir) as checkpoints:
+        with pytest.warns(UserWarning, match=r"no longer count: step 1: .*; the best is step 2"):
+            _, step = checkpoints.restore(make_state())
+        assert (step, checkpoints.best_step) == (4, 2)
+        checkpoints.save(5, make_state(5), config=CONFIG, metric=0.1)
+    assert steps_on_disk(workdir) == [2, 4, 5]
+
+
+def test_a_structure_that_lost_leaves_is_damage(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"params": {"w": jnp.ones(2)}, "ema": {"w": jnp.zeros(2)}}, config={})
+    structure = tmp_path / "checkpoints" / "1" / "state" / "_METADATA"
+    content = json.loads(structure.read_text())
+    content["tree_metadata"] = {key: leaf for key, leaf in content["tree_metadata"].items() if "ema" not in key}
+    structure.write_text(json.dumps(content))
+    for names in (None, ["params", "ema"]):
+        with pytest.raises(CheckpointError, match=r"no good checkpoint in .*: step 1: "):
+            load_variables(tmp_path, names=names)
+
+
+def test_a_step_that_a_running_training_deletes_is_looked_for_no_more(tmp_path, monkeypatch):
+    from orbax.checkpoint import v1
+
+    with_metrics(tmp_path / "run", {1: 0.9, 2: 0.5})
+    workdir, load = tmp_path / "run-moved", v1.load
+
+    def deleted_while_it_is_loaded(path, template):
+        if path.name == "1":
+            shutil.rmtree(path)
+        return load(path, template)
+
+    monkeypatch.setattr(v1, "load", deleted_while_it_is_loaded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_variables(workdir).step == 2
+
+
+def test_steps_of_an_older_version_are_refused_by_name(tmp_path):
+    from orbax.checkpoint import v1
+
+    from spa_jax.runs.checkpoints import _sealed
+
+    v1.save(tmp_path / "checkpoints" / "1", {"w": jnp.ones(2)}, custom_metadata=_sealed({"config": {}, "leaves": {}}))
+    with pytest.raises(CheckpointError, match="step 1: it was written by an older version"):
+        load_variables(tmp_path)
 
 
 def test_an_exception_in_the_run_completes_the_save_under_way(tmp_path):
@@ -379,7 +492,6 @@ def test_an_exception_in_the_run_completes_the_save_under_way(tmp_path):
         checkpoints.save(1, make_state(1), config={})
         raise KeyboardInterrupt
     assert steps_on_disk(tmp_path) == [1]
-    checkpoints.close()
 
 
 def test_a_workdir_that_cannot_be_written_is_told_at_once(tmp_path):

@@ -1,6 +1,8 @@
 """The loop: bit-identical resume, checkpoints and records, a diverging loss, a config that is not the checkpoint's."""
 
 import json
+import math
+import shutil
 
 import jax
 import numpy as np
@@ -66,6 +68,54 @@ def test_another_config_is_refused_with_the_difference(uninterrupted):
     with pytest.raises(ConfigError, match=r"schedule.peak: 0.05 -> 0.5"):
         _train(tiny_config(schedule={"name": "cosine", "peak": 0.5}), workdir)
     _assert_identical(load_variables(workdir, step="latest"), found)
+
+
+def _longer(num_epochs, **changes):
+    config = tiny_config(**changes)
+    return config | {"training": config["training"] | {"num_epochs": num_epochs}}
+
+
+def test_going_on_for_longer_without_the_flag_is_refused_and_the_flag_named(uninterrupted):
+    workdir, found = uninterrupted
+    with pytest.raises(ConfigError, match=r"(?s)training.num_epochs: 3.0 -> 4.0.*add --extend"):
+        _train(_longer(4.0), workdir)
+    with pytest.raises(ConfigError, match=r"training.num_epochs: 3.0 -> 2.0") as error:
+        loop.train(_experiment(_longer(2.0)), workdir, extend=True)
+    assert "--extend" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"schedule.peak: 0.05 -> 0.5"):
+        loop.train(_experiment(_longer(4.0, schedule={"name": "cosine", "peak": 0.5})), workdir, extend=True)
+    _assert_identical(load_variables(workdir, step="latest"), found)
+
+
+def test_a_finished_run_goes_on_for_longer_and_says_what_that_does_to_the_schedule(uninterrupted, tmp_path, capsys):
+    for name in ("whole", "stopped"):
+        shutil.copytree(uninterrupted[0], tmp_path / name)
+    experiment = _experiment(_longer(4.0))
+    loop.train(experiment, tmp_path / "whole", extend=True)
+    rate = 0.05 * 0.5 * (1 + math.cos(math.pi * 15 / 20))
+    assert (
+        "tiny: extended from 15 to 20 steps (training.num_epochs=3 -> 4), which stretches the schedule: "
+        f"learning rate of step 16 0 -> {rate:.4g}\n"
+    ) in capsys.readouterr().out
+    extended = load_variables(tmp_path / "whole", step="latest")
+    assert (extended.step, extended.config["training"]["num_epochs"]) == (20, 4.0)
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 21))
+    with stop_requested_at(18), pytest.raises(loop.Interrupted):
+        loop.train(experiment, tmp_path / "stopped", extend=True)
+    _assert_identical(_train(_longer(4.0), tmp_path / "stopped"), extended)
+
+
+def test_a_finished_run_whose_best_step_is_damaged_can_be_evaluated_and_goes_on(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], workdir)
+    best = load_variables(workdir).step
+    (workdir / "checkpoints" / str(best) / "state" / "_METADATA").unlink()
+    with pytest.warns(UserWarning, match=f"step {best}: .* is used"):
+        assert load_variables(workdir).step != best
+    with pytest.warns(UserWarning, match=f"step {best}: "):
+        loop.train(_experiment(_longer(4.0)), workdir, extend=True)
+    assert load_variables(workdir, step="latest").step == 20
 
 
 def test_settings_of_the_evaluation_may_change(uninterrupted):

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from spa_jax.runs import recorder
-from spa_jax.runs.recorder import Recorder
+from spa_jax.runs.recorder import Recorder, RecordError
+from tests.runs.full_disk import files_of_at_most
 
 
 @pytest.fixture
@@ -131,9 +132,46 @@ def test_every_line_is_on_disk_before_an_exception_ends_the_run(tmp_path):
     assert events(tmp_path)[0] == [("train/loss", 1, 1.0)]
 
 
+def test_lines_are_written_once_a_second_and_when_asked(tmp_path, clock):
+    with Recorder(tmp_path, 10, console=plain()) as recorder:
+        written = []
+        for step, pause in enumerate([0.0, 0.4, 0.7, 0.1], start=1):
+            clock.now += pause
+            recorder.train(step, {"loss": 1.0}, examples=1)
+            written.append((len(lines(tmp_path)), len(events(tmp_path)[0])))
+        assert [count for count, _ in written] == [1, 1, 3, 3]
+        recorder.flush()
+        assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+        assert {step for _, step, _ in events(tmp_path)[0]} == {1, 2, 3, 4}
+        recorder.train(5, {"loss": 1.0}, examples=1)
+        recorder.evaluation(5, "validation", {"accuracy": 1.0})
+        assert len(lines(tmp_path)) == 6
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_lines_of_before(tmp_path, capfd):
+    failed = pytest.raises(RecordError, match=r"the record in .* cannot be written: .*File too large")
+    with failed, Recorder(tmp_path, 100, console=plain()) as recorder:
+        for step in range(1, 40):
+            recorder.train(step, {"loss": 1.0}, examples=1)
+        with files_of_at_most(1000):
+            recorder.flush()
+    assert "Traceback" not in capfd.readouterr().err
+    record(tmp_path, [2], resume_step=1)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_another_error_is_not_hidden_by_a_full_disk(tmp_path):
+    failed = pytest.raises(ZeroDivisionError)
+    with files_of_at_most(1000), failed as error, Recorder(tmp_path, 100, console=plain()) as recorder:
+        for step in range(1, 40):
+            recorder.train(step, {"loss": 1.0}, examples=1)
+        raise ZeroDivisionError
+    assert "cannot be written" in error.value.__notes__[0]
+
+
 def test_what_is_open_is_closed_when_opening_fails(tmp_path):
     (tmp_path / "tensorboard").write_text("in the way")
-    with pytest.raises(OSError), warnings.catch_warnings():
+    with pytest.raises(RecordError, match="cannot be written"), warnings.catch_warnings():
         warnings.simplefilter("error")
         Recorder(tmp_path, 10, console=plain()).__enter__()
 
