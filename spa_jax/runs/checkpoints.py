@@ -100,7 +100,7 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
-        """The newest step, or None; after `restore`, steps behind the restored one do not count."""
+        """The newest step, or None; after `restore`, steps newer than the restored one are ignored."""
         return max(self._steps() - self._abandoned, default=None)
 
     @property
@@ -123,7 +123,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: this save or the one before failed, the step does not increase, or a leaf is not an array.
-            ConfigError: the config holds something that is not data.
+            ConfigError: the config holds something that is not plain data.
         """
         from orbax.checkpoint import v1
 

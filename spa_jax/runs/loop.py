@@ -56,7 +56,7 @@ class Interrupted(SpaError):
 def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path, *, extend: bool = False) -> str:
     """Train every model of a config and write the report that compares them.
 
-    Started again with the same config and directory it goes on from the last good checkpoint and ends with the same
+    Started again with the same config and directory it continues from the last good checkpoint and ends with the same
     parameters, bit for bit; a finished model is not trained again. While it lives, no other run can use the directory.
 
     Args:

@@ -91,7 +91,7 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Write what is left, stop the progress bar and close the files, whatever happened.
+        """Write what is left, stop the progress bar and close the files.
 
         Raises:
             RecordError: they cannot be written; where an exception is on its way already, it gets a note instead.
