@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from spa_jax.errors import CheckpointError
 from spa_jax.parallel import data_mesh
 from spa_jax.runs import loop
 from spa_jax.runs.checkpoints import Loaded, load_variables
@@ -100,7 +101,7 @@ class DamagedRuns:
         return sorted(int(path.name) for path in (self.stopped / "checkpoints").iterdir())
 
     def survives(self, number: int, file: Path, harm: str, rng: random.Random) -> str:
-        """Damage a file of a copy, evaluate it and train it to its end; the step that was evaluated, as text.
+        """Damage a file of a copy, evaluate it and train it to its end; what became of it, as text.
 
         Raises:
             AssertionError: wrong parameters, or a file that cost more than its own step.
@@ -109,6 +110,7 @@ class DamagedRuns:
         shutil.copytree(self.stopped, copy)
         done = damage(copy / file, harm, rng)
         hit = int(file.parts[1])
+        found = self._found(copy, hit)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             evaluated = load_variables(copy)
@@ -119,8 +121,19 @@ class DamagedRuns:
         assert ended.step == self.expected.step
         assert evaluated.step == self.best or (hit == self.best and said), (evaluated.step, hit, self.best)
         shutil.rmtree(copy)
-        outcome = "fell back" if said else "harmless"
-        return f"{number}: {file}, {done}: best is {evaluated.step} of {sorted(self.saved)}, {outcome}"
+        return (
+            f"{number}: {file}, {done}: step {evaluated.step} is evaluated, {'with' if said else 'no'} warning, {found}"
+        )
+
+    def _found(self, copy: Path, step: int) -> str:
+        """What becomes of the damaged step itself, when nothing else will do."""
+        try:
+            loaded = load_variables(copy, step=step)
+        except CheckpointError:
+            return "step refused"
+        assert_identical(loaded.variables, self.saved[step].variables)
+        assert loaded.config == self.saved[step].config
+        return "step intact"
 
 
 def assert_identical(left: Any, right: Any) -> None:
