@@ -14,5 +14,7 @@ def test_the_snippets_of_the_guide_run_in_their_order(tmp_path, monkeypatch, cap
     names = {}
     for block in re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL):
         exec(compile(block, "guide", "exec"), names)
-    assert "hardened" in capsys.readouterr().out
+    assert "standard" in capsys.readouterr().out
+    for run in ("hardened", "learned"):
+        assert (tmp_path / f"runs/{run}/report/report.md").stat().st_size
     assert (tmp_path / "runs/manipulator/report/manipulator/manipulation.md").stat().st_size

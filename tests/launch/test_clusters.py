@@ -145,14 +145,13 @@ def _free_ports(count):
 def slurm(tmp_path):
     """A one-node Slurm of this test's own, as an environment for its commands."""
     host = socket.gethostname().partition(".")[0]
-    for name in ("state", "spool", "bin"):
+    for name in ("state", "spool"):
         (tmp_path / name).mkdir()
     tmp_path.chmod(0o755)
     conf, key = tmp_path / "slurm.conf", tmp_path / "munge.key"
     conf.write_text(_slurm_conf(tmp_path, host, _free_ports(2)))
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
     munge = [f"--{name}={tmp_path}/munge.{end}" for name, end in (("socket", "socket"), ("key-file", "key"))]
     munge += [f"--{name}-file={tmp_path}/munged.{name}" for name in ("pid", "log", "seed")]
     commands = [
@@ -160,7 +159,7 @@ def slurm(tmp_path):
         ["slurmctld", "-D", "-f", str(conf)],
         ["slurmd", "-D", "-f", str(conf), "-N", host],
     ]
-    environment = os.environ | {"SLURM_CONF": str(conf), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    environment = os.environ | {"SLURM_CONF": str(conf), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     daemons = []
     try:
         for command in commands:
@@ -174,12 +173,13 @@ def slurm(tmp_path):
             daemon.wait(timeout=30)
 
 
-def _until(condition, what, seconds=300):
+def _until(file, text, seconds=300):
+    """Wait until a file holds a text."""
     for _ in range(seconds):
-        if found := condition():
-            return found
+        if file.exists() and text in file.read_text():
+            return
         time.sleep(1)
-    raise AssertionError(f"not within {seconds} s: {what}")
+    raise AssertionError(f"no {text!r} within {seconds} s: {file.read_text() if file.exists() else 'no file'}")
 
 
 @pytest.mark.slow
@@ -200,12 +200,9 @@ def test_a_job_on_a_real_slurm_is_stopped_requeued_and_finished(slurm, tmp_path)
     arguments = ("--config", config, "--workdir", str(workdir), "--host_devices", "1", *small)
     job = run("sbatch", *flags, str(LAUNCH / "slurm.sh"), *arguments).strip()
 
-    def text():
-        return log.read_text() if log.exists() else ""
-
-    _until(lambda: "validation" in text(), f"the first evaluation: {text()}")
+    _until(log, "validation")
     run("scancel", "--signal=TERM", job)
-    _until(lambda: "the same command goes on from there" in text(), "the stop")
-    _until(lambda: "going on from step" in text(), "the requeued job's start", 400)
-    _until(lambda: (workdir / "report" / "report.md").exists(), "the report", 500)
+    _until(log, "the same command goes on from there")
+    _until(log, "going on from step", 400)
+    _until(workdir / "report" / "report.md", "joint", 500)
     assert "Restarts=1" in run("scontrol", "show", "job", job)

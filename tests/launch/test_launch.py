@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +106,15 @@ train(make_experiment(variants(config)["tiny"], load_data(config), data_mesh()),
 """
 
 
-def _free_address():
+def free_address():
+    """A port of this machine that nobody uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def _train_in_processes(workdir, count, devices):
-    address = _free_address()
+    address = free_address()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NPROC": "32"}
     processes = [
         subprocess.Popen(
@@ -139,3 +141,61 @@ def test_two_processes_train_like_one(tmp_path):
     for layer, weights in one.variables["params"].items():
         for name, leaf in weights.items():
             np.testing.assert_allclose(leaf, two.variables["params"][layer][name], rtol=1e-4, atol=1e-5)
+
+
+def _start_job(workdir, address):
+    """Two processes of the launch script, with their standard errors in files."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    config = f"{ROOT}/configs/digits_spa.py:epochs=8,baselines=false"
+    small = (*SMALL, "--config.training.evaluate_every=2", "--config.evaluation.num_examples=40")
+    job = ("--distributed", f"--coordinator={address}", "--num_processes=2", "--host_devices=1")
+    processes = []
+    for index in range(2):
+        given = ("--config", config, "--workdir", workdir, *small, *job, f"--process_index={index}")
+        with open(workdir / f"{index}.err", "w") as errors:
+            command = _command("train.py", *given)
+            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors))
+    return processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_killed_process_ends_the_job_within_a_minute_with_one_line_and_the_job_goes_on(index, tmp_path):
+    processes = _start_job(tmp_path, free_address())
+    try:
+        for _ in range(400):
+            if (tmp_path / "spa" / "metrics.jsonl").exists() and "validation" in _metrics(tmp_path):
+                break
+            time.sleep(1)
+        processes[index].kill()
+        killed = time.monotonic()
+        assert processes[1 - index].wait(timeout=60) not in (0, None)
+        assert time.monotonic() - killed < 60
+        time.sleep(1)
+        *_, last = (tmp_path / f"{1 - index}.err").read_text().splitlines()
+        assert last.startswith(f"process {index} is gone"), last
+        processes = _start_job(tmp_path, free_address())
+        assert [process.wait(timeout=900) for process in processes] == [0, 0]
+        assert (tmp_path / "report" / "report.md").exists()
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _metrics(workdir):
+    return (workdir / "spa" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--num_processes=2",), "--coordinator, --num_processes and --process_index need --distributed"),
+        (("--distributed", "--coordinator=127.0.0.1:1"), "--distributed needs --num_processes, --process_index too"),
+        (("--distributed",), "--distributed: no cluster was found; give --coordinator, --num_processes"),
+    ],
+)
+def test_a_mistake_about_the_processes_is_one_line(arguments, message, tmp_path):
+    config = ROOT / "configs" / "digits_spa.py"
+    done = _run("train.py", "--config", config, "--workdir", tmp_path / "run", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
