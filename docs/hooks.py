@@ -42,8 +42,11 @@ def problems(package, namespaces, shown):
     covered = {name.removeprefix(f"{package.path}.").split(".")[0] for name in namespaces}
     modules = [name for name, member in package.members.items() if not member.is_alias and member.is_module]
     wrong = [f"{package.path}.{name} has no API page" for name in modules if name not in covered.union(INTERNAL)]
-    names = [member for namespace in namespaces for member in _public(package[namespace.partition(".")[2]])]
-    wrong += [f"{member.path} has no docstring" for member in (*_public(package), *names) if not _documented(member)]
+    shown_modules = [package[namespace.partition(".")[2]] for namespace in namespaces]
+    names = [member for module in shown_modules if module.is_module for member in _public(module)]
+    wrong += [
+        f"{member.path} has no docstring" for member in (*_public(package), *names) if not _target(member).has_docstring
+    ]
     return wrong + [f"{member.path} is on no API page" for member in names if member.path not in shown]
 
 
@@ -52,17 +55,30 @@ def _package():
 
 
 def _public(module):
-    return [member for member in module.members.values() if member.is_public and not member.is_module]
+    """The public objects of a module; modules themselves are left out."""
+    members = [_imported(module, member) for member in module.members.values() if member.is_public]
+    return [member for member in members if not member.is_module]
 
 
-def _documented(member):
-    return (member.final_target if member.is_alias else member).has_docstring
+def _imported(module, member):
+    """What a package imports by a name that one of its modules has too, such as the function `spa` of `spa.py`."""
+    while member.is_module and member.name in module.imports:
+        parent, _, name = module.imports[member.name].rpartition(".")
+        if parent == module.path:
+            break
+        module = module.package[parent.partition(".")[2]] if "." in parent else module.package
+        member = module.members[name]
+    return member
+
+
+def _target(member):
+    return member.final_target if member.is_alias else member
 
 
 def _table_of_names():
     rows = []
     for member in sorted(_public(_package()), key=lambda member: member.name):
-        target = member.final_target
+        target = _target(member)
         summary = target.docstring.value.split("\n")[0]
         rows.append(f"| [`{member.name}`][{target.path}] | {summary.replace('|', chr(92) + '|')} |")
     return "\n".join(["", "| name | |", "| --- | --- |", *rows, ""])

@@ -23,19 +23,23 @@ def package(tmp_path):
 
     (tmp_path / "house").mkdir()
     (tmp_path / "house" / "__init__.py").write_text(
-        '"""A package."""\nfrom house.attic import box\n__all__ = ["box", "BARE"]\nBARE = 1\n'
+        '"""A package."""\nfrom house.attic import box\nfrom house.lamp import lamp\n'
+        '__all__ = ["box", "lamp", "BARE"]\nBARE = 1\n'
     )
     (tmp_path / "house" / "attic.py").write_text(
         '"""A module."""\nSIZE = 1\n"""Documented."""\n\ndef box():\n    """Documented."""\n\ndef bare():\n    pass\n'
         "\ndef _hidden():\n    pass\n"
     )
+    (tmp_path / "house" / "lamp.py").write_text('"""A module."""\n\ndef lamp():\n    pass\n')
     (tmp_path / "house" / "cellar.py").write_text('"""A module."""\n')
     return griffe.load("house", search_paths=[tmp_path], resolve_aliases=True)
 
 
 def test_undocumented_names_and_names_without_a_page_are_named(hooks, package):
-    assert hooks.problems(package, ["house.attic"], {"house.attic.box", "house.attic.bare"}) == [
+    shown = {"house.attic.box", "house.attic.bare", "house.lamp.lamp"}
+    assert hooks.problems(package, ["house.attic", "house.lamp.lamp"], shown) == [
         "house.cellar has no API page",
+        "house.lamp.lamp has no docstring",
         "house.BARE has no docstring",
         "house.attic.bare has no docstring",
         "house.attic.SIZE is on no API page",
