@@ -26,8 +26,8 @@ from spa_jax.configuration import diff, freeze
 from spa_jax.errors import CheckpointError, ConfigError
 from spa_jax.parallel import all_processes_agree, from_process_0
 
-State = TypeVar("State")
-Description = Mapping[str, Any]
+_State = TypeVar("_State")
+_Description = Mapping[str, Any]
 _SHOWN, _ENDS_SHOWN = 10, 150
 _STRAGGLERS_SECONDS = 0.2
 _LEFTOVER = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|deleted)")
@@ -157,7 +157,7 @@ class Checkpoints:
         with _readable_errors(f"deleting old steps in {self.directory}"):
             self._delete(self._steps() - {*self._usable()[-self._num_last :], self.best_step})
 
-    def restore(self, abstract_state: State, step: int | None = None) -> tuple[State, int]:
+    def restore(self, abstract_state: _State, step: int | None = None) -> tuple[_State, int]:
         """Load a state, verified; damaged steps are passed over with a warning that names them.
 
         The best step is verified as well, because it is kept for evaluation; a warning names those that no longer
@@ -342,9 +342,9 @@ def _steps_on_disk(directory: Path) -> list[int]:
     return sorted(from_process_0(padded)[1:].tolist())
 
 
-def _read_descriptions(directory: Path) -> tuple[dict[int, Description], dict[int, str]]:
+def _read_descriptions(directory: Path) -> tuple[dict[int, _Description], dict[int, str]]:
     """The descriptions of the steps in a directory, and of the other steps what is wrong with theirs."""
-    descriptions: dict[int, Description] = {}
+    descriptions: dict[int, _Description] = {}
     damaged: dict[int, str] = {}
     for step in _steps_on_disk(directory):
         description, good, reasons = _try_each([step], lambda step: _read_description(directory / str(step)))
@@ -355,20 +355,20 @@ def _read_descriptions(directory: Path) -> tuple[dict[int, Description], dict[in
     return descriptions, damaged
 
 
-def _read_description(path: Path) -> Description:
+def _read_description(path: Path) -> _Description:
     from orbax.checkpoint import v1
 
     return _unsealed(v1.metadata(path).custom_metadata or {})
 
 
-def _intact(step: int, descriptions: Mapping[int, Description], damaged: Mapping[int, str]) -> Description:
+def _intact(step: int, descriptions: Mapping[int, _Description], damaged: Mapping[int, str]) -> _Description:
     if step in damaged:
         raise _Damaged(damaged[step])
     return descriptions[step]
 
 
 def _candidates(
-    descriptions: Mapping[int, Description], damaged: Mapping[int, str], step: int | str, directory: Path
+    descriptions: Mapping[int, _Description], damaged: Mapping[int, str], step: int | str, directory: Path
 ) -> list[int]:
     """The steps to try, in order; for "best" those with an unknown metric come first, so that they are named."""
     known = sorted({*descriptions, *damaged})
@@ -381,7 +381,7 @@ def _candidates(
     return [int(step)]
 
 
-def _best_first(descriptions: Mapping[int, Description]) -> list[int]:
+def _best_first(descriptions: Mapping[int, _Description]) -> list[int]:
     """Steps by their metric, of equals the newest first; those without one come last."""
 
     def rank(step: int) -> tuple[bool, float, int]:
@@ -430,7 +430,7 @@ def _warn_of_damage(directory: Path, reasons: Mapping[int, str], good: int) -> N
 
 def _load_parts(
     directory: Path,
-    descriptions: Mapping[int, Description],
+    descriptions: Mapping[int, _Description],
     damaged: Mapping[int, str],
     names: Sequence[str] | None,
     sharding: Any,
@@ -461,7 +461,7 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def _describe(state: Any, config: Mapping[str, Any], metric: float | None) -> Description:
+def _describe(state: Any, config: Mapping[str, Any], metric: float | None) -> _Description:
     """Everything that is stored beside the arrays, and by which they are verified."""
     known = metric is not None and math.isfinite(metric)
     return {
@@ -527,11 +527,11 @@ def _verify(stored: Mapping[str, Any], tree: Any) -> None:
         raise _Damaged(f"{len(wrong)} leaves are not what was saved: {', '.join(wrong[:_SHOWN])}")
 
 
-def _sealed(description: Description) -> dict[str, Any]:
+def _sealed(description: _Description) -> dict[str, Any]:
     return {**description, "sha256": hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()}
 
 
-def _unsealed(sealed: Mapping[str, Any]) -> Description:
+def _unsealed(sealed: Mapping[str, Any]) -> _Description:
     description = {key: value for key, value in sealed.items() if key != "sha256"}
     if _sealed(description) != sealed:
         raise _Damaged("its description is missing or not what was saved")
