@@ -19,6 +19,7 @@ from spa_jax.runs.config_files import load_config, split_settings, with_setting
 
 _EXIT_ERROR, _EXIT_STOPPED = 2, 143
 _settings: list[tuple[str, str]] = []
+_shown: set[str] = set()
 
 
 class _PathParser(flags.ArgumentParser):
@@ -77,7 +78,7 @@ def launch(main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda:
             raise app.UsageError(f"arguments {arguments[1:]!r} are not flags; flags begin with --")
         logging.set_verbosity(logging.WARNING)
         jax.config.update("jax_traceback_filtering", "off")  # tracebacks tell whose an error is
-        warnings.formatwarning = _as_one_line
+        warnings.showwarning = _show_once
         try:
             _set_up_devices(collectives())
             main()
@@ -107,8 +108,12 @@ def _is_the_users(error: Exception) -> bool:
     return Path(raised_in).is_relative_to(Path(__file__).parents[1])
 
 
-def _as_one_line(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
-    return f"{category.__name__}: {message}\n"
+def _show_once(message: Warning | str, category: type[Warning], *place: Any, **file: Any) -> None:
+    """A warning as one line, however often it comes and from wherever."""
+    line = f"{category.__name__}: {message}"
+    if line not in _shown:
+        _shown.add(line)
+        print(line, file=sys.stderr)
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:

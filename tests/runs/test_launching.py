@@ -60,3 +60,10 @@ def test_the_home_directory_is_expanded_in_paths():
         assert holder.value == os.path.expanduser("~/runs/a b")
     finally:
         delattr(flags.FLAGS, "path_of_a_test")
+
+
+def test_a_warning_is_one_line_however_often_it_comes(monkeypatch, capsys):
+    monkeypatch.setattr(launching, "_shown", set())
+    for place in (1, 2):
+        launching._show_once(UserWarning("damaged"), UserWarning, "checkpoints.py", place)
+    assert capsys.readouterr().err == "UserWarning: damaged\n"
