@@ -3,19 +3,27 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from spa_jax.losses import margin
+from spa_jax.numerics import in_dtype_of
 from spa_jax.trees import pytree
 from spa_jax.types import Example, Flags, Logits, Scalar
 from spa_jax.validation import require_number
 
 
+def is_unusable(logits: Logits) -> Bool[Array, "b k"]:
+    """Which logits are NaN or +infinity; -infinity rules a class out."""
+    return jnp.isnan(logits) | jnp.isposinf(logits)
+
+
 def misclassified(logits: Logits, examples: Example) -> Flags:
-    """The prediction is not the label; with a target, it is the target."""
+    """The prediction is not the label; with a target, it is the target. Logits with NaN or +infinity are neither."""
+    usable = ~jnp.any(is_unusable(logits), axis=-1)
     prediction = jnp.argmax(logits, axis=-1)
     if examples.target is None:
-        return prediction != examples.label.astype(prediction.dtype)
-    return prediction == examples.target.astype(prediction.dtype)
+        return usable & (prediction != examples.label.astype(prediction.dtype))
+    return usable & (prediction == examples.target.astype(prediction.dtype))
 
 
 @pytree
@@ -25,7 +33,7 @@ class Confident:
     bound: Any
 
     def __call__(self, logits: Logits, examples: Example) -> Flags:
-        return misclassified(logits, examples) & (margin(logits, examples) >= self.bound)
+        return misclassified(logits, examples) & (margin(logits, examples) >= in_dtype_of(self.bound, logits))
 
 
 def confident(bound: Scalar) -> Confident:

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from spa_jax.numerics import in_dtype_of
 from spa_jax.trees import as_pytree, pytree
 from spa_jax.types import Example, Labels, Logits, Loss, Scalar, Values
 from spa_jax.validation import require_choice, require_number
 
 _TINY = 1e-12
+_SMALLEST_CAP = math.log(2)
 
 
 def cross_entropy(logits: Logits, examples: Example) -> Values:
@@ -59,7 +61,9 @@ class CappedCrossEntropy:
     cap: Any
 
     def __call__(self, logits: Logits, examples: Example) -> Values:
-        return jnp.minimum(cross_entropy(logits, examples), self.cap if examples.target is None else -self.cap)
+        value = cross_entropy(logits, examples)
+        cap = in_dtype_of(self.cap, value)
+        return jnp.minimum(value, cap if examples.target is None else jnp.log1p(-jnp.exp(-cap)))
 
 
 def capped_cross_entropy(cap: Scalar = 9.0) -> CappedCrossEntropy:
@@ -68,13 +72,15 @@ def capped_cross_entropy(cap: Scalar = 9.0) -> CappedCrossEntropy:
     After Shafahi et al. 2020.
 
     Args:
-        cap: in nats; public code uses 9 to 12, the default is our choice. With a target it is min(log p_t, -cap) for a
-            small cap: it stops once p_t reaches exp(-cap).
+        cap: in nats; public code uses 9 to 12, the default is our choice. An example stops counting once the label's
+            probability is down to exp(-cap). With a target the loss is min(log p_t, log(1 - exp(-cap))): it stops
+            counting once all other classes together are down to that. From log 2 on, the target has won by then.
 
     Raises:
-        ValueError: `cap` is negative.
+        ValueError: `cap` below log 2.
     """
-    return CappedCrossEntropy(require_number("cap", cap, "0 or larger", lambda c: c >= 0))
+    rule = "log 2 = 0.6932 or larger, so that a target has won when the loss rests"
+    return CappedCrossEntropy(require_number("cap", cap, rule, lambda c: c >= _SMALLEST_CAP))
 
 
 @pytree
@@ -86,7 +92,8 @@ class SmoothedCrossEntropy:
     def __call__(self, logits: Logits, examples: Example) -> Values:
         log_p = jax.nn.log_softmax(logits)
         uniform = jnp.mean(log_p, axis=-1)
-        return _towards(examples, lambda y: -(1 - self.smoothing) * _own(log_p, y) - self.smoothing * uniform)
+        smoothing = in_dtype_of(self.smoothing, uniform)
+        return _towards(examples, lambda y: -(1 - smoothing) * _own(log_p, y) - smoothing * uniform)
 
 
 def smoothed_cross_entropy(smoothing: Scalar = 0.1) -> SmoothedCrossEntropy:

@@ -1,11 +1,13 @@
 """Small numerical functions whose gradients matter, each with its gradient documented and tested."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+_ROUNDING = 1e-6
 
 
 def clip_to_unit(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -40,3 +42,87 @@ def unit_per_channel(g: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
     scaled = g / jnp.where(is_zero, 1, largest)
     squared = jnp.sum(scaled**2, axis=(-3, -2), keepdims=True)
     return jnp.where(is_zero, 0, scaled / jnp.sqrt(jnp.where(is_zero, 1, squared)))
+
+
+def in_dtype_of(number: Any, like: Any) -> Array:
+    """A number as an array of the dtype of `like`, so that it never widens what it meets."""
+    return jnp.asarray(number).astype(like.dtype)
+
+
+def times(share: Any, number: Any) -> Any:
+    """`share * number`, in the dtype of the number where the share is an array."""
+    return share.astype(jnp.result_type(number)) * number if hasattr(share, "dtype") else share * number
+
+
+# --- rounding -------------------------------------------------------------------------------------------------------
+
+Grid: TypeAlias = int | str
+"""Values that a pixel may have: the multiples of 1 / n for an integer n, or the numbers of a floating type by name."""
+
+
+def on_grid(x: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
+    """The nearest value of a grid; halfway, the even one."""
+    if isinstance(grid, int):
+        return jnp.round(x * grid) / _divisor(grid, x)
+    info = jnp.finfo(grid)
+    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
+
+
+def _divisor(grid: int, like: Any) -> Array:
+    """The number in a form that XLA does not multiply by the inverse of, and so misses what NumPy reads in a file."""
+    return jnp.where(jnp.isnan(like), like, grid)
+
+
+def on_grid_within(x: Float[Array, "..."], centre: Float[Array, "..."], bound: Any, grid: Grid) -> Float[Array, "..."]:
+    """The nearest value of a grid, or the next one towards `centre` where that is farther away from it than `bound`.
+
+    It holds up to 1e-6 wherever there is such a value, and so wherever `centre` is on the grid.
+    """
+    nearest = on_grid(x, grid)
+    if isinstance(grid, int):
+        inner = jnp.round(nearest * grid - jnp.sign(nearest - centre)) / _divisor(grid, x)
+    else:
+        inner = jnp.nextafter(nearest.astype(grid), centre.astype(grid)).astype(x.dtype)
+    return jnp.where(jnp.abs(nearest - centre) > bound + _ROUNDING, inner, nearest)
+
+
+@jax.custom_jvp
+def with_gradient_of(value: Float[Array, "..."], source: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`value`, whose derivative is that of `source` (the straight-through estimator, Bengio et al. 2013)."""
+    return value
+
+
+@with_gradient_of.defjvp
+def _with_gradient_of_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    return primals[0], tangents[1]
+
+
+# --- gradients that are not finite ----------------------------------------------------------------------------------
+
+
+def finite_or_zero(g: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`g` with 0 in the place of NaN and infinity."""
+    return jnp.where(jnp.isfinite(g), g, 0)
+
+
+@jax.custom_vjp
+def finite_gradient(images: Float[Array, "b h w c"], probe: Float[Array, " b"]) -> Float[Array, "b h w c"]:
+    """`images`, through which NaN and infinite entries of a gradient go back as 0.
+
+    Args:
+        images: what a function is differentiated at.
+        probe: any numbers; the gradient in them is how many entries of each image's gradient were not finite.
+    """
+    return images
+
+
+def _finite_forward(images: Any, probe: Any) -> tuple[Any, Any]:
+    return images, probe
+
+
+def _finite_backward(probe: Any, cotangent: Any) -> tuple[Any, Any]:
+    count = jnp.sum(~jnp.isfinite(cotangent), axis=(1, 2, 3)).astype(probe.dtype)
+    return finite_or_zero(cotangent), count
+
+
+finite_gradient.defvjp(_finite_forward, _finite_backward)

@@ -132,18 +132,27 @@ class Space(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """How good variables are for the attacker: the loss and whether the goal is reached, per example."""
+    """How good variables are for the attacker, per example.
+
+    Attributes:
+        value: the loss.
+        success: whether the goal is reached.
+        logits: [b, k].
+        nonfinite: int32, how many entries of image, logits and gradient were NaN or infinite.
+    """
 
     value: Values
     success: Flags
     logits: Any
+    nonfinite: Any
 
 
 @runtime_checkable
 class Solver(Protocol):
     """How the variables climb; a frozen pytree dataclass. `problem` is a `spa_jax.solvers.Problem`.
 
-    A solver whose steps take no gradient says `takes_gradient = False`.
+    A solver whose steps take no gradient says `takes_gradient = False`. One whose variables may lie outside of the
+    space on the way says `leaves_space = True`, and gives these points the value -infinity and no success.
     """
 
     def init(self, problem: Any, v: Variables) -> Any:
@@ -165,6 +174,9 @@ class Result:
         success: whether the goal is reached there; untargeted: prediction != label, targeted: prediction == target.
         without: the images with some of the variables at their identity, by name: `without["noise"]` of a SPA attack
             holds the edited images A(x, a). Which ones is a setting of the attack.
+        nonfinite: int32, how many entries of gradients, logits and images were NaN or infinite during the search, or
+            None where that was not counted. Such gradients counted as 0, such logits and images as no success: an
+            accuracy is not to be believed where many were.
     """
 
     x: Any
@@ -172,6 +184,7 @@ class Result:
     value: Any
     success: Any
     without: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    nonfinite: Any = None
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ _ROUNDING = 1e-6
 _GAP_WITHOUT_GRADIENT = 80
 _MOST_CHANNELS = 4
 _LARGEST_CLASS = np.iinfo(np.int32).max
+_THREEFRY = "threefry2x32"
 
 
 def is_traced(*trees: Any) -> bool:
@@ -168,16 +169,13 @@ def _checked_classes(name: str, y: Any, batch: int) -> Any:
 def checked_keys(key: Any, batch: int, shared: bool = False) -> Keys:
     """One key for each example, [b]: the given ones, or a single key folded with each example's position.
 
-    Shared variables keep the single key.
+    Shared variables keep the single key. Keys of `jax.random.key` and of `jax.random.PRNGKey` are taken. Those of
+    another generator ("rbg") become threefry keys: what theirs draw would depend on the batch size.
 
     Raises:
         ValueError: not a key of `jax.random.key`, keys of another batch size, or several for shared variables.
     """
-    if not (hasattr(key, "dtype") and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        if getattr(key, "dtype", None) == jnp.uint32 and getattr(key, "shape", None) == (2,):
-            key = jax.random.wrap_key_data(key)
-        else:
-            raise ValueError(f"key={key!r} must be a key: make one with jax.random.key(seed)")
+    key = _threefry(key)
     if shared:
         if key.ndim:
             raise ValueError(f"key.shape={key.shape!r}: variables that all images share take a single key")
@@ -186,6 +184,24 @@ def checked_keys(key: Any, batch: int, shared: bool = False) -> Keys:
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
     if key.shape != (batch,):
         raise ValueError(f"key.shape={key.shape!r} must be () or ({batch},), one key for each image")
+    return key
+
+
+def _threefry(key: Any) -> Keys:
+    """A key of either style and any generator as a threefry key."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        if str(jax.random.key_impl(key)) == _THREEFRY:
+            return key
+        words = jax.random.key_data(key)
+    elif dtype == jnp.uint32 and np.shape(key)[-1:] in ((2,), (4,)):
+        words = jnp.asarray(key)
+    else:
+        raise ValueError(f"key={key!r} must be a key: make one with jax.random.key(seed)")
+    key = jax.random.wrap_key_data(words[..., :2], impl=_THREEFRY)
+    fold = jax.random.fold_in if key.ndim == 0 else jax.vmap(jax.random.fold_in)
+    for rest in jnp.moveaxis(words[..., 2:], -1, 0):
+        key = fold(key, rest)
     return key
 
 

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from spa_jax import attribute, chain, make_attack
 from spa_jax.edits import rotate
 from spa_jax.losses import margin
-from spa_jax.solvers import apgd, grid, projected_gradient, random_search
+from spa_jax.solvers import apgd, grid, l1_apgd, projected_gradient, random_search
 from spa_jax.spaces import l1, l2, latent, linf
 from tests.analytic_victims import ascent, images, labels, linear, margins, strongest, weights
 
@@ -97,6 +97,7 @@ CASES = {
 
 GRADIENT = (projected_gradient(0.2), 40)
 AUTO = (apgd(), 100)
+SPARSE = (l1_apgd(), 100)
 RANDOM = (random_search(), 100)
 
 TABLE = [
@@ -109,9 +110,11 @@ TABLE = [
     ("l2", RANDOM, 0.3),
     ("l1", GRADIENT, 0.8),  # SLIDE's steps are one size for all chosen pixels
     ("l1", AUTO, 0.97),
+    ("l1", SPARSE, 0.999),
     ("l1", RANDOM, 0.25),
     ("l1_one_pixel", GRADIENT, 1 - 1e-5),
     ("l1_one_pixel", AUTO, 1 - 1e-5),
+    ("l1_one_pixel", SPARSE, 1 - 1e-5),
     ("l1_one_pixel", RANDOM, 0.15),
     ("latent", GRADIENT, 0.9999),
     ("latent", AUTO, 0.9999),

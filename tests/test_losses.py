@@ -45,6 +45,7 @@ RIVAL = np.eye(CLASSES)[[np.flatnonzero(row == best)[0] for row, best in zip(LOG
 CE = -log_p[ROWS, LABELS]
 DENOMINATOR = ORDERED[:, 0] - (ORDERED[:, 2] + ORDERED[:, 3]) / 2
 SMOOTHED = -0.7 * log_p[ROWS, LABELS] - 0.3 * log_p.mean(1)
+REST = np.log(1 - np.exp(-2))
 
 CASES = {
     # loss, whether LABELS are targets, values, gradient of each value with respect to its own logits (None: unchecked)
@@ -55,7 +56,12 @@ CASES = {
     "dlr": (dlr, False, -(OWN - OTHERS) / (ORDERED[:, 0] - ORDERED[:, 2]), None),
     "targeted_dlr": (dlr, True, -(LOGITS[ROWS, TRUE_LABELS] - OWN) / DENOMINATOR, None),
     "capped": (capped_cross_entropy(2.0), False, np.minimum(CE, 2), (P - ONE_HOT) * (CE < 2)[:, None]),
-    "capped_targeted": (capped_cross_entropy(2.0), True, np.minimum(-CE, -2), (ONE_HOT - P) * (CE > 2)[:, None]),
+    "capped_targeted": (
+        capped_cross_entropy(2.0),
+        True,
+        np.minimum(-CE, REST),
+        (ONE_HOT - P) * (-CE < REST)[:, None],
+    ),
     "smoothed": (smoothed_cross_entropy(0.3), False, SMOOTHED, P - 0.7 * ONE_HOT - 0.3 / CLASSES),
     "smoothed_targeted": (smoothed_cross_entropy(0.3), True, -SMOOTHED, 0.7 * ONE_HOT + 0.3 / CLASSES - P),
     "kl": (kl_divergence, False, np.sum(P_REFERENCE * (log_reference - log_p), axis=1), P - P_REFERENCE),
@@ -107,6 +113,17 @@ def test_margins_are_positive_exactly_where_the_goal_is_reached():
     np.testing.assert_array_equal(evaluate(margin, LOGITS, is_target=True) > 0, hit)
 
 
+@pytest.mark.parametrize("cap", [math.log(2), 1.0, 9.0])
+def test_a_capped_loss_rests_only_once_a_target_has_won(cap):
+    """On the way of logits from another answer to the target."""
+    way = np.linspace(-20, 20, 400)[:, None] * np.eye(3)[1] + np.array([4.0, 0.0, 1.0])
+    labels = np.ones(len(way), int)
+    loss = capped_cross_entropy(cap)
+    slope = jax.grad(lambda z: jnp.sum(evaluate(loss, z, labels, True)))(jnp.asarray(way, jnp.float32))
+    rests = np.all(np.asarray(slope) == 0, axis=1)
+    assert np.any(rests) and np.all(way.argmax(1)[rests] == 1)
+
+
 def test_kl_is_zero_at_the_reference_and_does_not_read_labels():
     np.testing.assert_allclose(evaluate(kl_divergence, LOGITS, reference=LOGITS), 0, atol=1e-5)
     plain = evaluate(kl_divergence, LOGITS)
@@ -133,7 +150,8 @@ def test_losses_stay_finite_for_saturated_logits():
     [
         (lambda: evaluate(dlr, LOGITS[:, :2], LABELS % 2), r"classes=2.*dlr needs at least 3 classes"),
         (lambda: evaluate(dlr, LOGITS[:, :3], LABELS % 3, is_target=True), r"classes=3.*targeted dlr needs at least 4"),
-        (lambda: capped_cross_entropy(-1.0), r"cap=-1\.0 must be 0 or larger"),
+        (lambda: capped_cross_entropy(-1.0), r"cap=-1\.0 must be log 2 = 0\.6932 or larger"),
+        (lambda: capped_cross_entropy(0.5), r"cap=0\.5 must be log 2 .* a target has won when the loss rests"),
         (lambda: smoothed_cross_entropy(1.5), r"smoothing=1\.5 must be in \[0, 1\]"),
         (lambda: kl_divergence(jnp.zeros((2, 3)), Example(None)), r"examples\.reference=None.*pass reference=logits"),
         (lambda: loss_from_spec("cros_entropy"), r"loss='cros_entropy' must be one of cross_entropy, margin, dlr"),

@@ -3,7 +3,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax.numerics import at_least_float32, clip_to_signed_unit, clip_to_unit, unit_per_channel
+from spa_jax.numerics import (
+    at_least_float32,
+    clip_to_signed_unit,
+    clip_to_unit,
+    finite_gradient,
+    finite_or_zero,
+    in_dtype_of,
+    on_grid,
+    on_grid_within,
+    times,
+    unit_per_channel,
+    with_gradient_of,
+)
 
 POINTS = jnp.array([-0.5, -1e-7, 0.0, 1e-7, 0.5, 1 - 1e-7, 1.0, 1 + 2e-7, 3.0])
 
@@ -62,3 +74,70 @@ def test_no_type_is_narrower_than_float32():
     assert widened == [jnp.float32] * 3
     with jax.enable_x64(True):
         assert at_least_float32(jnp.dtype(jnp.float64)) == jnp.float64
+
+
+def test_a_number_takes_the_type_of_what_it_meets():
+    with jax.enable_x64(True):
+        like = jnp.ones(3, jnp.float32)
+        for number in (0.5, np.float64(0.5), jnp.float64(0.5)):
+            assert in_dtype_of(number, like).dtype == jnp.float32
+        assert times(jnp.float64(0.5), jnp.float32(3)).dtype == jnp.float32
+        assert times(jnp.float32(0.5), jnp.float64(3)).dtype == jnp.float64
+        assert times(0.5, 3.0) == 1.5 and times(jnp.float32(0.5), 3.0) == 1.5
+
+
+# --- rounding -------------------------------------------------------------------------------------------------------
+
+UNIT = np.random.default_rng(0).uniform(size=2000).astype(np.float32)
+
+
+def test_eight_bits_are_those_of_a_file_exactly():
+    levels = np.arange(256, dtype=np.uint8)
+    files = levels / np.float32(255)
+    np.testing.assert_array_equal(jax.jit(on_grid, static_argnums=1)(files, 255), files)
+    expected = np.round(UNIT.astype(np.float64) * 255).astype(np.uint8) / np.float32(255)
+    np.testing.assert_array_equal(jax.jit(on_grid, static_argnums=1)(UNIT, 255), expected)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_nearest_number_of_a_type_is_what_a_cast_gives(dtype):
+    rounded = jax.jit(on_grid, static_argnums=1)(UNIT, dtype)
+    assert rounded.dtype == jnp.float32
+    np.testing.assert_array_equal(rounded, UNIT.astype(jnp.dtype(dtype)).astype(np.float32))
+
+
+@pytest.mark.parametrize("grid", [255, "bfloat16", "float16"])
+def test_rounding_within_a_bound_stays_on_the_grid_and_in_the_bound(grid):
+    rng = np.random.default_rng(1)
+    centre = np.asarray(on_grid(jnp.asarray(UNIT), grid))
+    x = np.clip(centre + 0.0305 * rng.choice([-1, 1, 0.3], UNIT.shape), 0, 1).astype(np.float32)
+    found = np.asarray(jax.jit(on_grid_within, static_argnums=3)(x, centre, 0.0305, grid))
+    np.testing.assert_array_equal(on_grid(jnp.asarray(found), grid), found)
+    assert np.max(np.abs(found.astype(np.float64) - centre)) <= 0.0305 + 1.1e-6
+    nearest = np.asarray(on_grid(jnp.asarray(x), grid))
+    outside = np.abs(nearest.astype(np.float64) - centre) > 0.0305 + 1e-6
+    assert 0 < np.mean(outside) < 1
+    np.testing.assert_array_equal(found[~outside], nearest[~outside])
+    spacing = 1 / 255 if isinstance(grid, int) else 2.0 ** -(jnp.finfo(grid).nmant + 1)
+    assert np.max(np.abs(found - x)) <= spacing * (1 + 1e-5)
+
+
+def test_a_value_with_the_gradient_of_another():
+    value, slope = jax.value_and_grad(lambda x: with_gradient_of(jnp.round(x), x**2).sum())(jnp.float32(1.3))
+    assert value == 1 and slope == jnp.float32(2.6)
+
+
+# --- gradients that are not finite ----------------------------------------------------------------------------------
+
+
+def test_entries_that_are_not_finite_go_back_as_zero_and_are_counted_for_each_image():
+    images, bad = jnp.ones((2, 2, 2, 1)), jnp.array([jnp.nan, 1.0, jnp.inf, -2.0, 3.0, 4.0, 5.0, -jnp.inf])
+
+    def loss(images, probe):
+        return jnp.sum(finite_gradient(images, probe) * bad.reshape(images.shape))
+
+    gradient, count = jax.jit(jax.grad(loss, (0, 1)))(images, jnp.zeros(2))
+    np.testing.assert_array_equal(np.ravel(gradient), [0, 1, 0, -2, 3, 4, 5, 0])
+    np.testing.assert_array_equal(count, [2, 1])
+    np.testing.assert_array_equal(finite_gradient(images, jnp.zeros(2)), images)
+    np.testing.assert_array_equal(finite_or_zero(bad), np.ravel(gradient))

@@ -15,17 +15,20 @@ import jax
 import jax.numpy as jnp
 
 from spa_jax.errors import shown
-from spa_jax.losses import loss_from_spec
-from spa_jax.trees import beside, is_in_shard_map, repeat, varying_as
+from spa_jax.goals import is_unusable, misclassified
+from spa_jax.losses import loss_from_spec, margin
+from spa_jax.numerics import Grid, at_least_float32
+from spa_jax.trees import beside, is_in_shard_map, pytree, repeat, static, varying_as
 from spa_jax.types import Example, Images, Keys, Result, Variables, Victim
-from spa_jax.validation import check_values, checked_examples, checked_keys, is_traced
+from spa_jax.validation import check_values, checked_examples, checked_keys, is_traced, require_count
 from spa_jax.victims import as_victim, trace_for
 
 AttackT = TypeVar("AttackT", bound="PureAttack")
 
 _NO_KEY = object()
-START, STEP, JUDGE, RUN = range(4)
-"""Streams of an attack's keys; a victim never sees the keys that draw a start."""
+START, STEP, JUDGE, RUN, FINAL = range(5)
+"""Streams of an attack's keys. A victim never sees the keys that draw a start, and a result was not chosen by the keys
+that judge it at last."""
 
 
 def stream(keys: Keys, purpose: int, number: Any = 0) -> Keys:
@@ -41,6 +44,41 @@ def part_of(step: Any, lengths: Iterable[int]) -> Any:
     """Which of several parts, run one after the other, a step belongs to; steps beyond the last are of the last."""
     ends = list(itertools.accumulate(lengths))
     return sum((step >= end).astype(jnp.int32) for end in ends[:-1]) if ends[:-1] else jnp.zeros((), jnp.int32)
+
+
+# --- the victim as an attack sees it --------------------------------------------------------------------------------
+
+
+@pytree
+class Widened:
+    """A victim `(keys, images) -> logits` that is shown images in their own dtype and answers in float32 at least.
+
+    An attack searches in float32 at least, whatever the images that it is given are.
+    """
+
+    predict: Any
+    dtype: Any = static()
+    is_randomized: bool = static()
+
+    def __call__(self, keys: Any, images: Images) -> Any:
+        logits = self.predict(keys, images.astype(self.dtype))
+        is_floating = jnp.issubdtype(logits.dtype, jnp.floating)
+        return logits.astype(at_least_float32(logits.dtype)) if is_floating else logits
+
+
+def is_randomized(victim: Any) -> bool:
+    """Whether a victim, or one as an attack sees it, draws at random from its keys."""
+    return getattr(victim, "is_randomized", False)
+
+
+def _widened(examples: Example) -> Example:
+    """The examples with every number in float32 at least."""
+
+    def widen(array: Any) -> Any:
+        return None if array is None else array.astype(at_least_float32(array.dtype))
+
+    names = ("image", "weight", "reference")
+    return examples.replace(**{name: widen(getattr(examples, name)) for name in names})
 
 
 # --- how the steps of an attack are run -----------------------------------------------------------------------------
@@ -68,8 +106,9 @@ class Inline:
 class Hosted:
     """From Python: every function is compiled once, steps and entries are a Python loop."""
 
-    def __init__(self, victim: Victim, attack: Any, images: Images) -> None:
+    def __init__(self, victim: Victim, attack: Any, images: Images, dtype: Any) -> None:
         self._victim = victim
+        self._dtype = dtype
         self._known: dict[Any, Any] = {}
         self.predict = self._prepared(attack, images)
 
@@ -92,12 +131,12 @@ class Hosted:
     def _prepared(self, attack: Any, images: Images) -> Any:
         form = self._form(attack, images)
         if form not in self._known:
-            self._known[form] = _prepared(self._victim, attack, images)
+            self._known[form] = _prepared(self._victim, attack, images, self._dtype)
         return self._known[form]
 
     @staticmethod
     def _form(attack: Any, images: Images) -> Any:
-        return frozenset(attack.batch_sizes(len(images))), images.shape[1:], images.dtype
+        return frozenset(attack.batch_sizes(len(images))), images.shape[1:]
 
 
 def _apply(attack: Any, method: str, predict: Any, arguments: tuple[Any, ...], **options: Any) -> Any:
@@ -118,13 +157,14 @@ def _whole(attack: Any, predict: Any, keys: Keys, examples: Example) -> Any:
     return attack.run(Inline(predict), keys, examples)
 
 
-def _prepared(victim: Victim, attack: Any, images: Images) -> Any:
+def _prepared(victim: Victim, attack: Any, images: Images, dtype: Any) -> Any:
     """The victim `(keys, images) -> logits` for every batch size in which the attack shows it the images."""
     sizes = attack.batch_sizes(len(images))
-    form = jax.ShapeDtypeStruct((min(sizes), *images.shape[1:]), images.dtype)
+    form = jax.ShapeDtypeStruct((min(sizes), *images.shape[1:]), dtype)
     found = as_victim(victim if len(sizes) == 1 else trace_for(victim, form, sizes), form, inline=False)
     # Weights that lie on one device would be sent to the others at every step.
-    return found if is_traced(images) else beside(images, found)
+    found = found if is_traced(images) else beside(images, found)
+    return Widened(found, dtype, is_randomized(victim))
 
 
 # --- the attack -----------------------------------------------------------------------------------------------------
@@ -147,9 +187,9 @@ class PureAttack:
 
     def init(self, key: Any, victim: Victim, images: Any, labels: Any, target: Any = None, **extra: Any) -> Any:
         """The state before the first step; arguments and errors are those of a call."""
-        driver, keys, examples = self._checked(key, victim, images, labels, target, **extra)
-        state = driver.call(self, "begin", keys, examples)
-        return varying_as(lambda state: driver.call(self, "move", state, examples), state)
+        attack, driver, keys, examples = self._checked(key, victim, images, labels, target, **extra)
+        state = driver.call(attack, "begin", keys, examples)
+        return varying_as(lambda state: driver.call(attack, "move", state, examples), state)
 
     def step(self, state: Any, victim: Victim, images: Any, labels: Any, target: Any = None, **extra: Any) -> Any:
         """One step: one forward and one backward pass of the victim.
@@ -157,13 +197,13 @@ class PureAttack:
         It may be jitted, scanned, vmapped and mapped over devices. An attack with shared variables (`universal`) may
         get another batch at each step. Values are not read back, so that steps can be queued; shapes are checked.
         """
-        driver, _, examples = self._checked(_NO_KEY, victim, images, labels, target, **extra)
-        return driver.call(self, "move", state, examples)
+        attack, driver, _, examples = self._checked(_NO_KEY, victim, images, labels, target, **extra)
+        return driver.call(attack, "move", state, examples)
 
     def result(self, state: Any, victim: Victim, images: Any, labels: Any, target: Any = None, **extra: Any) -> Result:
         """What the state has found on these images."""
-        driver, _, examples = self._checked(_NO_KEY, victim, images, labels, target, **extra)
-        return driver.call(self, "end", state, examples)
+        attack, driver, _, examples = self._checked(_NO_KEY, victim, images, labels, target, **extra)
+        return _narrowed(driver.call(attack, "end", state, examples), driver.predict.dtype)
 
     def __call__(self, key: Any, victim: Victim, images: Any, labels: Any, target: Any = None, **extra: Any) -> Result:
         """Attack a batch: `init`, `num_steps` times `step`, `result`.
@@ -173,7 +213,8 @@ class PureAttack:
             victim: any function from images [b, h, w, c] to logits [b, k]; `spa_jax.randomized(f)` of keys and images.
                 A plain function is traced at each call, and the arrays it closes over become arguments of the compiled
                 program. A pytree (`spa_jax.classifier`, `jax.tree_util.Partial`) skips the tracing.
-            images: [b, h, w, c], floating, in [0, 1].
+            images: [b, h, w, c], floating, in [0, 1]. The search is in float32 at least. Images in half precision give
+                a result that is rounded such that it keeps its bound in their type.
             labels: [b], integers in [0, k - 1].
             target: [b], the classes to reach; None: the attack is untargeted.
             extra: `weight` [b], how much each image counts where variables are shared, 0 for padding; `reference`,
@@ -182,10 +223,12 @@ class PureAttack:
         Raises:
             ValueError: an input breaks one of these rules.
         """
-        driver, keys, examples = self._checked(key, victim, images, labels, target, **extra)
-        if isinstance(driver, Inline) or not _is_scanned(self, driver.predict, keys, examples):
-            return self.run(driver, keys, examples)
-        return _whole(self, driver.predict, keys, examples)
+        attack, driver, keys, examples = self._checked(key, victim, images, labels, target, **extra)
+        if isinstance(driver, Inline) or not _is_scanned(attack, driver.predict, keys, examples):
+            result = attack.run(driver, keys, examples)
+        else:
+            result = _whole(attack, driver.predict, keys, examples)
+        return _narrowed(result, driver.predict.dtype)
 
     def apply(
         self, variables: Variables, victim: Victim, images: Any, labels: Any, without: tuple[str, ...] = ()
@@ -200,8 +243,9 @@ class PureAttack:
         Raises:
             ValueError: an input breaks a rule.
         """
-        driver, _, examples = self._checked(_NO_KEY, victim, images, labels)
-        return driver.call(self, "make", variables, examples.replace(prepared=None), without=without)
+        attack, driver, _, examples = self._checked(_NO_KEY, victim, images, labels)
+        made = driver.call(attack, "make", variables, examples.replace(prepared=None), without=without)
+        return made.astype(driver.predict.dtype)
 
     def make(self, variables: Variables, predict: Any, examples: Example, without: tuple[str, ...] = ()) -> Images:
         """The images of variables; the pure function behind `apply`."""
@@ -210,6 +254,16 @@ class PureAttack:
     def run(self, driver: Any, keys: Keys, examples: Example) -> Any:
         """The whole attack by a driver: `begin`, all steps and `end`."""
         raise NotImplementedError
+
+    def judged(self, result: Result, keys: Keys, predict: Any, examples: Example) -> Result:
+        """The result with value and success as the victim sees its images with these keys [b]."""
+        logits = predict(keys, result.x)
+        success = getattr(self, "goal", misclassified)(logits, examples) & ~jnp.any(is_unusable(logits), axis=-1)
+        return dataclasses.replace(result, value=getattr(self, "loss", margin)(logits, examples), success=success)
+
+    def conclude(self, keys: Keys, result: Result, predict: Any, examples: Example) -> Result:
+        """The result; that of a randomised victim is judged once with fresh keys, which it was not chosen by."""
+        return self.judged(result, stream(keys, FINAL), predict, examples) if is_randomized(predict) else result
 
     # --- properties
 
@@ -234,6 +288,25 @@ class PureAttack:
         """
         return self.inside(lambda attack: _with_field(attack, "space", lambda space: space.scaled(share)))
 
+    def rounded(self: AttackT, levels: int = 255) -> AttackT:
+        """The attack with images whose pixels are multiples of 1 / `levels`: 255 for what an 8-bit file can hold.
+
+        Search and judgement see the rounded images; see `spa_jax.spaces.rounded`.
+
+        Raises:
+            ValueError: `levels` below 1, or an attack without a space.
+        """
+        require_count("levels", levels)
+        return self.on_grid(levels)
+
+    def on_grid(self: AttackT, grid: Grid) -> AttackT:
+        """The attack with images on a grid: multiples of 1 / an integer, or the numbers of a type by name."""
+        return self.inside(lambda attack: attack.with_grid(grid))
+
+    def with_grid(self: AttackT, grid: Grid) -> AttackT:
+        """`on_grid` for one attack that combines no others."""
+        return _with_field(self, "space", lambda space: space.on_grid(grid))
+
     def with_loss(self: AttackT, loss: Any) -> AttackT:
         """The attack with another loss.
 
@@ -246,16 +319,27 @@ class PureAttack:
         """In which batches the victim sees a batch of that size."""
         return {size}
 
-    def _checked(self, key: Any, victim: Victim, *arrays: Any, **extra: Any) -> tuple[Any, Any, Example]:
+    def _checked(self, key: Any, victim: Victim, *arrays: Any, **extra: Any) -> tuple[Any, Any, Any, Example]:
+        """The attack for images of their type, its driver, the keys if any, and the examples in float32 at least."""
         examples, keys = checked_examples(*arrays, **extra), None
+        dtype = examples.image.dtype
+        attack = self if dtype == at_least_float32(dtype) else self.on_grid(str(dtype))
+        examples = _widened(examples)
         if is_in_shard_map():
-            driver: Any = Inline(as_victim(victim, examples.image, inline=True))
+            inline = as_victim(victim, examples.image, inline=True)
+            driver: Any = Inline(Widened(inline, dtype, is_randomized(victim)))
         else:
-            driver = Hosted(victim, self, examples.image)
+            driver = Hosted(victim, attack, examples.image, dtype)
         if key is not _NO_KEY:
             keys = checked_keys(key, len(examples.image), self.shared)
             check_values(driver.predict, keys, examples, min(self.batch_sizes(len(examples.image))))
-        return driver, keys, examples.replace(image=jnp.clip(examples.image, 0, 1))
+        return attack, driver, keys, examples.replace(image=jnp.clip(examples.image, 0, 1))
+
+
+def _narrowed(result: Result, dtype: Any) -> Result:
+    """The result with its images in a type that holds them exactly."""
+    without = {name: images.astype(dtype) for name, images in result.without.items()}
+    return dataclasses.replace(result, x=result.x.astype(dtype), without=without)
 
 
 def require_attack(attack: Any) -> None:

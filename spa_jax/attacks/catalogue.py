@@ -30,13 +30,14 @@ ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
 
 
 _GIVEN = ("model", "variables", "radius")
-_COMBINED: Mapping[str, Any] = {"restarts": 1, "at_once": 1, "chunk_size": None}
+_COMBINED: Mapping[str, Any] = {"restarts": 1, "at_once": 1, "chunk_size": None, "levels": None}
 
 
 def attack_from_config(spec: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> PureAttack:
     """An attack from plain data: a preset's name and arguments.
 
-    Every preset also takes `restarts`, `at_once` (as in `restarts`) and `chunk_size` (as `size` in `in_chunks`).
+    Every preset also takes `restarts`, `at_once` (as in `restarts`), `chunk_size` (as `size` in `in_chunks`) and
+    `levels` (as in `PureAttack.rounded`: 255 for images that an 8-bit file can hold).
 
     Learned parts are named by `{"part": NAME}`: as an `edit`, or among the `attributes`, with their `low` and `high`
     and optionally the `names` of the manipulator's attributes to move; as `noise`, with options of `generated_noise`.
@@ -50,8 +51,9 @@ def attack_from_config(spec: Mapping[str, Any], parts: Mapping[str, Any] | None 
         ValueError: a number out of range.
     """
     options = _with_parts(spec, parts or {})
-    repeats, at_once, chunk_size = (options.pop(*entry) for entry in _COMBINED.items())
-    attack = restarts(build(ATTACKS, options, "attack"), repeats, at_once)
+    repeats, at_once, chunk_size, levels = (options.pop(*entry) for entry in _COMBINED.items())
+    attack = build(ATTACKS, options, "attack")
+    attack = restarts(attack if levels is None else attack.rounded(levels), repeats, at_once)
     return attack if chunk_size is None else in_chunks(attack, chunk_size)
 
 

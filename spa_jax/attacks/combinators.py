@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spa_jax.attacks.base import JUDGE, RUN, PureAttack, part_of, require_attack, stream
-from spa_jax.goals import misclassified
-from spa_jax.losses import margin
+from spa_jax.attacks.base import JUDGE, RUN, PureAttack, is_randomized, part_of, require_attack, stream
 from spa_jax.solvers import better
 from spa_jax.trees import branch, pytree, static
 from spa_jax.types import Count, Example, Images, Keys, Predict, Result, Variables
@@ -30,6 +28,15 @@ class _Wrapped(PureAttack):
 
     def make(self, variables: Variables, predict: Predict, examples: Example, without: tuple[str, ...] = ()) -> Images:
         return self.attack.make(variables, predict, examples, without)
+
+    def judged(self, result: Result, keys: Keys, predict: Predict, examples: Example) -> Result:
+        return self.attack.judged(result, keys, predict, examples)
+
+
+def _stronger(old: Result, new: Result) -> Result:
+    """The stronger of two results of one attack, per example; what was not finite is counted in both."""
+    nonfinite = jax.tree.map(jnp.add, old.nonfinite, new.nonfinite)
+    return dataclasses.replace(better(old, new), nonfinite=nonfinite)
 
 
 def _require_per_example(why: str, attack: Any) -> None:
@@ -70,13 +77,16 @@ class Restarts(_Wrapped):
         run = self.attack.begin(stream(keys, RUN), predict, examples)
         start = self.attack.end(run, predict, examples)
         nothing = dataclasses.replace(
-            start, value=jnp.full_like(start.value, -jnp.inf), success=jnp.zeros_like(start.success)
+            start,
+            value=jnp.full_like(start.value, -jnp.inf),
+            success=jnp.zeros_like(start.success),
+            nonfinite=jax.tree.map(jnp.zeros_like, start.nonfinite),
         )
         return RestartState(jnp.zeros((), jnp.int32), keys, run, nothing)
 
     def move(self, state: RestartState, predict: Predict, examples: Example) -> RestartState:
         def start_again(state: RestartState) -> RestartState:
-            best = better(state.best, self.attack.end(state.run, predict, examples))
+            best = _stronger(state.best, self.attack.end(state.run, predict, examples))
             keys = stream(state.keys, RUN, state.step // self.attack.num_steps)
             return state._replace(best=best, run=self.attack.begin(keys, predict, examples))
 
@@ -85,14 +95,16 @@ class Restarts(_Wrapped):
         return state._replace(step=state.step + 1, run=self.attack.move(state.run, predict, examples))
 
     def end(self, state: RestartState, predict: Predict, examples: Example) -> Result:
-        return better(state.best, self.attack.end(state.run, predict, examples))
+        best = _stronger(state.best, self.attack.end(state.run, predict, examples))
+        return self.conclude(state.keys, best, predict, examples)
 
     def run(self, driver: Any, keys: Keys, examples: Example) -> Result:
         def once(i: Any) -> Result:
             return self.attack.run(driver, stream(keys, RUN, i), examples)
 
         results = driver.each(once, jnp.arange(self.n), self.at_once)
-        return functools.reduce(better, [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(self.n)])
+        best = functools.reduce(_stronger, [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(self.n)])
+        return driver.call(self, "conclude", keys, best, examples) if is_randomized(driver.predict) else best
 
 
 def restarts(attack: PureAttack, n: Count, at_once: Count = 1) -> PureAttack:
@@ -154,6 +166,12 @@ class InChunks(_Wrapped):
             return self.attack.run(driver, keys, examples)
         found = driver.each(lambda chunk: self.attack.run(driver, *chunk), self._deal((keys, examples)))
         return self._collect(found, batch)
+
+    def judged(self, result: Result, keys: Keys, predict: Predict, examples: Example) -> Result:
+        def judge(given: Any, predict: Predict, examples: Example) -> Result:
+            return self.attack.judged(*given, predict, examples)
+
+        return self._collect(self._map(judge, self._deal((result, keys)), predict, examples), len(examples.image))
 
     def _map(self, function: Callable[..., Any], chunks: Any, predict: Predict, examples: Example) -> Any:
         return jax.lax.map(lambda chunk: function(chunk[0], predict, chunk[1]), (chunks, self._deal(examples)))
@@ -258,16 +276,18 @@ class WorstOf(PureAttack):
         return driver.call(self, "choose", keys, tuple(results), examples)
 
     def choose(self, keys: Keys, results: tuple[Result, ...], predict: Predict, examples: Example) -> Result:
-        """The strongest result per example, all of them judged anew."""
+        """The strongest result per example, all of them judged anew, and by a randomised victim once more at last."""
 
-        def judged(i: int, result: Result) -> Result:
-            logits = predict(stream(keys, JUDGE), result.x)
+        def candidate(i: int, result: Result) -> Result:
             index = jnp.full(examples.label.shape, i, jnp.int32)
-            return Result(result.x, index, margin(logits, examples), misclassified(logits, examples))
+            nonfinite = jnp.zeros_like(index) if result.nonfinite is None else result.nonfinite
+            unjudged = Result(result.x, index, None, None, nonfinite=nonfinite)
+            return self.judged(unjudged, stream(keys, JUDGE), predict, examples)
 
-        winner = functools.reduce(better, [judged(i, result) for i, result in enumerate(results)])
+        winner = functools.reduce(_stronger, [candidate(i, result) for i, result in enumerate(results)])
         found = tuple(result.variables for result in results)
-        return dataclasses.replace(winner, variables={"winner": winner.variables, "found": found})
+        winner = dataclasses.replace(winner, variables={"winner": winner.variables, "found": found})
+        return self.conclude(keys, winner, predict, examples)
 
 
 def worst_of(*attacks: PureAttack) -> WorstOf:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from spa_jax import losses
-from spa_jax.attacks.base import JUDGE, START, STEP, PureAttack, part_of, stream
+from spa_jax.attacks.base import FINAL, JUDGE, START, STEP, PureAttack, part_of, stream
 from spa_jax.errors import shown
 from spa_jax.goals import misclassified
 from spa_jax.solvers import Best, Problem, better, projected_gradient
@@ -57,6 +57,7 @@ class AttackState(NamedTuple):
         solver: the state of each stage's solver.
         best: the strongest variables so far, with their loss and success, or None where the last ones are kept.
         prepared: what the space has computed of the images once for all steps.
+        nonfinite: int32, how many entries of gradients, logits and images were NaN or infinite so far.
     """
 
     step: Any
@@ -65,6 +66,7 @@ class AttackState(NamedTuple):
     solver: tuple[Any, ...]
     best: Any
     prepared: Any
+    nonfinite: Any
 
 
 @pytree
@@ -114,7 +116,10 @@ class IterativeAttack(PureAttack):
         return branch(part_of(state.step, lengths), [functools.partial(go, i) for i in range(len(self.stages))], state)
 
     def end(self, state: AttackState, predict: Predict, examples: Example) -> Result:
-        state = self.judge(state.variables, state, predict, examples, replace=self.keep == "last")
+        v = state.variables
+        if any(getattr(stage.solver, "leaves_space", False) for stage in self.stages):
+            v = self.space.project(v, examples.replace(prepared=state.prepared))
+        state = self.judge(v, state, predict, examples, replace=self.keep == "last")
         return self.finish(state, predict, examples)
 
     def run(self, driver: Any, keys: Keys, examples: Example) -> Result:
@@ -129,7 +134,7 @@ class IterativeAttack(PureAttack):
         state = driver.call(self, "judge", state.variables, state, examples, replace=self.keep == "last")
         return driver.call(self, "finish", state, examples)
 
-    # --- their parts; only `judge` and `advance` show images to the victim
+    # --- their parts; `judge` and `advance` show images to the victim, `finish` to a randomised one
 
     def start(self, keys: Keys, predict: Predict, examples: Example) -> tuple[Variables, AttackState]:
         """The variables of the clean images, and the state before anything is judged."""
@@ -139,15 +144,18 @@ class IterativeAttack(PureAttack):
         v = self.space.init(stream(keys, START), problem.examples) if self.random_start else clean
         best = self._weakest(problem, v, keys) if self._tracks(0) else None
         solvers = tuple(stage.solver.init(problem, v) for stage in self.stages)
-        return clean, AttackState(jnp.zeros((), jnp.int32), keys, v, solvers, best, prepared)
+        nonfinite = self.space.count(jnp.zeros(len(examples.image), jnp.int32))
+        return clean, AttackState(jnp.zeros((), jnp.int32), keys, v, solvers, best, prepared, nonfinite)
 
     def judge(
         self, v: Variables, state: AttackState, predict: Predict, examples: Example, replace: bool = False
     ) -> AttackState:
         """The state with `v` as a further candidate for the best point, or in its place."""
         problem = self._problem(0, state.keys, predict, examples.replace(prepared=state.prepared))
-        found = problem.candidate(v, problem.evaluate(v, stream(state.keys, JUDGE, state.step)))
-        return state._replace(best=found if replace else better(state.best, found))
+        evaluation = problem.evaluate(v, stream(state.keys, JUDGE, state.step))
+        found = problem.candidate(v, evaluation)
+        best = found if replace else better(state.best, found)
+        return state._replace(best=best, nonfinite=state.nonfinite + self.space.count(evaluation.nonfinite))
 
     def advance(self, state: AttackState, predict: Predict, examples: Example, stage: int = 0) -> AttackState:
         """One step of a stage."""
@@ -158,7 +166,8 @@ class IterativeAttack(PureAttack):
         if self._tracks(stage):
             best = better(best, problem.candidate(state.variables, evaluation))
         solvers = (*state.solver[:stage], own, *state.solver[stage + 1 :])
-        return AttackState(state.step + 1, state.keys, moved, solvers, best, state.prepared)
+        nonfinite = state.nonfinite + self.space.count(evaluation.nonfinite)
+        return AttackState(state.step + 1, state.keys, moved, solvers, best, state.prepared, nonfinite)
 
     def enter(self, state: AttackState, predict: Predict, examples: Example, stage: int = 0) -> AttackState:
         """From the best point of the stage before to the start of this one."""
@@ -171,14 +180,15 @@ class IterativeAttack(PureAttack):
         return state._replace(variables=v, solver=solvers)
 
     def finish(self, state: AttackState, predict: Predict, examples: Example) -> Result:
-        """What has been found, with its images."""
+        """What has been found, with its images; a randomised victim judges it once more, with fresh keys."""
         examples = examples.replace(prepared=state.prepared)
         v, value, success = state.best
-        if self.shared:
-            problem = self._problem(0, state.keys, predict, examples)
-            value, success, _ = problem.evaluate(v, stream(state.keys, JUDGE, state.step))
         without = {name: self.make(v, predict, examples, without=(name,)) for name in self.without}
-        return Result(self.make(v, predict, examples), v, value, success, without)
+        result = Result(self.make(v, predict, examples), v, value, success, without, state.nonfinite)
+        if not self.shared:
+            return self.conclude(state.keys, result, predict, examples)
+        keys = self.space.example_keys(stream(state.keys, FINAL), len(examples.image))
+        return self.judged(result, keys, predict, examples)
 
     def make(self, variables: Variables, predict: Predict, examples: Example, without: tuple[str, ...] = ()) -> Images:
         """The images of variables, some of them left at their identity."""
@@ -228,18 +238,22 @@ def make_attack(
     """An attack from its parts.
 
     Guarantees: the images are in [0, 1] and the variables in the space; with `keep="best"` no result is weaker than
-    the clean image or any point the solvers visited (success counts before loss); the same key gives the same result,
-    and each example's result does not depend on the others in the batch.
+    the clean image or any point of the space that the solvers visited (success counts before loss), unless the victim
+    is randomised: then the result is judged once more, with fresh keys, and `value` and `success` are those; the same
+    key gives the same result, and each example's result does not depend on the others in the batch.
 
     Args:
         space: what may change about one image.
         loss: what the attacker maximises: a loss, its name, or `{"name": ..., options}`.
         solver: how the variables climb: a solver, or stages of them (`stage`), each starting at the best point of the
             one before. Default: plain projected gradient with steps of 2.5 / num_steps radii.
-        num_steps: steps of a single solver, at least 1; stages have numbers of their own.
+        num_steps: steps of a single solver, at least 1; stages have numbers of their own. The default is our choice,
+            see `pgd`.
         goal: what counts as success, `(logits, examples) -> flags [b]`.
         lift: `per_example`, or `universal` for one set of variables for all images.
-        keep: "best", or "last" as in adversarial training (which saves two forward passes).
+        keep: "best", or "last" as in adversarial training (which saves two forward passes). Take "last" where the state
+            of a universal attack is carried over batches: "best" would compare the means of different batches, of which
+            some are easier.
         random_start: start at a random point of the space instead of at the clean image.
         without: names of chained variables; for each of them the result holds the images without it.
 

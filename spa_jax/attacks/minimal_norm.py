@@ -1,5 +1,6 @@
 """Attacks that look for the nearest image that fools: Carlini & Wagner's, with a binary search of its constant."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -7,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spa_jax.attacks.base import JUDGE, STEP, PureAttack, stream
-from spa_jax.goals import confident, misclassified
+from spa_jax.attacks.base import FINAL, JUDGE, STEP, PureAttack, stream
+from spa_jax.goals import confident, is_unusable, misclassified
 from spa_jax.losses import margin
+from spa_jax.numerics import Grid, finite_gradient, in_dtype_of, on_grid, with_gradient_of
 from spa_jax.trees import branch, pytree, select, static
 from spa_jax.types import Count, Example, Images, Keys, Predict, Result, Scalar, Values
 from spa_jax.validation import require_count, require_number
@@ -28,6 +30,7 @@ class CarliniWagnerState(NamedTuple):
         const, low, high: [b], the constant and the interval that it is searched in.
         reached: [b], whether the current constant has led to a success.
         nearest, distance: the nearest success so far, and its L2 distance [b] (infinite before the first success).
+        nonfinite: int32 [b], how many entries of gradients and logits were NaN or infinite so far.
     """
 
     step: Any
@@ -40,6 +43,7 @@ class CarliniWagnerState(NamedTuple):
     reached: Any
     nearest: Any
     distance: Any
+    nonfinite: Any
 
 
 @pytree
@@ -52,6 +56,7 @@ class CarliniWagner(PureAttack):
     confidence: Any
     steps_per_const: int = static()
     search_steps: int = static()
+    grids: tuple[Grid, ...] = static(default=())
 
     @property
     def num_steps(self) -> int:
@@ -63,47 +68,63 @@ class CarliniWagner(PureAttack):
         fooled = misclassified(predict(stream(keys, JUDGE), x), examples)
         distance = jnp.where(fooled, 0.0, jnp.inf).astype(x.dtype)
         search = (const, jnp.zeros_like(const), jnp.full_like(const, _NO_UPPER_BOUND), jnp.zeros_like(fooled))
-        return CarliniWagnerState(jnp.zeros((), jnp.int32), keys, *self._start(x), *search, x, distance)
+        nothing = jnp.zeros(x.shape[:1], jnp.int32)
+        return CarliniWagnerState(jnp.zeros((), jnp.int32), keys, *self._start(x), *search, x, distance, nothing)
 
     def move(self, state: CarliniWagnerState, predict: Predict, examples: Example) -> CarliniWagnerState:
         state = self._next_const(state, examples.image)
         keys = stream(state.keys, STEP, state.step)
 
-        def objective(w: Any) -> tuple[Any, Any]:
-            images = _image(w)
+        def objective(w: Any, probe: Any) -> tuple[Any, Any]:
+            images = self._image(w)
             squared = jnp.sum((images - examples.image) ** 2, axis=(1, 2, 3))
-            logits = predict(keys, images)
-            shortfall = jnp.maximum(self.confidence - margin(logits, examples), 0)
-            reached = confident(self.confidence)(logits, examples)
-            return jnp.sum(squared + state.const * shortfall), (images, jnp.sqrt(squared), reached)
+            logits = predict(keys, finite_gradient(images, probe))
+            confidence = in_dtype_of(self.confidence, logits)
+            shortfall = jnp.maximum(confidence - margin(logits, examples), 0)
+            reached = confident(confidence)(logits, examples)
+            unusable = jnp.sum(is_unusable(logits), axis=-1)
+            return jnp.sum(squared + state.const * shortfall), (images, jnp.sqrt(squared), reached, unusable)
 
-        gradient, (images, distance, reached) = jax.grad(objective, has_aux=True)(state.w)
+        probe = jnp.zeros_like(state.distance)
+        differentiated = jax.grad(objective, (0, 1), has_aux=True)(state.w, probe)
+        (gradient, count), (images, distance, reached, unusable) = differentiated
         nearer = reached & (distance < state.distance)
         nearest, distance = select(nearer, (images, distance), (state.nearest, state.distance))
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
             updates, adam = optax.scale_by_adam().update(gradient, state.adam)
         return state._replace(
             step=state.step + 1,
-            w=state.w - self.learning_rate * updates,
+            w=state.w - in_dtype_of(self.learning_rate, updates) * updates,
             adam=adam,
             reached=state.reached | reached,
             nearest=nearest,
             distance=distance,
+            nonfinite=state.nonfinite + (count.astype(jnp.int32) + unusable.astype(jnp.int32)),
         )
 
     advance = move
 
     def end(self, state: CarliniWagnerState, predict: Predict, examples: Example) -> Result:
-        is_near = state.distance <= self.radius
+        is_near = state.distance <= in_dtype_of(self.radius, state.distance)
         found = select(is_near, state.nearest, examples.image)
-        logits = predict(stream(state.keys, JUDGE, 1), found)
+        logits = predict(stream(state.keys, FINAL), found)
         success = misclassified(logits, examples) & is_near
-        return Result(found, found - examples.image, margin(logits, examples), success)
+        value = margin(logits, examples)
+        return Result(found, found - examples.image, value, success, nonfinite=state.nonfinite)
 
     def run(self, driver: Any, keys: Keys, examples: Example) -> Result:
         state = driver.call(self, "begin", keys, examples)
         state = driver.repeat(self, self.num_steps, state, examples)
         return driver.call(self, "end", state, examples)
+
+    def with_grid(self, grid: Grid) -> "CarliniWagner":
+        return dataclasses.replace(self, grids=(*self.grids, grid))
+
+    def _image(self, w: Any) -> Images:
+        image = (jnp.tanh(w) + 1) / 2
+        for grid in self.grids:
+            image = with_gradient_of(on_grid(image, grid), image)
+        return image
 
     def _start(self, x: Images) -> tuple[Any, Any]:
         w = jnp.arctanh((2 * x - 1) * _INSIDE_TANH)
@@ -120,10 +141,6 @@ class CarliniWagner(PureAttack):
             return state._replace(w=w, adam=adam, const=const, low=low, high=high, reached=reached)
 
         return branch(is_next.astype(jnp.int32), [lambda state: state, start_again], state)
-
-
-def _image(w: Any) -> Images:
-    return (jnp.tanh(w) + 1) / 2
 
 
 def _halved(const: Values, low: Values, high: Values, reached: Any) -> tuple[Values, Values, Values]:

@@ -9,7 +9,7 @@ import optax
 from spa_jax.attacks.gradient import relative_step
 from spa_jax.attacks.iterative import IterativeAttack, Keep, Stage, default_step, make_attack, stage
 from spa_jax.errors import shown
-from spa_jax.solvers import apgd, grid, projected_gradient, random_search, steepest, take_turns
+from spa_jax.solvers import apgd, grid, projected_gradient, random_search, rule, steepest, take_turns
 from spa_jax.spaces.attribute import attribute
 from spa_jax.spaces.base import require_space
 from spa_jax.spaces.chain import chain
@@ -123,7 +123,7 @@ def spa(
         step = relative_step(radius, num_steps, step_size, rel_step_size, default)
         attribute_step = share * step if attribute_step_size is None else attribute_step_size
         sizes = dict.fromkeys(members, attribute_step) | {"noise": step}
-        solver = projected_gradient(sizes, _rule(search, tuple(members), num_steps if shrinks else None))
+        solver = projected_gradient(sizes, rule(_rule, search, tuple(members), num_steps if shrinks else None))
     elif solver == "apgd":
         solver = apgd(dict.fromkeys(members, share * _APGD_STEP) | {"noise": _APGD_STEP})
     moves = ("noise",) if search == "noise" else None
@@ -167,9 +167,8 @@ def _refuse_unread(search: str, solver: Any, *options: Any) -> None:
         raise ValueError(f"{listed} with solver={solver!r}: only 'projected_gradient' takes these steps")
 
 
-@functools.lru_cache
 def _rule(search: str, names: tuple[str, ...], shrink_over: int | None) -> optax.GradientTransformation:
-    """What a search moves, and how its steps shrink; cached, since equal rules then share a compilation."""
+    """What a search moves, and how its steps shrink."""
     rules = [take_turns(names, ("noise",))] if search == "alternating" else []
     if shrink_over is not None:
         rules.append(optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, shrink_over)))
@@ -266,7 +265,7 @@ def attribute_attack(
         edit: a name of `spa_jax.EDITS`, or a function `(image, value) -> image` (then with `low` and `high`).
         low, high: range of the value. Default: the edit's documented range.
         method: "gradient" (sign steps from a random value), "random", or "grid" (evenly spaced, bounds included).
-        num_steps: gradient steps, random draws, or grid points.
+        num_steps: gradient steps, random draws, or grid points; the default is our choice.
         rel_step_size: in half ranges, for "gradient". Default: 2.5 / num_steps.
         loss, keep: as for `make_attack`.
 

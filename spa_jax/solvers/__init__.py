@@ -2,23 +2,28 @@
 
 from spa_jax.solvers.apgd import Apgd, apgd
 from spa_jax.solvers.base import Best, Problem, better, fold_in, is_stronger
-from spa_jax.solvers.gradient import ProjectedGradient, projected_gradient, steepest, take_turns
+from spa_jax.solvers.gradient import ProjectedGradient, Rule, projected_gradient, rule, steepest, take_turns
+from spa_jax.solvers.l1_apgd import L1Apgd, l1_apgd
 from spa_jax.solvers.search import Grid, RandomSearch, grid, random_search
 
 __all__ = [
     "Apgd",
     "Best",
     "Grid",
+    "L1Apgd",
     "Problem",
     "ProjectedGradient",
     "RandomSearch",
+    "Rule",
     "apgd",
     "better",
     "fold_in",
     "grid",
     "is_stronger",
+    "l1_apgd",
     "projected_gradient",
     "random_search",
+    "rule",
     "steepest",
     "take_turns",
 ]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spa_jax.numerics import in_dtype_of
 from spa_jax.solvers.base import Problem
 from spa_jax.solvers.gradient import checked_step, scaled_by
 from spa_jax.trees import pytree, select
@@ -62,7 +63,8 @@ class Apgd:
         interval = jnp.asarray(_apgd_intervals(num_steps))[state.iteration]
         due = interval > 0
         dtype = state.best_value.dtype
-        oscillates = state.rises.astype(dtype) < self.rise_share * interval.astype(dtype)
+        rises, whole = state.rises.astype(dtype), interval.astype(dtype)
+        oscillates = rises < in_dtype_of(self.rise_share, whole) * whole
         stalls = ~state.halved & (state.value_at_checkpoint >= state.best_value)
         restart = due & (oscillates | stalls)
         return restart, state._replace(
@@ -82,7 +84,8 @@ class Apgd:
             return jax.tree.map(lambda v, d: v + share * d, v, steps)
 
         def mix(v: Any, climbed: Any, previous: Any) -> Any:
-            return v + momentum * (climbed - v) + (1 - momentum) * (v - previous)
+            alpha = in_dtype_of(momentum, v)
+            return v + alpha * (climbed - v) + (1 - alpha) * (v - previous)
 
         climbed = problem.space.project(problem.space.map(climb, v, gradient, state.step_share), problem.examples)
         return problem.space.project(jax.tree.map(mix, v, climbed, previous), problem.examples)

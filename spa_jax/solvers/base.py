@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from spa_jax.errors import shown
+from spa_jax.goals import is_unusable
+from spa_jax.numerics import finite_gradient
 from spa_jax.spaces.lift import Lifted
 from spa_jax.trees import select
 from spa_jax.types import Evaluation, Example, Goal, Keys, Logits, Loss, Predict, Solver, Variables
@@ -39,19 +41,35 @@ class Problem:
         images = self.space.apply(v, self.examples)
         return self.predict(self.space.example_keys(keys, len(images)), images)
 
-    def evaluate(self, v: Variables, keys: Keys) -> Evaluation:
-        """Loss, success and logits of each example."""
-        logits = self.logits(v, keys)
-        return Evaluation(self.loss(logits, self.examples), self.goal(logits, self.examples), logits)
+    def evaluate(self, v: Variables, keys: Keys, probe: Any = None) -> Evaluation:
+        """Loss, success and logits of each example.
+
+        An image that is not finite, and logits with NaN or +infinity, are not a success. -infinity rules a class out.
+
+        Args:
+            v: the variables.
+            keys: one for each example, or a single one where the variables are shared.
+            probe: of `spa_jax.numerics.finite_gradient`, where it is differentiated.
+        """
+        images = self.space.apply(v, self.examples)
+        seen = images if probe is None else finite_gradient(images, probe)
+        logits = self.predict(self.space.example_keys(keys, len(images)), seen)
+        nonfinite = jnp.sum(~jnp.isfinite(images), axis=(1, 2, 3)) + jnp.sum(is_unusable(logits), axis=-1)
+        success = self.goal(logits, self.examples) & (nonfinite == 0)
+        return Evaluation(self.loss(logits, self.examples), success, logits, nonfinite.astype(jnp.int32))
 
     def climb(self, v: Variables, keys: Keys) -> tuple[Evaluation, Variables]:
-        """The evaluation at `v` and the gradient of the loss there, by one forward and one backward pass."""
+        """The evaluation at `v` and the gradient of the loss there, by one forward and one backward pass.
 
-        def objective(v: Variables) -> tuple[Any, Evaluation]:
-            evaluation = self.evaluate(v, keys)
+        Entries of the gradient that are NaN or infinite are 0; the evaluation counts them.
+        """
+
+        def objective(v: Variables, probe: Any) -> tuple[Any, Evaluation]:
+            evaluation = self.evaluate(v, keys, probe)
             return evaluation.value, evaluation
 
-        return self.space.gradient(objective, v, self.examples)
+        evaluation, gradient, count = self.space.gradient(objective, v, self.examples)
+        return evaluation._replace(nonfinite=evaluation.nonfinite + count.astype(jnp.int32)), gradient
 
     def direction(self, gradient: Variables) -> Variables:
         """Steepest ascent of ONE set of variables, one radius long; 0 for those that may not move."""

@@ -1,19 +1,56 @@
 """Projected gradient ascent around an optax rule."""
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from spa_jax.numerics import in_dtype_of
 from spa_jax.solvers.base import Problem
 from spa_jax.trees import pytree, static
 from spa_jax.types import Evaluation, Keys, Scalar, Variables
 from spa_jax.validation import require_number
 
-steepest = optax.sgd(1.0)
+
+class Rule(optax.GradientTransformation):
+    """An optax rule that is plain data: equal to another that was made alike, and picklable; see `rule`."""
+
+    make: Callable[..., optax.GradientTransformation]
+    arguments: tuple[Any, ...]
+
+    def __new__(cls, make: Callable[..., optax.GradientTransformation], *arguments: Any) -> "Rule":
+        made = super().__new__(cls, *make(*arguments))
+        made.make, made.arguments = make, arguments
+        return made
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.make, *self.arguments)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rule) and (self.make, self.arguments) == (other.make, other.arguments)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((self.make, self.arguments))
+
+
+def rule(make: Callable[..., optax.GradientTransformation], *arguments: Any) -> Rule:
+    """The optax rule `make(*arguments)` as plain data, such as `rule(optax.adam, 0.1)`.
+
+    optax makes its rules of closures: they cannot be pickled, and no two are equal, so that each one compiles anew.
+
+    Args:
+        make: a function that a module holds by its name.
+        arguments: hashable, and picklable if the rule is to be.
+    """
+    return Rule(make, *arguments)
+
+
+steepest = rule(optax.sgd, 1.0)
 """The plain rule: one step along the space's direction, `rel_step_size` radii long."""
 
 
@@ -72,7 +109,11 @@ def projected_gradient(
 
 def scaled_by(sizes: Any, direction: Variables) -> Variables:
     """A direction times one size, or times one for each chained variable."""
-    return jax.tree.map(lambda size, part: jax.tree.map(lambda leaf: size * leaf, part), sizes, direction)
+
+    def scale(size: Any, part: Any) -> Any:
+        return jax.tree.map(lambda leaf: in_dtype_of(size, leaf) * leaf, part)
+
+    return jax.tree.map(scale, sizes, direction)
 
 
 def checked_step(rel_step_size: Any) -> Any:
@@ -88,8 +129,7 @@ class _TurnState(NamedTuple):
     step: Any
 
 
-@functools.lru_cache
-def take_turns(*groups: tuple[str, ...]) -> optax.GradientTransformation:
+def take_turns(*groups: tuple[str, ...]) -> Rule:
     """An optax rule for chained variables that updates one group of names per step and sets all other updates to zero.
 
     `take_turns(("rotation",), ("noise",))` updates the attribute at even steps and the noise at odd ones. The order of
@@ -99,6 +139,10 @@ def take_turns(*groups: tuple[str, ...]) -> optax.GradientTransformation:
     Raises:
         ValueError: no group, or a variable that stands in no group.
     """
+    return rule(_take_turns, *groups)
+
+
+def _take_turns(*groups: tuple[str, ...]) -> optax.GradientTransformation:
     if not groups:
         raise ValueError("groups=(): take_turns needs at least one group of variable names")
     turn_of = {name: turn for turn, group in enumerate(groups) for name in group}

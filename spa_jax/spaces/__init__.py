@@ -11,6 +11,7 @@ from spa_jax.spaces.generated import generated_noise, victim_gradient
 from spa_jax.spaces.latent import Latent, latent
 from spa_jax.spaces.lift import Lifted, per_example, universal
 from spa_jax.spaces.noise import L1, L2, NORMS, LInf, l1, l2, linf, noise_ball
+from spa_jax.spaces.rounded import Rounded, rounded
 
 __all__ = [
     "L1",
@@ -21,6 +22,7 @@ __all__ = [
     "LInf",
     "Latent",
     "Lifted",
+    "Rounded",
     "SpaceBase",
     "attribute",
     "chain",
@@ -31,6 +33,7 @@ __all__ = [
     "linf",
     "noise_ball",
     "per_example",
+    "rounded",
     "universal",
     "victim_gradient",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from spa_jax.edits import get_edit
-from spa_jax.numerics import clip_to_unit
+from spa_jax.numerics import clip_to_unit, in_dtype_of, times
 from spa_jax.spaces.base import SpaceBase
 from spa_jax.trees import as_pytree, pytree, static
 from spa_jax.types import Example, Image, Variables
@@ -35,33 +35,34 @@ class Attribute(SpaceBase):
 
     def scaled(self, share: Any) -> "Attribute":
         if self._is_read:
-            return dataclasses.replace(self, share=share * self.share)
-        low, high = (self.identity_value + share * (bound - self.identity_value) for bound in (self.low, self.high))
+            return dataclasses.replace(self, share=times(share, self.share))
+        low, high = (self.identity_value + times(share, bound - self.identity_value) for bound in (self.low, self.high))
         return dataclasses.replace(self, low=low, high=high)
 
     def at_grid_point(self, v: Variables, index: Any, points: int) -> Variables:
-        place = index // points ** np.arange(self.grid_axes).reshape(np.shape(self.low))
+        place = index // points ** np.arange(self.grid_axes, dtype=np.int32).reshape(np.shape(self.low))
         fraction = jnp.asarray(place % points).astype(v.dtype) / max(points - 1, 1)
-        return self.project(self.low + (self.high - self.low) * fraction, None)
+        low, high = self._bounds(None, v)
+        return self.project(low + (high - low) * fraction, None)
 
     def init(self, key: Any, example: Example) -> Float[Array, "*m"]:
-        dtype, shape = example.image.dtype, jnp.shape(self.low)
-        low, high = self._bounds(example)
-        return low + (high - low) * jax.random.uniform(key, shape, dtype)
+        low, high = self._bounds(example, example.image)
+        return low + (high - low) * jax.random.uniform(key, low.shape, low.dtype)
 
     def identity(self, example: Example) -> Float[Array, "*m"]:
         value = self.edit.read(*_seen(example)) if self._is_read else self.identity_value
         return jnp.broadcast_to(jnp.asarray(value, example.image.dtype), jnp.shape(self.low))
 
     def project(self, v: Any, example: Example | None) -> Any:
-        low, high = self._bounds(example)
+        low, high = self._bounds(example, v)
         if example is not None and self._is_read:
             own = self.identity(example)
             low, high = jnp.minimum(low, own), jnp.maximum(high, own)
         return jnp.clip(v, low, high)
 
     def direction(self, g: Any) -> Any:
-        return self.share * (self.high - self.low) / 2 * jnp.sign(g)
+        low, high = self._bounds(None, g)
+        return in_dtype_of(self.share, g) * (high - low) / 2 * jnp.sign(g)
 
     def apply(self, v: Any, example: Example) -> Image:
         if hasattr(self.edit, "prepare"):
@@ -75,12 +76,16 @@ class Attribute(SpaceBase):
     def _is_read(self) -> bool:
         return hasattr(self.edit, "read")
 
-    def _bounds(self, example: Example | None) -> tuple[Any, Any]:
-        """The box; of an edit that reads the image's own value, `share` of its size about that value."""
+    def _bounds(self, example: Example | None, like: Any) -> tuple[Any, Any]:
+        """The box; of an edit that reads the image's own value, `share` of its size about that value.
+
+        They are in the dtype of `like`.
+        """
+        low, high, share = (in_dtype_of(number, like) for number in (self.low, self.high, self.share))
         if example is None or not self._is_read:
-            return self.low, self.high
-        away = (1 - self.share) * self.identity(example)
-        return away + self.share * self.low, away + self.share * self.high
+            return low, high
+        away = (1 - share) * self.identity(example)
+        return away + share * low, away + share * high
 
 
 def _seen(example: Example) -> tuple[Any, Any]:

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from spa_jax.types import Example, Space, Variables
+import jax
+
+from spa_jax.numerics import Grid, on_grid, with_gradient_of
+from spa_jax.types import Example, Image, Space, Variables
 
 
 class SpaceBase:
@@ -28,6 +31,15 @@ class SpaceBase:
     def at_grid_point(self, v: Variables, index: Any, points: int) -> Variables:
         """`v` with its attributes at point `index` of the grid of `points` values for each axis."""
         return v
+
+    def apply_rounded(self: Any, v: Variables, example: Example, grid: Grid) -> Image:
+        """What `apply` makes, with every pixel rounded to a grid; the gradient is that of `apply`."""
+        image = self.apply(v, example)
+        return with_gradient_of(self.onto_grid(*jax.lax.stop_gradient((image, example)), grid), image)
+
+    def onto_grid(self, image: Image, example: Example, grid: Grid) -> Image:
+        """An image that `apply` has made, rounded to a grid; balls of noise stay in their radius."""
+        return on_grid(image, grid)
 
 
 def require_space(space: Any) -> None:

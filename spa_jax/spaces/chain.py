@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from spa_jax.numerics import Grid
 from spa_jax.spaces.base import SpaceBase, require_space
 from spa_jax.trees import pytree, static
 from spa_jax.types import Example, Image, Space, Variables
@@ -58,6 +59,14 @@ class Chain(SpaceBase):
         for name, space in self.members().items():
             example = example.replace_image(space.apply(v[name], example))
         return example.image
+
+    def apply_rounded(self, v: Variables, example: Example, grid: Grid) -> Image:
+        if not self.spaces:
+            return super().apply_rounded(v, example, grid)
+        *others, (last, space) = self.members().items()
+        for name, other in others:
+            example = example.replace_image(other.apply(v[name], example))
+        return space.apply_rounded(v[last], example, grid)
 
     def at_grid_point(self, v: Variables, index: Any, points: int) -> Variables:
         moved = {}

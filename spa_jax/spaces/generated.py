@@ -14,7 +14,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from spa_jax.losses import cross_entropy
-from spa_jax.numerics import at_least_float32, clip_to_signed_unit, clip_to_unit, unit_per_channel
+from spa_jax.numerics import (
+    at_least_float32,
+    clip_to_signed_unit,
+    clip_to_unit,
+    finite_or_zero,
+    in_dtype_of,
+    unit_per_channel,
+)
 from spa_jax.spaces.latent import Latent, latent
 from spa_jax.trees import pytree, static
 from spa_jax.types import Example, Image, Images, Keys, Labels, Predict, Scalar, Values
@@ -88,7 +95,7 @@ def recursive_noise(
         noise, statistics = carry
         gradient, seen = look(add_noise(base, noise, radius))
         direction, statistics = paint(statistics, base, checkpoint_name(gradient, _GRADIENT), noise)
-        noise = clip_to_signed_unit(noise + step_share * direction.astype(noise.dtype))
+        noise = clip_to_signed_unit(noise + in_dtype_of(step_share, noise) * direction.astype(noise.dtype))
         return (noise, statistics), (noise, seen)
 
     if remat:
@@ -100,7 +107,7 @@ def recursive_noise(
 
 def add_noise(base: Images, noise: Images, radius: Scalar) -> Images:
     """The images clip(base + radius * noise) in [0, 1], of the type of `base`; the noise is in radii."""
-    return clip_to_unit(base.astype(noise.dtype) + radius * noise).astype(base.dtype)
+    return clip_to_unit(base.astype(noise.dtype) + in_dtype_of(radius, noise) * noise).astype(base.dtype)
 
 
 def painter(model: Any, labels: Labels, z: Float[Array, "b d"], params: Any, train: bool = False) -> Paint:
@@ -141,7 +148,7 @@ def victim_look(predict: Predict, keys: Keys | None, labels: Labels) -> Callable
             return jnp.sum(values), values
 
         raw, values = jax.grad(total, has_aux=True)(held)
-        raw = checkpoint_name(raw, _GRADIENT)
+        raw = checkpoint_name(finite_or_zero(raw), _GRADIENT)
         return unit_per_channel(raw), values + jnp.sum(raw * (images - held), axis=(1, 2, 3))
 
     return look
@@ -174,7 +181,7 @@ def _gradients(predict: Predict, keys: Keys | None, images: Images, labels: Labe
     def total(images: Images) -> Float[Array, ""]:
         return jnp.sum(cross_entropy(predict(keys, images), Example(images, labels)))
 
-    return unit_per_channel(jax.grad(total)(images))
+    return unit_per_channel(finite_or_zero(jax.grad(total)(images)))
 
 
 def _gradient(predict: Predict, *seen: Any) -> Image:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spa_jax.numerics import clip_to_unit
+from spa_jax.numerics import Grid, clip_to_unit, in_dtype_of, on_grid_within, times
 from spa_jax.spaces.base import SpaceBase
 from spa_jax.spaces.noise import TINY, checked_radius, l2_norm, unit_l2
 from spa_jax.trees import as_pytree, pytree, static
@@ -28,8 +28,8 @@ class Latent(SpaceBase):
     def scaled(self, share: Any) -> "Latent":
         decode: Any = self.decode
         if hasattr(decode, "radius"):
-            decode = dataclasses.replace(decode, radius=share * decode.radius)
-        return Latent(share * self.radius, decode, self.dim)
+            decode = dataclasses.replace(decode, radius=times(share, decode.radius))
+        return Latent(times(share, self.radius), decode, self.dim)
 
     def init(self, key: Any, example: Example) -> Float[Array, " d"]:
         return self.project(jax.random.normal(key, (self.dim,), example.image.dtype), example)
@@ -38,13 +38,18 @@ class Latent(SpaceBase):
         return jnp.zeros((self.dim,), example.image.dtype)
 
     def project(self, v: Any, example: Example | None) -> Any:
-        return v * jnp.minimum(1, self.radius / jnp.maximum(l2_norm(v), TINY))
+        return v * jnp.minimum(1, in_dtype_of(self.radius, v) / jnp.maximum(l2_norm(v), TINY))
 
     def direction(self, g: Any) -> Any:
-        return self.radius * unit_l2(g)
+        return in_dtype_of(self.radius, g) * unit_l2(g)
 
     def apply(self, v: Any, example: Example) -> Image:
         return clip_to_unit(self.decode(v, example))
+
+    def onto_grid(self, image: Image, example: Example, grid: Grid) -> Image:
+        if not hasattr(self.decode, "radius"):
+            return super().onto_grid(image, example, grid)
+        return on_grid_within(image, example.image, in_dtype_of(self.decode.radius, image), grid)
 
 
 def latent(decode: Callable[[Any, Example], Any], dim: int, radius: Scalar) -> Latent:

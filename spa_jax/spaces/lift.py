@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spa_jax.numerics import at_least_float32
+from spa_jax.numerics import Grid, at_least_float32, finite_or_zero
 from spa_jax.spaces.base import require_space
+from spa_jax.spaces.rounded import Rounded
 from spa_jax.trees import pytree, static, vary_over
 from spa_jax.types import Example, Flags, Keys, Space, Values, Variables
 
@@ -61,6 +62,10 @@ class Lifted:
         """The lift of the smaller space."""
         return dataclasses.replace(self, space=self.space.scaled(share))
 
+    def on_grid(self, grid: Grid) -> "Lifted":
+        """The lift of the space whose images are rounded to a grid."""
+        return dataclasses.replace(self, space=Rounded(self.space, grid))
+
     def without(self, *names: str) -> "Lifted":
         """The lift of a chain with some links left out."""
         return dataclasses.replace(self, space=self.space.without(*names))
@@ -72,32 +77,44 @@ class Lifted:
         """
         return self._mean(values, examples) if self.shared else values
 
-    def gradient(self, objective: Callable[[Variables], tuple[Values, Any]], v: Variables, examples: Example) -> Any:
+    def gradient(self, objective: Callable[..., tuple[Values, Any]], v: Variables, examples: Example) -> Any:
         """The gradient of each example's objective, or of the weighted mean where the variables are shared.
 
+        Entries that are NaN or infinite are 0.
+
         Args:
-            objective: `variables -> (values [b], anything)`.
+            objective: `(variables, probe [b]) -> (values [b], anything)`; the probe is that of `finite_gradient`.
             v: where.
             examples: their weights count.
 
         Returns:
-            What the objective returned beside its values, and the gradient.
+            What the objective returned beside its values, the gradient, and the gradient in the probe [b].
         """
 
-        def total(v: Variables) -> tuple[Any, Any]:
-            values, seen = objective(v)
+        def total(v: Variables, probe: Any) -> tuple[Any, Any]:
+            values, seen = objective(v, probe)
             return jnp.sum(values * self._shares(examples, values.dtype) if self.shared else values), seen
 
+        probe = jnp.zeros_like(examples.image[:, 0, 0, 0])
+        v = vary_over(self.axis_name, v) if self.shared else v
+        (gradient, count), seen = jax.grad(total, (0, 1), has_aux=True)(v, probe)
+        gradient = jax.tree.map(finite_or_zero, gradient)
+        return seen, self._total(gradient) if self.shared else gradient, count
+
+    def count(self, numbers: Any) -> Any:
+        """Numbers of each example [b], or their sum [] where the variables are shared."""
         if not self.shared:
-            gradient, seen = jax.grad(total, has_aux=True)(v)
-            return seen, gradient
-        gradient, seen = jax.grad(total, has_aux=True)(vary_over(self.axis_name, v))
-        return seen, self._total(gradient)
+            return numbers
+        return self._total(vary_over(self.axis_name, jnp.sum(numbers).astype(numbers.dtype)))
 
     def _mean(self, values: Values | Flags, examples: Example) -> Any:
+        """The weighted mean of those that are numbers; NaN where none is."""
         dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else examples.image.dtype
         values = values.astype(at_least_float32(dtype))
-        return self._total(jnp.sum(values * self._shares(examples, values.dtype)))
+        shares = jnp.where(jnp.isnan(values), 0, self._shares(examples, values.dtype))
+        counted = self._total(jnp.sum(shares))
+        total = self._total(jnp.sum(jnp.where(shares > 0, values * shares, 0)))
+        return total / jnp.where(counted > 0, counted, jnp.nan)
 
     def _shares(self, examples: Example, dtype: Any) -> Values:
         weights = jnp.ones(len(examples.image), dtype) if examples.weight is None else examples.weight.astype(dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spa_jax.numerics import clip_to_unit
+from spa_jax.numerics import Grid, clip_to_unit, in_dtype_of, on_grid, on_grid_within, times
 from spa_jax.spaces.base import SpaceBase
 from spa_jax.trees import pytree, repeat, static
 from spa_jax.types import Example, Image, Scalar, Space
@@ -17,6 +17,7 @@ from spa_jax.validation import is_traced, require_choice, require_number
 TINY = 1e-12
 _ROUNDING = 1e-6
 _BISECTIONS = 40
+_BISECTIONS_ON_GRID = 12
 
 
 def checked_radius(radius: Scalar) -> Scalar:
@@ -40,7 +41,7 @@ class _Noise(SpaceBase):
     radius: Any
 
     def scaled(self, share: Any) -> Any:
-        return dataclasses.replace(self, radius=share * self.radius)  # type: ignore[type-var]
+        return dataclasses.replace(self, radius=times(share, self.radius))  # type: ignore[type-var]
 
     def identity(self, example: Example) -> Image:
         return jnp.zeros_like(example.image)
@@ -76,14 +77,18 @@ class LInf(_Noise):
 
     def init(self, key: Any, example: Example) -> Image:
         image = example.image
-        noise = jax.random.uniform(key, image.shape, image.dtype, -1.0, 1.0) * self.radius
+        noise = jax.random.uniform(key, image.shape, image.dtype, -1.0, 1.0) * in_dtype_of(self.radius, image)
         return self.project(noise, example)
 
     def project(self, v: Image, example: Example | None) -> Image:
-        return _within_image(jnp.clip(v, -self.radius, self.radius), example)
+        radius = in_dtype_of(self.radius, v)
+        return _within_image(jnp.clip(v, -radius, radius), example)
 
     def direction(self, g: Image) -> Image:
-        return self.radius * jnp.sign(g)
+        return in_dtype_of(self.radius, g) * jnp.sign(g)
+
+    def onto_grid(self, image: Image, example: Example, grid: Grid) -> Image:
+        return on_grid_within(image, example.image, in_dtype_of(self.radius, image), grid)
 
 
 @pytree
@@ -97,13 +102,17 @@ class L2(_Noise):
         direction_key, length_key = jax.random.split(key)
         noise = jax.random.normal(direction_key, image.shape, image.dtype)
         length = jax.random.uniform(length_key, (), image.dtype) ** (1 / image.size)
-        return self.project(self.radius * length * noise / l2_norm(noise), example)
+        return self.project(in_dtype_of(self.radius, image) * length * noise / l2_norm(noise), example)
 
     def project(self, v: Image, example: Example | None) -> Image:
-        return _project_onto_ball(v, example, self.radius, l2_norm, _l2_shrink, jnp.asarray(1.0, v.dtype))
+        radius = in_dtype_of(self.radius, v)
+        return _project_onto_ball(v, example, radius, l2_norm, _l2_shrink, jnp.asarray(1.0, v.dtype))
 
     def direction(self, g: Image) -> Image:
-        return self.radius * unit_l2(g)
+        return in_dtype_of(self.radius, g) * unit_l2(g)
+
+    def onto_grid(self, image: Image, example: Example, grid: Grid) -> Image:
+        return _ball_onto_grid(image, example, in_dtype_of(self.radius, image), l2_norm, grid)
 
 
 @pytree
@@ -118,20 +127,27 @@ class L1(_Noise):
         noise_key, slack_key = jax.random.split(key)
         noise = jax.random.laplace(noise_key, image.shape, image.dtype)
         slack = jax.random.exponential(slack_key, (), image.dtype)
-        return self.project(self.radius * noise / (_l1_norm(noise) + slack), example)
+        return self.project(in_dtype_of(self.radius, image) * noise / (_l1_norm(noise) + slack), example)
 
     def project(self, v: Image, example: Example | None) -> Image:
-        return _project_onto_ball(v, example, self.radius, _l1_norm, _l1_shrink, jnp.max(jnp.abs(v)))
+        radius = in_dtype_of(self.radius, v)
+        return _project_onto_ball(v, example, radius, _l1_norm, _l1_shrink, jnp.max(jnp.abs(v)))
 
     def direction(self, g: Image) -> Image:
-        count = max(1, round((1 - self.sparsity) * g.size))
+        return self.sparse_direction(g, round((1 - self.sparsity) * g.size))
+
+    def sparse_direction(self, g: Image, entries: Any) -> Image:
+        """A step, one radius long, that moves by one amount the `entries` (at least 1) with the largest gradients."""
         magnitude = jnp.abs(g)
-        threshold = jax.lax.top_k(magnitude.reshape(-1), count)[0][-1]
-        chosen = jnp.where((magnitude >= threshold) & (magnitude > 0), jnp.sign(g), 0)
-        return self.radius * chosen / (_l1_norm(chosen) + TINY)
+        smallest = jnp.sort(magnitude, axis=None)[g.size - jnp.clip(entries, 1, g.size)]
+        chosen = jnp.where((magnitude >= smallest) & (magnitude > 0), jnp.sign(g), 0)
+        return in_dtype_of(self.radius, g) * chosen / (_l1_norm(chosen) + TINY)
 
     def apply(self, v: Image, example: Example) -> Image:
         return _add_within_unit(example.image, v)
+
+    def onto_grid(self, image: Image, example: Example, grid: Grid) -> Image:
+        return _ball_onto_grid(image, example, in_dtype_of(self.radius, image), _l1_norm, grid)
 
 
 @jax.custom_vjp
@@ -203,6 +219,27 @@ def _project_onto_ball(v: Any, example: Example | None, radius: Any, norm: Any, 
     found = jnp.where(norm(boxed) <= radius * (1 + 1e-6), boxed, at(high))
     # Squares of tiny noise vanish, so a norm of 0 may come from nonzero noise.
     return jnp.where(radius > 0, found, jnp.zeros_like(found))
+
+
+def _ball_onto_grid(image: Any, example: Example, radius: Any, norm: Any, grid: Grid) -> Any:
+    """The largest share of the noise, found by bisection, whose image is in the ball when each pixel is rounded."""
+    noise = image - example.image
+
+    def at(share: Any) -> Any:
+        return on_grid(example.image + share * noise, grid)
+
+    def is_inside(share: Any) -> Any:
+        return norm(at(share) - example.image) <= radius * (1 + _ROUNDING)
+
+    def halve(bounds: tuple[Any, Any]) -> tuple[Any, Any]:
+        low, high = bounds
+        middle = (low + high) / 2
+        inside = is_inside(middle)
+        return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
+
+    nothing, all_of_it = jnp.zeros((), image.dtype), jnp.ones((), image.dtype)
+    low, _ = repeat(halve, (nothing, all_of_it), _BISECTIONS_ON_GRID)
+    return at(jnp.where(is_inside(all_of_it), all_of_it, low))
 
 
 def linf(radius: Scalar) -> LInf:

@@ -155,6 +155,26 @@ def onto_l1_ball(v, radius):
     return np.sign(v) * np.maximum(np.abs(v) - threshold[:, None], 0)
 
 
+def onto_l1_ball_and_box(v, x, radius):
+    """The exact projection of one v [d] onto ball and [-x, 1 - x], in float64.
+
+    The norm falls piecewise linearly in the multiplier, with kinks where a pixel leaves the box or reaches 0.
+    """
+    v, x = np.asarray(v, np.float64), np.asarray(x, np.float64)
+    room = np.where(v > 0, 1 - x, x)
+
+    def size(multiplier):
+        return np.minimum(np.maximum(np.abs(v) - multiplier, 0), room)
+
+    if radius == 0 or size(0).sum() <= radius:
+        return np.sign(v) * size(0) * (radius > 0)
+    kinks = np.unique(np.concatenate([[0], np.abs(v), np.maximum(np.abs(v) - room, 0)]))
+    norms = np.array([size(kink).sum() for kink in kinks])
+    last = np.flatnonzero(norms >= radius)[-1]
+    slope = (norms[last + 1] - norms[last]) / (kinks[last + 1] - kinks[last])
+    return np.sign(v) * size(kinks[last] + (radius - norms[last]) / slope)
+
+
 def onto_l2_ball(v, radius):
     return v * np.minimum(1, radius / np.maximum(np.linalg.norm(v, axis=1), 1e-300))[:, None]
 
@@ -179,6 +199,18 @@ def test_projection_onto_ball_and_box_is_the_exact_one(name, onto_ball):
     ours = project(NOISES[name](RADII[name]), v, x)
     np.testing.assert_allclose(np.asarray(ours).reshape(BATCH, -1), dykstra(v, x, onto_ball, radius), atol=2e-5)
     assert 0.1 < np.mean(np.isclose(norms(name, ours), radius, rtol=1e-4)) < 0.95, "both constraints should be at work"
+
+
+@settings(max_examples=60)
+@given(
+    v=hnp.arrays(np.float32, SIZE, elements=st.floats(-30, 30, width=32)),
+    x=hnp.arrays(np.float32, SIZE, elements=st.floats(0, 1, width=32)),
+    radius=st.floats(0.015625, 15, width=32),
+)
+def test_the_l1_projection_is_the_nearest_point_by_the_kinks_of_its_multiplier(v, x, radius):
+    ours = project(l1(radius), *(np.broadcast_to(a, (BATCH, *SIZE)) for a in (v, x)))
+    exact = onto_l1_ball_and_box(v.ravel(), x.ravel(), radius)
+    np.testing.assert_allclose(np.ravel(ours[0]), exact, atol=1e-5)
 
 
 def test_projection_onto_the_cube_is_the_exact_one():

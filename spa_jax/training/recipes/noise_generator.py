@@ -33,9 +33,11 @@ class NoiseObjective:
     Attributes:
         radius: of the noise, on the [0, 1] scale.
         num_steps, step_share: of the recursion; the defaults are L2L-DA's.
-        adversarial_weight: of the victim's mean cross entropy over both noises of an image and all mini-steps.
-        diversity_weight: of `spa_jax.losses.diversity` on noise in radii, mean over images and mini-steps.
-        diversity_cap: of that ratio.
+        adversarial_weight: of the victim's mean cross entropy over both noises of an image and all mini-steps. The
+            default is L2L-DA's.
+        diversity_weight: of `spa_jax.losses.diversity` on noise in radii, mean over images and mini-steps. The default
+            is our choice, and so far above L2L-DA's (0.006 to 0.016 in these units) because the cap bounds its pull.
+        diversity_cap: of that ratio; the default is our choice, L2L-DA has none.
         remat: see `recursive_noise`.
 
     Raises:
