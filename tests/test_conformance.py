@@ -99,36 +99,38 @@ GRADIENT = (projected_gradient(0.2), 40)
 AUTO = (apgd(), 100)
 SPARSE = (l1_apgd(), 100)
 RANDOM = (random_search(), 100)
+"""Its shares are what a single draw reaches with probability 1 - 1e-6 ** (1 / 100) = 0.13 on every image (20,000 draws),
+so that all 100 of them fall short on an image for one key in a million."""
 
 TABLE = [
     # case, (solver, steps), share of the gain that it must reach
     ("linf", GRADIENT, 1 - 1e-5),
     ("linf", AUTO, 1 - 1e-5),
-    ("linf", RANDOM, 0.3),
+    ("linf", RANDOM, 0.16),
     ("l2", GRADIENT, 0.9995),
     ("l2", AUTO, 0.9999),
-    ("l2", RANDOM, 0.3),
+    ("l2", RANDOM, 0.19),
     ("l1", GRADIENT, 0.8),  # SLIDE's steps are one size for all chosen pixels
     ("l1", AUTO, 0.97),
-    ("l1", SPARSE, 0.999),
-    ("l1", RANDOM, 0.25),
+    ("l1", SPARSE, 0.98),
+    ("l1", RANDOM, 0.12),
     ("l1_one_pixel", GRADIENT, 1 - 1e-5),
     ("l1_one_pixel", AUTO, 1 - 1e-5),
     ("l1_one_pixel", SPARSE, 1 - 1e-5),
-    ("l1_one_pixel", RANDOM, 0.15),
+    ("l1_one_pixel", RANDOM, 0.11),
     ("latent", GRADIENT, 0.9999),
     ("latent", AUTO, 0.9999),
-    ("latent", RANDOM, 0.6),
+    ("latent", RANDOM, 0.52),
     ("rotation", GRADIENT, 0.93),  # fixed steps of 6 degrees around the optimum
     ("rotation", AUTO, 0.9999),
-    ("rotation", RANDOM, 0.97),
+    ("rotation", RANDOM, 0.9),
     ("rotation", (grid(11), 11), 1 - 1e-5),
     ("brightness_then_linf", GRADIENT, 1 - 1e-4),
     ("brightness_then_linf", AUTO, 1 - 1e-4),
-    ("brightness_then_linf", RANDOM, 0.3),
+    ("brightness_then_linf", RANDOM, 0.18),
     ("brightness_then_contrast", GRADIENT, 1 - 1e-4),
     ("brightness_then_contrast", AUTO, 1 - 1e-4),
-    ("brightness_then_contrast", RANDOM, 0.8),
+    ("brightness_then_contrast", RANDOM, 0.59),
     ("brightness_then_contrast", (grid(3), 9), 1 - 1e-4),
 ]
 
