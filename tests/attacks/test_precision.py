@@ -57,14 +57,14 @@ def norm(order, difference):
 )
 def test_the_bound_holds_in_the_type_of_the_images(dtype, name, order, radius):
     victim, x = in_half(dtype)
-    for attack in (apgd_ce(radius, 20, norm=name) if name == "l1" else pgd(radius, 10, norm=name),):
-        found = attack(KEY, victim, x, Y)
-        assert found.x.dtype == dtype and found.value.dtype == jnp.float32
-        change = norm(order, np.asarray(found.x, np.float64) - np.asarray(x, np.float64))
-        assert np.all(change <= radius + 1.1e-6 * max(radius, 1)), change / radius
-        assert np.max(change) >= 0.8 * radius
-        logits = np.asarray(victim(found.x), np.float64)
-        np.testing.assert_array_equal(found.success, logits.argmax(1) != Y)
+    attack = apgd_ce(radius, 20, norm=name) if name == "l1" else pgd(radius, 10, norm=name)
+    found = attack(KEY, victim, x, Y)
+    assert found.x.dtype == dtype and found.value.dtype == jnp.float32
+    change = norm(order, np.asarray(found.x, np.float64) - np.asarray(x, np.float64))
+    assert np.all(change <= radius + 1.1e-6 * max(radius, 1)), change / radius
+    assert np.max(change) >= 0.8 * radius
+    logits = np.asarray(victim(found.x), np.float64)
+    np.testing.assert_array_equal(found.success, logits.argmax(1) != Y)
 
 
 @pytest.mark.parametrize("dtype", HALF)
