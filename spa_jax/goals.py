@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
 
 from spa_jax.losses import margin
 from spa_jax.numerics import in_dtype_of
@@ -12,18 +11,17 @@ from spa_jax.types import Example, Flags, Logits, Scalar
 from spa_jax.validation import require_number
 
 
-def is_unusable(logits: Logits) -> Bool[Array, "b k"]:
-    """Which logits are NaN or +infinity; -infinity rules a class out."""
-    return jnp.isnan(logits) | jnp.isposinf(logits)
+def is_answer(logits: Logits) -> Flags:
+    """Whether no logit is NaN and the largest is a number: -infinity rules a class out, +infinity is no answer."""
+    return ~jnp.any(jnp.isnan(logits), axis=-1) & jnp.isfinite(jnp.max(logits, axis=-1))
 
 
 def misclassified(logits: Logits, examples: Example) -> Flags:
-    """The prediction is not the label; with a target, it is the target. Logits with NaN or +infinity are neither."""
-    usable = ~jnp.any(is_unusable(logits), axis=-1)
+    """The prediction is not the label; with a target, it is the target. What `is_answer` refuses is neither."""
     prediction = jnp.argmax(logits, axis=-1)
     if examples.target is None:
-        return usable & (prediction != examples.label.astype(prediction.dtype))
-    return usable & (prediction == examples.target.astype(prediction.dtype))
+        return is_answer(logits) & (prediction != examples.label.astype(prediction.dtype))
+    return is_answer(logits) & (prediction == examples.target.astype(prediction.dtype))
 
 
 @pytree

@@ -138,7 +138,7 @@ class Evaluation(NamedTuple):
         value: the loss.
         success: whether the goal is reached.
         logits: [b, k].
-        nonfinite: int32, how many entries of image, logits and gradient were NaN or infinite.
+        nonfinite: int32, how many entries of image and gradient were NaN or infinite, and whether the logits were.
     """
 
     value: Values
@@ -174,9 +174,9 @@ class Result:
         success: whether the goal is reached there; untargeted: prediction != label, targeted: prediction == target.
         without: the images with some of the variables at their identity, by name: `without["noise"]` of a SPA attack
             holds the edited images A(x, a). Which ones is a setting of the attack.
-        nonfinite: int32, how many entries of gradients, logits and images were NaN or infinite during the search, or
-            None where that was not counted. Such gradients counted as 0, such logits and images as no success: an
-            accuracy is not to be believed where many were.
+        nonfinite: int32, how many entries of gradients and images were NaN or infinite during the search, plus how
+            often the logits were; None where that was not counted. Such gradients counted as 0, such logits and images
+            as no success: an accuracy is not to be believed where many were.
     """
 
     x: Any

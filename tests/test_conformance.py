@@ -99,8 +99,8 @@ GRADIENT = (projected_gradient(0.2), 40)
 AUTO = (apgd(), 100)
 SPARSE = (l1_apgd(), 100)
 RANDOM = (random_search(), 100)
-"""Its shares are what a single draw reaches with probability 1 - 1e-6 ** (1 / 100) = 0.13 on every image (20,000 draws),
-so that all 100 of them fall short on an image for one key in a million."""
+"""Its shares are what one draw reaches with probability 1 - 1e-6 ** (1 / 100) = 0.13 on every image (20,000 draws), so
+that all 100 fall short on an image for one key in a million."""
 
 TABLE = [
     # case, (solver, steps), share of the gain that it must reach

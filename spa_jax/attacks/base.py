@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from spa_jax.errors import shown
-from spa_jax.goals import is_unusable, misclassified
+from spa_jax.goals import is_answer, misclassified
 from spa_jax.losses import loss_from_spec, margin
 from spa_jax.numerics import Grid, at_least_float32
 from spa_jax.trees import beside, is_in_shard_map, pytree, repeat, static, varying_as
-from spa_jax.types import Example, Images, Keys, Result, Variables, Victim
+from spa_jax.types import Count, Example, Images, Keys, Result, Variables, Victim
 from spa_jax.validation import check_values, checked_examples, checked_keys, is_traced, require_count
 from spa_jax.victims import as_victim, trace_for
 
@@ -258,7 +258,7 @@ class PureAttack:
     def judged(self, result: Result, keys: Keys, predict: Any, examples: Example) -> Result:
         """The result with value and success as the victim sees its images with these keys [b]."""
         logits = predict(keys, result.x)
-        success = getattr(self, "goal", misclassified)(logits, examples) & ~jnp.any(is_unusable(logits), axis=-1)
+        success = getattr(self, "goal", misclassified)(logits, examples) & is_answer(logits)
         return dataclasses.replace(result, value=getattr(self, "loss", margin)(logits, examples), success=success)
 
     def conclude(self, keys: Keys, result: Result, predict: Any, examples: Example) -> Result:
@@ -288,7 +288,7 @@ class PureAttack:
         """
         return self.inside(lambda attack: _with_field(attack, "space", lambda space: space.scaled(share)))
 
-    def rounded(self: AttackT, levels: int = 255) -> AttackT:
+    def rounded(self: AttackT, levels: Count = 255) -> AttackT:
         """The attack with images whose pixels are multiples of 1 / `levels`: 255 for what an 8-bit file can hold.
 
         Search and judgement see the rounded images; see `spa_jax.spaces.rounded`.
@@ -296,8 +296,7 @@ class PureAttack:
         Raises:
             ValueError: `levels` below 1, or an attack without a space.
         """
-        require_count("levels", levels)
-        return self.on_grid(levels)
+        return self.on_grid(require_count("levels", levels))
 
     def on_grid(self: AttackT, grid: Grid) -> AttackT:
         """The attack with images on a grid: multiples of 1 / an integer, or the numbers of a type by name."""

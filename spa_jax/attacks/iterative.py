@@ -57,7 +57,7 @@ class AttackState(NamedTuple):
         solver: the state of each stage's solver.
         best: the strongest variables so far, with their loss and success, or None where the last ones are kept.
         prepared: what the space has computed of the images once for all steps.
-        nonfinite: int32, how many entries of gradients, logits and images were NaN or infinite so far.
+        nonfinite: int32, what was not finite so far, see `Result`.
     """
 
     step: Any

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from spa_jax.attacks.base import FINAL, JUDGE, STEP, PureAttack, stream
-from spa_jax.goals import confident, is_unusable, misclassified
+from spa_jax.goals import confident, is_answer, misclassified
 from spa_jax.losses import margin
 from spa_jax.numerics import Grid, finite_gradient, in_dtype_of, on_grid, with_gradient_of
 from spa_jax.trees import branch, pytree, select, static
@@ -30,7 +30,7 @@ class CarliniWagnerState(NamedTuple):
         const, low, high: [b], the constant and the interval that it is searched in.
         reached: [b], whether the current constant has led to a success.
         nearest, distance: the nearest success so far, and its L2 distance [b] (infinite before the first success).
-        nonfinite: int32 [b], how many entries of gradients and logits were NaN or infinite so far.
+        nonfinite: int32 [b], what was not finite so far, see `Result`.
     """
 
     step: Any
@@ -82,7 +82,7 @@ class CarliniWagner(PureAttack):
             confidence = in_dtype_of(self.confidence, logits)
             shortfall = jnp.maximum(confidence - margin(logits, examples), 0)
             reached = confident(confidence)(logits, examples)
-            unusable = jnp.sum(is_unusable(logits), axis=-1)
+            unusable = ~is_answer(logits)
             return jnp.sum(squared + state.const * shortfall), (images, jnp.sqrt(squared), reached, unusable)
 
         probe = jnp.zeros_like(state.distance)

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from spa_jax.data.types import Examples
 from spa_jax.edits import Edit, get_edit
 from spa_jax.evaluation.accuracy import evaluate
-from spa_jax.evaluation.judging import is_answer
 from spa_jax.evaluation.records import Curve
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Progress, example_keys, make_sweep, stream
+from spa_jax.goals import is_answer
 from spa_jax.trees import as_pytree
 from spa_jax.types import Flags, Images, Key, Labels, Predict, Scalar, Victim
 from spa_jax.validation import require_number

@@ -26,7 +26,9 @@ from spa_jax.evaluation.records import (
     ModelReport,
 )
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Sweep, example_keys, stream
-from spa_jax.types import Flags, Images, Key, Labels, Logits, Predict, Victim
+from spa_jax.goals import is_answer
+from spa_jax.numerics import on_grid
+from spa_jax.types import Images, Key, Labels, Predict, Victim
 
 _ROUNDING = 1e-6
 
@@ -142,7 +144,7 @@ def run_attack(
     found = attack(example_keys(key, batch.index), victim, batch.images, batch.labels)
     edited = edited_images(attack, found, victim, batch.images, batch.labels)
     if levels is not None:
-        found = dataclasses.replace(found, x=jnp.round(found.x * levels) / levels)
+        found = dataclasses.replace(found, x=on_grid(found.x, levels))
     return found, edited
 
 
@@ -153,8 +155,3 @@ def judge(predict: Predict, key: Key, index: Any, images: Images, labels: Labels
     logits = predict(example_keys(key, index), jnp.clip(images, 0, 1))
     finite = jnp.all(jnp.isfinite(images), axis=(1, 2, 3)) & is_answer(logits)
     return Verdict(jnp.argmax(logits, axis=-1) == labels, finite, inside)
-
-
-def is_answer(logits: Logits) -> Flags:
-    """Whether no logit is NaN and the largest is a number."""
-    return ~jnp.any(jnp.isnan(logits), axis=-1) & jnp.isfinite(jnp.max(logits, axis=-1))

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 from spa_jax.attacks import fgsm, pgd
 from spa_jax.data.types import Examples
 from spa_jax.evaluation import checks
-from spa_jax.evaluation.judging import is_answer, judge_all
+from spa_jax.evaluation.judging import judge_all
 from spa_jax.evaluation.records import Check
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Sweep, evenly_spaced, example_keys, make_sweep, stream
+from spa_jax.goals import is_answer
 from spa_jax.losses import cross_entropy, margin
 from spa_jax.spaces.generated import NoisePainter
 from spa_jax.spaces.noise import L1, L2, LInf, noise_ball

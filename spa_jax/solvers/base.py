@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from spa_jax.errors import shown
-from spa_jax.goals import is_unusable
+from spa_jax.goals import is_answer
 from spa_jax.numerics import finite_gradient
 from spa_jax.spaces.lift import Lifted
 from spa_jax.trees import select
@@ -44,7 +44,7 @@ class Problem:
     def evaluate(self, v: Variables, keys: Keys, probe: Any = None) -> Evaluation:
         """Loss, success and logits of each example.
 
-        An image that is not finite, and logits with NaN or +infinity, are not a success. -infinity rules a class out.
+        An image that is not finite, and logits that are no answer (`spa_jax.goals.is_answer`), are not a success.
 
         Args:
             v: the variables.
@@ -54,9 +54,10 @@ class Problem:
         images = self.space.apply(v, self.examples)
         seen = images if probe is None else finite_gradient(images, probe)
         logits = self.predict(self.space.example_keys(keys, len(images)), seen)
-        nonfinite = jnp.sum(~jnp.isfinite(images), axis=(1, 2, 3)) + jnp.sum(is_unusable(logits), axis=-1)
+        broken = jnp.sum(~jnp.isfinite(images), axis=(1, 2, 3))
+        nonfinite = broken.astype(jnp.int32) + (~is_answer(logits)).astype(jnp.int32)
         success = self.goal(logits, self.examples) & (nonfinite == 0)
-        return Evaluation(self.loss(logits, self.examples), success, logits, nonfinite.astype(jnp.int32))
+        return Evaluation(self.loss(logits, self.examples), success, logits, nonfinite)
 
     def climb(self, v: Variables, keys: Keys) -> tuple[Evaluation, Variables]:
         """The evaluation at `v` and the gradient of the loss there, by one forward and one backward pass.

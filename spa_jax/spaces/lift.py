@@ -108,13 +108,15 @@ class Lifted:
         return self._total(vary_over(self.axis_name, jnp.sum(numbers).astype(numbers.dtype)))
 
     def _mean(self, values: Values | Flags, examples: Example) -> Any:
-        """The weighted mean of those that are numbers; NaN where none is."""
+        """The weighted mean of those that are numbers: NaN where none is, and 0 where none has a weight."""
         dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else examples.image.dtype
         values = values.astype(at_least_float32(dtype))
-        shares = jnp.where(jnp.isnan(values), 0, self._shares(examples, values.dtype))
-        counted = self._total(jnp.sum(shares))
-        total = self._total(jnp.sum(jnp.where(shares > 0, values * shares, 0)))
-        return total / jnp.where(counted > 0, counted, jnp.nan)
+        shares = self._shares(examples, values.dtype)
+        counted = jnp.where(jnp.isnan(values), 0, shares)
+        weight, of_numbers = self._total(jnp.stack([jnp.sum(shares), jnp.sum(counted)]))
+        total = self._total(jnp.sum(jnp.where(counted > 0, values * counted, 0)))
+        mean = total / jnp.where(of_numbers > 0, of_numbers, 1)
+        return jnp.where((weight > 0) & (of_numbers == 0), jnp.nan, mean)
 
     def _shares(self, examples: Example, dtype: Any) -> Values:
         weights = jnp.ones(len(examples.image), dtype) if examples.weight is None else examples.weight.astype(dtype)

@@ -6,7 +6,7 @@ from typing import Any
 from spa_jax.numerics import Grid
 from spa_jax.spaces.base import SpaceBase, require_space
 from spa_jax.trees import pytree, static
-from spa_jax.types import Example, Image, Space, Variables
+from spa_jax.types import Count, Example, Image, Space, Variables
 from spa_jax.validation import require_count
 
 
@@ -57,7 +57,7 @@ class Rounded(SpaceBase):
         return self.space.apply_rounded(v, example, self.grid)
 
 
-def rounded(space: Space, levels: int = 255) -> Rounded:
+def rounded(space: Space, levels: Count = 255) -> Rounded:
     """The same space, with images whose pixels are multiples of 1 / `levels`: 255 for what an 8-bit file can hold.
 
     The victim sees, and the attack judges, the rounded images. The gradient passes straight through the rounding.
@@ -74,5 +74,5 @@ def rounded(space: Space, levels: int = 255) -> Rounded:
         ValueError: not a space, or `levels` below 1.
     """
     require_space(space)
-    require_count("levels", levels)
-    return Rounded(space, levels)
+
+    return Rounded(space, require_count("levels", levels))

@@ -399,11 +399,16 @@ def test_shared_variables_are_judged_and_moved_by_the_weighted_mean():
     assert lifted.summarise(values > 1, examples) == 0.25
     assert lifted.summarise(values, examples.replace(weight=None)) == 11
     assert lifted.summarise(values, examples.replace(weight=0 * weight)) == 0
-    seen, gradient = lifted.gradient(lambda v: (values * v, "seen"), jnp.float32(2), examples)
+    seen, gradient, count = lifted.gradient(lambda v, probe: (values * v + 5 * probe, "seen"), jnp.float32(2), examples)
     assert (seen, gradient) == ("seen", 1.25)
+    np.testing.assert_array_equal(count, [5 * 0.75, 5 * 0.25, 0])
     own = per_example(linf(0.4))
     np.testing.assert_array_equal(own.summarise(values, examples), values)
-    np.testing.assert_array_equal(own.gradient(lambda v: (values * v, None), jnp.ones(3), examples)[1], values)
+    np.testing.assert_array_equal(own.gradient(lambda v, _: (values * v, None), jnp.ones(3), examples)[1], values)
+    broken = jnp.array([1.0, jnp.nan, 30.0])
+    assert lifted.summarise(broken, examples) == 1 and jnp.isnan(lifted.summarise(broken * jnp.nan, examples))
+    bad = jnp.array([jnp.inf, jnp.nan, 2.0])
+    np.testing.assert_array_equal(own.gradient(lambda v, _: (bad * v, None), jnp.ones(3), examples)[1], [0, 0, 2])
 
 
 # --- what a space says about itself ---------------------------------------------------------------------------------
