@@ -179,12 +179,12 @@ def test_answers_that_are_not_finite_make_no_victim_robust(split, answer, broken
 
 
 def test_a_randomised_victim_is_judged_with_fresh_keys(coin_victim, split):
-    """An attack of radius 0 meets a wrong draw in some step, and says so; the judge's draw is one of its own."""
+    """An attack of radius 0 meets a wrong draw in some step; its own success and the report are of fresh draws."""
     attack = pgd(0.0, num_steps=10)
     claimed = attack(KEY, coin_victim, jnp.asarray(split.images), jnp.asarray(split.labels)).success
     report = evaluate(coin_victim, split, {"pgd": attack}, key=KEY, batch_size=32)
     judged = report.attacks["pgd"].correct.sum() / report.clean.sum()
-    assert claimed.mean() > 0.9 and 0.2 < judged < 0.8
+    assert 0.2 < claimed.mean() < 0.8 and 0.2 < judged < 0.8
 
 
 def test_images_are_judged_as_an_8_bit_file_stores_them(linear_victim, split):
