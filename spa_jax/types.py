@@ -131,6 +131,18 @@ class Space(Protocol):
         """The space itself, or the links of a chain, by name."""
 
 
+class NonFinite(NamedTuple):
+    """How much was NaN or infinite during a search, per example, int32.
+
+    Attributes:
+        gradients: entries of gradients; they count as 0.
+        answers: pixels of images, and how often logits were no answer (`spa_jax.goals.is_answer`); no success.
+    """
+
+    gradients: Any
+    answers: Any
+
+
 class Evaluation(NamedTuple):
     """How good variables are for the attacker, per example.
 
@@ -138,13 +150,13 @@ class Evaluation(NamedTuple):
         value: the loss.
         success: whether the goal is reached.
         logits: [b, k].
-        nonfinite: int32, how many entries of image and gradient were NaN or infinite, and whether the logits were.
+        nonfinite: how much was NaN or infinite.
     """
 
     value: Values
     success: Flags
     logits: Any
-    nonfinite: Any
+    nonfinite: NonFinite
 
 
 @runtime_checkable
@@ -174,9 +186,8 @@ class Result:
         success: whether the goal is reached there; untargeted: prediction != label, targeted: prediction == target.
         without: the images with some of the variables at their identity, by name: `without["noise"]` of a SPA attack
             holds the edited images A(x, a). Which ones is a setting of the attack.
-        nonfinite: int32, how many entries of gradients and images were NaN or infinite during the search, plus how
-            often the logits were; None where that was not counted. Such gradients counted as 0, such logits and images
-            as no success: an accuracy is not to be believed where many were.
+        nonfinite: how much was NaN or infinite during the search; None where that was not counted. An accuracy is not
+            to be believed where much was.
     """
 
     x: Any
@@ -184,7 +195,7 @@ class Result:
     value: Any
     success: Any
     without: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    nonfinite: Any = None
+    nonfinite: NonFinite | None = None
 
 
 @runtime_checkable

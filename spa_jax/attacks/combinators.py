@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from spa_jax.attacks.base import JUDGE, RUN, PureAttack, is_randomized, part_of, require_attack, stream
 from spa_jax.solvers import better
 from spa_jax.trees import branch, pytree, static
-from spa_jax.types import Count, Example, Images, Keys, Predict, Result, Variables
+from spa_jax.types import Count, Example, Images, Keys, NonFinite, Predict, Result, Variables
 from spa_jax.validation import require_count
 
 
@@ -280,7 +280,8 @@ class WorstOf(PureAttack):
 
         def candidate(i: int, result: Result) -> Result:
             index = jnp.full(examples.label.shape, i, jnp.int32)
-            nonfinite = jnp.zeros_like(index) if result.nonfinite is None else result.nonfinite
+            zeros = jnp.zeros_like(index)
+            nonfinite = NonFinite(zeros, zeros) if result.nonfinite is None else result.nonfinite
             unjudged = Result(result.x, index, None, None, nonfinite=nonfinite)
             return self.judged(unjudged, stream(keys, JUDGE), predict, examples)
 

@@ -15,7 +15,20 @@ from spa_jax.solvers import Best, Problem, better, projected_gradient
 from spa_jax.solvers.base import require_solver
 from spa_jax.spaces.lift import Lifted, per_example
 from spa_jax.trees import as_pytree, branch, pytree, static
-from spa_jax.types import Count, Example, Images, Keys, Predict, Result, SeenVictim, Solver, Space, Variables
+from spa_jax.types import (
+    Count,
+    Evaluation,
+    Example,
+    Images,
+    Keys,
+    NonFinite,
+    Predict,
+    Result,
+    SeenVictim,
+    Solver,
+    Space,
+    Variables,
+)
 from spa_jax.validation import require_choice, require_count
 
 Keep = Literal["best", "last"]
@@ -57,7 +70,7 @@ class AttackState(NamedTuple):
         solver: the state of each stage's solver.
         best: the strongest variables so far, with their loss and success, or None where the last ones are kept.
         prepared: what the space has computed of the images once for all steps.
-        nonfinite: int32, what was not finite so far, see `Result`.
+        nonfinite: what was not finite so far.
     """
 
     step: Any
@@ -66,7 +79,7 @@ class AttackState(NamedTuple):
     solver: tuple[Any, ...]
     best: Any
     prepared: Any
-    nonfinite: Any
+    nonfinite: NonFinite
 
 
 @pytree
@@ -144,7 +157,8 @@ class IterativeAttack(PureAttack):
         v = self.space.init(stream(keys, START), problem.examples) if self.random_start else clean
         best = self._weakest(problem, v, keys) if self._tracks(0) else None
         solvers = tuple(stage.solver.init(problem, v) for stage in self.stages)
-        nonfinite = self.space.count(jnp.zeros(len(examples.image), jnp.int32))
+        zeros = jnp.zeros(len(examples.image), jnp.int32)
+        nonfinite = self.space.count(NonFinite(zeros, zeros))
         return clean, AttackState(jnp.zeros((), jnp.int32), keys, v, solvers, best, prepared, nonfinite)
 
     def judge(
@@ -155,7 +169,7 @@ class IterativeAttack(PureAttack):
         evaluation = problem.evaluate(v, stream(state.keys, JUDGE, state.step))
         found = problem.candidate(v, evaluation)
         best = found if replace else better(state.best, found)
-        return state._replace(best=best, nonfinite=state.nonfinite + self.space.count(evaluation.nonfinite))
+        return state._replace(best=best, nonfinite=self._counted(state, evaluation))
 
     def advance(self, state: AttackState, predict: Predict, examples: Example, stage: int = 0) -> AttackState:
         """One step of a stage."""
@@ -166,8 +180,11 @@ class IterativeAttack(PureAttack):
         if self._tracks(stage):
             best = better(best, problem.candidate(state.variables, evaluation))
         solvers = (*state.solver[:stage], own, *state.solver[stage + 1 :])
-        nonfinite = state.nonfinite + self.space.count(evaluation.nonfinite)
+        nonfinite = self._counted(state, evaluation)
         return AttackState(state.step + 1, state.keys, moved, solvers, best, state.prepared, nonfinite)
+
+    def _counted(self, state: AttackState, evaluation: Evaluation) -> NonFinite:
+        return jax.tree.map(jnp.add, state.nonfinite, self.space.count(evaluation.nonfinite))
 
     def enter(self, state: AttackState, predict: Predict, examples: Example, stage: int = 0) -> AttackState:
         """From the best point of the stage before to the start of this one."""

@@ -13,7 +13,7 @@ from spa_jax.goals import confident, is_answer, misclassified
 from spa_jax.losses import margin
 from spa_jax.numerics import Grid, finite_gradient, in_dtype_of, on_grid, with_gradient_of
 from spa_jax.trees import branch, pytree, select, static
-from spa_jax.types import Count, Example, Images, Keys, Predict, Result, Scalar, Values
+from spa_jax.types import Count, Example, Images, Keys, NonFinite, Predict, Result, Scalar, Values
 from spa_jax.validation import require_count, require_number
 
 _INSIDE_TANH = 0.999999
@@ -30,7 +30,7 @@ class CarliniWagnerState(NamedTuple):
         const, low, high: [b], the constant and the interval that it is searched in.
         reached: [b], whether the current constant has led to a success.
         nearest, distance: the nearest success so far, and its L2 distance [b] (infinite before the first success).
-        nonfinite: int32 [b], what was not finite so far, see `Result`.
+        nonfinite: [b], what was not finite so far.
     """
 
     step: Any
@@ -43,7 +43,7 @@ class CarliniWagnerState(NamedTuple):
     reached: Any
     nearest: Any
     distance: Any
-    nonfinite: Any
+    nonfinite: NonFinite
 
 
 @pytree
@@ -68,7 +68,8 @@ class CarliniWagner(PureAttack):
         fooled = misclassified(predict(stream(keys, JUDGE), x), examples)
         distance = jnp.where(fooled, 0.0, jnp.inf).astype(x.dtype)
         search = (const, jnp.zeros_like(const), jnp.full_like(const, _NO_UPPER_BOUND), jnp.zeros_like(fooled))
-        nothing = jnp.zeros(x.shape[:1], jnp.int32)
+        zeros = jnp.zeros(x.shape[:1], jnp.int32)
+        nothing = NonFinite(zeros, zeros)
         return CarliniWagnerState(jnp.zeros((), jnp.int32), keys, *self._start(x), *search, x, distance, nothing)
 
     def move(self, state: CarliniWagnerState, predict: Predict, examples: Example) -> CarliniWagnerState:
@@ -88,6 +89,7 @@ class CarliniWagner(PureAttack):
         probe = jnp.zeros_like(state.distance)
         differentiated = jax.grad(objective, (0, 1), has_aux=True)(state.w, probe)
         (gradient, count), (images, distance, reached, unusable) = differentiated
+        counted = NonFinite(count, unusable)
         nearer = reached & (distance < state.distance)
         nearest, distance = select(nearer, (images, distance), (state.nearest, state.distance))
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
@@ -99,7 +101,7 @@ class CarliniWagner(PureAttack):
             reached=state.reached | reached,
             nearest=nearest,
             distance=distance,
-            nonfinite=state.nonfinite + (count.astype(jnp.int32) + unusable.astype(jnp.int32)),
+            nonfinite=jax.tree.map(lambda old, new: old + new.astype(jnp.int32), state.nonfinite, counted),
         )
 
     advance = move

@@ -36,8 +36,8 @@ def evaluate(
 
     The success that an attack reports is not used: the victim classifies each attacked image anew, with fresh keys. A
     finite image that is not in [0, 1] (to 1e-6) is not a success. An image that is not finite, logits with a NaN, and
-    logits whose largest is infinite count as misclassified. An example that is misclassified clean counts as wrong
-    under every attack.
+    logits whose largest is infinite count as misclassified, also where the attack met them on its way. An example that
+    is misclassified clean counts as wrong under every attack.
 
     Every random draw is keyed by `key`, the attack's name and the example's index in the split, so batch size, devices
     and the other attacks do not matter, apart from float rounding. The victim is prepared once for all batches. Models

@@ -98,6 +98,8 @@ def _attack_all(
     def survive(batch: DeviceBatch) -> Any:
         found, edited = run_attack(attack, victim, attack_key, batch, levels)
         verdict = judge(predict, judge_key, batch.index, found.x, batch.labels)
+        if found.nonfinite is not None:
+            verdict = verdict._replace(finite=verdict.finite & (found.nonfinite.answers == 0))
         return verdict, attack_distances(found, batch.images, edited), attribute_values(attack, found.variables)
 
     correct, indices = np.zeros_like(candidates), np.flatnonzero(candidates)

@@ -133,7 +133,8 @@ class AttackRecord:
         distances: of `attack_distances`, over the examples that the attack fooled; empty if it fooled none. The
             other images are left out, because they are merely where the search ended.
         attributes: the values of each attribute at which the attack fooled, empty where it fooled none.
-        broken: of those attacked, how many are wrong because the image, or the victim's answer, was not finite.
+        broken: of those attacked, how many are wrong because the image, or the victim's answer to it or to another that
+            the search met, was not finite.
     """
 
     correct: ExampleFlags

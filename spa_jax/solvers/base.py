@@ -11,7 +11,7 @@ from spa_jax.goals import is_answer
 from spa_jax.numerics import finite_gradient
 from spa_jax.spaces.lift import Lifted
 from spa_jax.trees import select
-from spa_jax.types import Evaluation, Example, Goal, Keys, Logits, Loss, Predict, Solver, Variables
+from spa_jax.types import Evaluation, Example, Goal, Keys, Logits, Loss, NonFinite, Predict, Solver, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Problem:
         broken = jnp.sum(~jnp.isfinite(images), axis=(1, 2, 3))
         nonfinite = broken.astype(jnp.int32) + (~is_answer(logits)).astype(jnp.int32)
         success = self.goal(logits, self.examples) & (nonfinite == 0)
-        return Evaluation(self.loss(logits, self.examples), success, logits, nonfinite)
+        counted = NonFinite(jnp.zeros_like(nonfinite), nonfinite)
+        return Evaluation(self.loss(logits, self.examples), success, logits, counted)
 
     def climb(self, v: Variables, keys: Keys) -> tuple[Evaluation, Variables]:
         """The evaluation at `v` and the gradient of the loss there, by one forward and one backward pass.
@@ -70,7 +71,8 @@ class Problem:
             return evaluation.value, evaluation
 
         evaluation, gradient, count = self.space.gradient(objective, v, self.examples)
-        return evaluation._replace(nonfinite=evaluation.nonfinite + count.astype(jnp.int32)), gradient
+        counted = evaluation.nonfinite._replace(gradients=count.astype(jnp.int32))
+        return evaluation._replace(nonfinite=counted), gradient
 
     def direction(self, gradient: Variables) -> Variables:
         """Steepest ascent of ONE set of variables, one radius long; 0 for those that may not move."""

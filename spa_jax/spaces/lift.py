@@ -102,10 +102,11 @@ class Lifted:
         return seen, self._total(gradient) if self.shared else gradient, count
 
     def count(self, numbers: Any) -> Any:
-        """Numbers of each example [b], or their sum [] where the variables are shared."""
+        """A tree of numbers of each example [b], or their sums [] where the variables are shared."""
         if not self.shared:
             return numbers
-        return self._total(vary_over(self.axis_name, jnp.sum(numbers).astype(numbers.dtype)))
+        sums = jax.tree.map(lambda own: jnp.sum(own).astype(own.dtype), numbers)
+        return self._total(vary_over(self.axis_name, sums))
 
     def _mean(self, values: Values | Flags, examples: Example) -> Any:
         """The weighted mean of those that are numbers: NaN where none is, and 0 where none has a weight."""

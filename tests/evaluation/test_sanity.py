@@ -222,6 +222,23 @@ def test_an_honest_network_raises_nothing_in_any_norm(attacked, digits):
     ]
 
 
+@pytest.mark.parametrize(("norm", "radius"), [("linf", 0.1), ("l2", 0.5)])
+def test_answers_that_are_not_finite_near_an_image_make_it_no_more_robust(norm, radius, digits):
+    """The search leaves such points, so that what it returns is the clean image, which the victim answers well."""
+    victim = planted_defences.victim(planted_defences.nan_off_the_8_bit_grid)
+    attacks = {"pgd": pgd(radius, 3, norm=norm)}
+    report = evaluate(victim, digits, attacks, key=KEY, batch_size=96, mesh=one_device(), sanity=False)
+    assert report.attacks["pgd"].broken == report.clean.sum() == 96
+    assert not report.worst_case.any()
+
+
+def test_a_gradient_that_is_not_finite_breaks_no_image(digits):
+    victim = planted_defences.victim(planted_defences.norm_of_zero_columns)
+    attacks = {"pgd": pgd(planted_defences.RADIUS, 3)}
+    report = evaluate(victim, digits, attacks, key=KEY, batch_size=96, mesh=one_device(), sanity=False)
+    assert report.attacks["pgd"].broken == 0 and 0 < report.worst_case.sum() < 96
+
+
 def test_the_noise_of_attacks_is_read_from_them():
     joint, own = spa(0.3, ["rotation"], 2), lambda key, victim, images, labels: None
     attacks = [attribute_attack("rotation"), cw(), own, joint, worst_of(fgsm(0.1), restarts(fgsm(0.2, "l2"), 2))]
