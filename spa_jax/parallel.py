@@ -153,8 +153,9 @@ def on_all_devices(attack: Attack, mesh: Mesh | None = None) -> Callable[..., Re
         keys = keys if attack.shared else spread(keys)
         found = attack(keys, victim, seen.image, seen.label, seen.target, weight=weight, reference=seen.reference)
         if attack.shared:
-            kept = jax.tree.map(lambda leaf: leaf[:count], dataclasses.replace(found, variables=None))
-            return dataclasses.replace(kept, variables=found.variables)
+            of_images = dataclasses.replace(found, variables=None, nonfinite=None)
+            kept = jax.tree.map(lambda leaf: leaf[:count], of_images)
+            return dataclasses.replace(kept, variables=found.variables, nonfinite=found.nonfinite)
         return jax.tree.map(lambda leaf: leaf[:count], found)
 
     return attacked
