@@ -7,6 +7,7 @@ program of its own because the runtime aborts the process right after its messag
 import os
 import re
 import select
+import signal
 import sys
 
 _ABOUT_THE_JOB = re.compile(rb"^[WEF]\d{4} .*(coordination_service|preemption_sync_manager|client\.h:)", re.MULTILINE)
@@ -47,4 +48,6 @@ def relay(source: int, target: int) -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # clusters send them to every process; this one ends with its writer
+        signal.signal(number, signal.SIG_IGN)
     relay(sys.stdin.fileno(), sys.stderr.fileno())

@@ -1,12 +1,15 @@
 """Jobs of several processes: wrong flags, and the runtime's message about a lost process as one line."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from spa_jax.errors import SpaError
-from spa_jax.runs import peers
+from spa_jax.runs import peer_messages, peers
 from spa_jax.runs.peer_messages import gone_line, relay
 
 POLLED = b"E1126 13:40:05.805141   22726 coordination_service_agent.cc:289] Polled an error from coordination service\n"
@@ -85,3 +88,15 @@ def test_only_errors_of_a_lost_connection_wait_for_the_runtime(monkeypatch):
     assert waits == []
     peers.outlast(ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:31113"))
     assert waits and waits[0] > peers.HEARTBEAT
+
+
+def test_the_program_outlasts_a_signal_to_all_processes_of_a_job():
+    program = subprocess.Popen(
+        [sys.executable, "-S", peer_messages.__file__], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    program.stdin.write(b"first\n")
+    program.stdin.flush()
+    assert program.stderr.readline() == b"first\n"
+    program.send_signal(signal.SIGTERM)
+    assert program.communicate(b"saved\n")[1] == b"saved\n"
+    assert program.returncode == 0
