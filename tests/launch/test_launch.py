@@ -168,6 +168,7 @@ def test_a_killed_process_ends_the_job_within_a_minute_with_one_line_and_the_job
                 break
             time.sleep(1)
         processes[index].kill()
+        processes[index].wait()
         killed = time.monotonic()
         assert processes[1 - index].wait(timeout=60) not in (0, None)
         assert time.monotonic() - killed < 60
@@ -180,6 +181,7 @@ def test_a_killed_process_ends_the_job_within_a_minute_with_one_line_and_the_job
     finally:
         for process in processes:
             process.kill()
+            process.wait()
 
 
 def _metrics(workdir):
