@@ -51,7 +51,7 @@ def test_an_accelerator_config_takes_steps_on_made_images(name):
     config["data"] = {"name": "synthetic", "like": "cifar10", "train_size": 32, "test_size": 16, "validation_size": 16}
     config["training"] |= {"batch_size": 16, "num_epochs": 1.0}
     config["model"]["width"] = 8
-    config["recipe"]["attack"]["num_steps"] = 1
+    config["recipe"]["attack"] |= {"num_steps": 1} | ({"step_size": 8 / 255} if name == "cifar10_pgd" else {})
     config = check_config(config)
     dataset = load_data(config)
     experiment = make_experiment(config, dataset, data_mesh())

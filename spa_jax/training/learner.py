@@ -130,8 +130,10 @@ class Learner:
         variables = as_variables(params, state.batch_stats)
 
         def apply(variables: Any, images: Images) -> tuple[Logits, Any]:
-            normalised = (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
-            return self.model.apply(variables, normalised, train=True, mutable=["batch_stats"])
+            mean, std = (
+                jnp.broadcast_to(jnp.asarray(own, images.dtype), images.shape) for own in (self.mean, self.std)
+            )
+            return self.model.apply(variables, (images - mean) / std, train=True, mutable=["batch_stats"])
 
         logits, updates = quick(apply)(variables, images)
         return logits, updates.get("batch_stats", state.batch_stats)
