@@ -62,6 +62,49 @@ def in_training(num_steps: int) -> Config:
     return {"solver": "projected_gradient", "start": "none", "num_steps": num_steps, "keep": "last"}
 
 
+def universal_experiment(radius: float, num_classes: int) -> Config:
+    """Trainings against universal perturbations beside standard and PGD training, and how all are judged.
+
+    The model of the config itself is trained in two stages against class-balanced perturbations. A defended model is
+    attacked by perturbations crafted afresh against it on training images: plain, class-balanced, one to each class.
+    """
+    uap = {"name": "uap", "radius": radius}
+    halves = {"name": "cross_entropy", "clean_weight": 0.5, "attacked_weight": 0.5}
+    pgd = {"name": "pgd", "radius": radius}
+
+    def trained(attack: Config, name: str = "universal", **options: Any) -> Config:
+        return {"name": name, "outer": halves, "attack": attack | {"rel_step_size": 1.0}, **options}
+
+    return {
+        "name": "two_stage",
+        "recipe": trained({"name": "cb_uap", "radius": radius}),
+        "evaluation": {
+            "attacks": {
+                "PGD-20": pgd | {"num_steps": 20},
+                "APGD-CE": {"name": "apgd_ce", "radius": radius, "num_steps": 30},
+            },
+            "selection_attack": pgd | {"num_steps": 5},
+            "select_by": "clean",
+            "universal": {
+                "attacks": {
+                    "UAP": uap,
+                    "CB-UAP": {"name": "cb_uap", "radius": radius},
+                    "targeted UAP": uap | {"loss": "cross_entropy"},
+                },
+                "targets": {"targeted UAP": "all"},
+                "seeds": 2,
+            },
+        },
+        "baselines": (
+            {"name": "standard", "recipe": "standard"},
+            {"name": "universal", "recipe": trained(uap, "free")},
+            {"name": "class_wise", "recipe": trained(uap | {"classes": num_classes})},
+            {"name": "free", "recipe": trained(pgd | {"num_steps": 1}, "free", replays=4)},
+            {"name": "pgd", "recipe": {"name": "adversarial", "attack": pgd | {"num_steps": 5, "keep": "last"}}},
+        ),
+    }
+
+
 def learned_attacks(title: str, box: Config, joint: Config, generated: Config) -> Config:
     """PGD, the manipulator alone (`title`), and both joint attacks."""
     return {

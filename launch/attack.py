@@ -1,24 +1,30 @@
 """Attack a trained model of a config, and store the adversarial images and their variables as .npz.
 
 python launch/attack.py --config configs/digits_spa.py --workdir runs/digits_spa --attack joint --output joint.npz
+
+Of a universal attack the one perturbation is stored, with the victim's answers, and not a copy for each image.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
 
 from spa_jax.attacks.catalogue import attack_from_config
 from spa_jax.errors import ConfigError, suggest
-from spa_jax.evaluation.export import export_attack
+from spa_jax.evaluation.export import export_attack, export_universal
 from spa_jax.parallel import data_mesh
 from spa_jax.runs import launching
 from spa_jax.runs.experiment import check_config, load_data, variants
-from spa_jax.runs.reporting import load_parts, load_victim
+from spa_jax.runs.reporting import crafting_split, load_parts, load_victim
 
 flags.adopt_module_key_flags(launching)
 CONFIG = launching.define_flags()
-ATTACK = flags.DEFINE_string("attack", None, "Name of an attack in config.evaluation.attacks.", required=True)
+ATTACK = flags.DEFINE_string(
+    "attack", None, "Name of an attack in config.evaluation, of `attacks` or `universal.attacks`.", required=True
+)
+TARGET = flags.DEFINE_integer("target", None, "The class that a universal attack is to lead to (default: none).")
 MODEL = flags.DEFINE_string("model", None, "Which of the config's models, itself or a baseline (default: itself).")
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which images.")
 OUTPUT = launching.define_path("output", None, "The .npz file to write.", required=True)
@@ -29,23 +35,48 @@ def main() -> None:
     config = check_config(launching.config_value(CONFIG))
     models = variants(config)
     model = MODEL.value or config["name"]
-    for kind, name, valid in (("model", model, models), ("attack", ATTACK.value, config["evaluation"]["attacks"])):
+    universal = (config["evaluation"]["universal"] or {"attacks": {}})["attacks"]
+    attacks = {**universal, **config["evaluation"]["attacks"]}
+    for kind, name, valid in (("model", model, models), ("attack", ATTACK.value, attacks)):
         if name not in valid:
             raise ConfigError(f"--{kind}={name!r} is not in the config{suggest(name, valid)}")
     dataset, mesh, workdir = load_data(config), data_mesh(), Path(flags.FLAGS.workdir)
     victim = load_victim(models[model], workdir, dataset, mesh)
-    spec = config["evaluation"]["attacks"][ATTACK.value]
+    spec, key = attacks[ATTACK.value], jax.random.key(config["seed"])
+    if ATTACK.value not in config["evaluation"]["attacks"]:
+        print(_craft(config, victim, dataset, attack_from_config(spec), key, mesh))
+        return
+    if TARGET.value is not None:
+        raise ConfigError(f"--target={TARGET.value}: only universal attacks are stored with a target")
     attack = attack_from_config(spec, load_parts(models[model], spec, models, workdir, mesh))
     found = export_attack(
         victim,
         getattr(dataset, SPLIT.value),
         attack,
         OUTPUT.value,
-        key=jax.random.key(config["seed"]),
+        key=key,
         batch_size=config["evaluation"]["batch_size"],
         mesh=mesh,
     )
     print(f"{OUTPUT.value}: {len(found['label'])} images, {100 * found['success'].mean():.1f} % fooled")
+
+
+def _craft(config: Any, victim: Any, dataset: Any, attack: Any, key: Any, mesh: Any) -> str:
+    """Make and store one universal perturbation; returns what to print."""
+    settings = config["evaluation"]["universal"]
+    found = export_universal(
+        victim,
+        crafting_split(config, dataset, settings["num_images"]),
+        getattr(dataset, SPLIT.value),
+        attack,
+        OUTPUT.value,
+        key=key,
+        batch_size=settings["batch_size"],
+        num_epochs=settings["num_epochs"],
+        target=TARGET.value,
+        mesh=mesh,
+    )
+    return f"{OUTPUT.value}: one perturbation, fools {found.fooling_ratio} of {len(found.labels)} images"
 
 
 if __name__ == "__main__":

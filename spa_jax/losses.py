@@ -4,6 +4,7 @@ A loss is a function or a pytree dataclass whose numbers are leaves. It reads `e
 it grows as the victim's prediction approaches the target, and else as it moves away from the label.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +21,8 @@ from spa_jax.validation import require_choice, require_number
 
 _TINY = 1e-12
 _SMALLEST_CAP = math.log(2)
+_RAREST = 0.01
+"""The smallest share of a class that counts, in units of the uniform share."""
 
 
 def cross_entropy(logits: Logits, examples: Example) -> Values:
@@ -81,6 +84,95 @@ def capped_cross_entropy(cap: Scalar = 9.0) -> CappedCrossEntropy:
     """
     rule = "log 2 = 0.6932 or larger, so that a target has won when the loss rests"
     return CappedCrossEntropy(require_number("cap", cap, rule, lambda c: c >= _SMALLEST_CAP))
+
+
+def off_label(logits: Logits, labels: Labels) -> Float[Array, "b k"]:
+    """The probabilities of all classes but the label's, whose entry is 0; without cancellation near p_y = 1."""
+    is_own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return jnp.where(is_own, 0, jax.nn.softmax(logits))
+
+
+@pytree
+class ClassBalanced:
+    """Capped cross entropy with wrong answers spread over the classes; see `class_balanced`."""
+
+    cap: Any
+    calibration: Any
+    temperature: Any
+    penalty: Any
+    margin: Any
+    off_label: Any = None
+
+    def with_off_label(self, mass: Float[Array, " k"]) -> "ClassBalanced":
+        """The loss that knows how much probability the batches so far have given to each class off the labels."""
+        return dataclasses.replace(self, off_label=jax.lax.stop_gradient(mass))
+
+    def __call__(self, logits: Logits, examples: Example) -> Values:
+        if examples.target is not None:
+            raise ValueError("class_balanced spreads predictions over all classes and takes no target")
+        attack = CappedCrossEntropy(self.cap)(logits, examples)
+        p, share = off_label(logits, examples.label), self._share(logits)
+        calibrated = jax.lax.stop_gradient(self._calibrated(p, share))
+        log_p = jnp.where(calibrated > 0, jax.nn.log_softmax(logits), 0)
+        spread = attack + self.calibration * jnp.sum(calibrated * log_p, axis=-1)
+        return spread - self.penalty * self._excess(p, share)
+
+    def _share(self, logits: Logits) -> Float[Array, " k"]:
+        """The share of each class in the wrong answers so far; uniform while nothing is known."""
+        classes = logits.shape[-1]
+        mass = jnp.zeros(classes, logits.dtype) if self.off_label is None else self.off_label.astype(logits.dtype)
+        total = jnp.sum(mass)
+        return jnp.where(total > _TINY, mass / jnp.where(total > _TINY, total, 1), 1 / classes)
+
+    def _calibrated(self, p: Any, share: Any) -> Any:
+        """q_k in proportion to p_k off the label times share_k^-temperature."""
+        classes = p.shape[-1]
+        weighted = p * (jnp.maximum(share, _RAREST / classes) ** -self.temperature)[None]
+        total = jnp.sum(weighted, axis=-1, keepdims=True)
+        return weighted / jnp.where(total > 0, total, 1)
+
+    def _excess(self, p: Any, share: Any) -> Any:
+        """sum_k max(0, share_k - (1 + margin) / K)^2, to first order in what this example adds to the shares."""
+        above = jnp.maximum(share - (1 + self.margin) / p.shape[-1], 0)
+        mass = 0.0 if self.off_label is None else jnp.sum(self.off_label)
+        moved = (p - share[None] * jnp.sum(p, axis=-1, keepdims=True)) / jnp.maximum(mass, _TINY)
+        return jnp.sum(above**2) + 2 * moved @ above
+
+
+def class_balanced(
+    cap: Scalar = 9.0,
+    calibration: Scalar = 1.0,
+    temperature: Scalar = 1.0,
+    penalty: Scalar = 1.0,
+    margin: Scalar = 0.5,
+) -> ClassBalanced:
+    """The diversity objective of class-balanced universal perturbations: fool, and spread the wrong answers.
+
+    J = min(CE, cap) + calibration * C - penalty * R, from the probabilities r_k of the classes off the label:
+    C = sum_k q_k log p_k with q_k in proportion to r_k share_k^-temperature rewards classes that are plausible for this
+    image and rare among all answers; R = sum_k max(0, share_k - (1 + margin) / K)^2 is what frequent classes have too
+    much. Shares are those of the probability off the labels, since the mean prediction of a well classified balanced
+    batch is uniform already. They are a running mean that `spa_jax.solvers.track_labels` keeps and sets; by itself the
+    loss takes them as uniform. R is used to first order around the running shares, so that examples do not depend on
+    each other within a batch.
+
+    Only the abstract of the method (CB-UAP) is public: it names a diversity objective of a calibration of
+    probabilities and a penalty. The formulas and defaults are our choice.
+
+    Args:
+        cap: of the cross entropy, in nats.
+        calibration: weight of C; 0 leaves it out.
+        temperature: how much rare classes are preferred.
+        penalty: weight of R; 0 leaves it out.
+        margin: how far above 1 / K a share may be, as a fraction.
+
+    Raises:
+        ValueError: a negative number; when called, examples with targets.
+    """
+    numbers = {"cap": cap, "calibration": calibration, "temperature": temperature, "penalty": penalty, "margin": margin}
+    return ClassBalanced(
+        *(require_number(name, value, "0 or larger", lambda n: n >= 0) for name, value in numbers.items())
+    )
 
 
 @pytree
@@ -187,6 +279,7 @@ LOSSES: Mapping[str, Callable[..., Any]] = {
     "margin": lambda: margin,
     "dlr": lambda: dlr,
     "capped_cross_entropy": capped_cross_entropy,
+    "class_balanced": class_balanced,
     "smoothed_cross_entropy": smoothed_cross_entropy,
     "kl_divergence": lambda: kl_divergence,
 }

@@ -205,7 +205,7 @@ def _threefry(key: Any) -> Keys:
     return key
 
 
-def check_values(predict: Predict, keys: Keys, examples: Example, size: int | None = None) -> None:
+def check_values(predict: Predict, keys: Keys, examples: Example, size: int | None = None) -> int:
     """The victim returns logits, every class is one of its classes, and pixels lie in [0, 1] up to rounding.
 
     Values are read where they are known, all at once.
@@ -215,6 +215,9 @@ def check_values(predict: Predict, keys: Keys, examples: Example, size: int | No
         keys: [b], or a single one.
         examples: of `checked_examples`.
         size: how many images the victim sees at a time. Default: all of them.
+
+    Returns:
+        The number of classes.
 
     Warns:
         UserWarning: the last thing that the victim computes is a softmax or a sigmoid.
@@ -239,6 +242,7 @@ def check_values(predict: Predict, keys: Keys, examples: Example, size: int | No
                 f"{name}.min()={low:.0f}, {name}.max()={high:.0f}: classes must lie in [0, {classes - 1}] for "
                 f"{classes} classes"
             )
+    return classes
 
 
 def _checked_logits(predict: Predict, keys: Keys, images: Images, batch: int) -> int:

@@ -12,6 +12,7 @@ from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd
 from spa_jax.attacks.iterative import AttackState, IterativeAttack, Stage, make_attack, stage
 from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
+from spa_jax.attacks.universal import cb_uap, deepfool_uap, uap
 
 __all__ = [
     "ATTACKS",
@@ -23,7 +24,9 @@ __all__ = [
     "apgd_dlr",
     "attack_from_config",
     "attribute_attack",
+    "cb_uap",
     "cw",
+    "deepfool_uap",
     "fgsm",
     "in_chunks",
     "make_attack",
@@ -33,5 +36,6 @@ __all__ = [
     "restarts",
     "spa",
     "stage",
+    "uap",
     "worst_of",
 ]

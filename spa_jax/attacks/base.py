@@ -231,19 +231,25 @@ class PureAttack:
         return _narrowed(result, driver.predict.dtype)
 
     def apply(
-        self, variables: Variables, victim: Victim, images: Any, labels: Any, without: tuple[str, ...] = ()
+        self,
+        variables: Variables,
+        victim: Victim,
+        images: Any,
+        labels: Any,
+        target: Any = None,
+        without: tuple[str, ...] = (),
     ) -> Images:
         """The images that variables make, such as a universal perturbation on images it was not made for.
 
         Args:
             variables: of a state or result of this attack, for as many images or shared.
-            victim, images, labels: as for a call.
+            victim, images, labels, target: as for a call.
             without: names of variables that are left at their identity.
 
         Raises:
             ValueError: an input breaks a rule.
         """
-        attack, driver, _, examples = self._checked(_NO_KEY, victim, images, labels)
+        attack, driver, _, examples = self._checked(_NO_KEY, victim, images, labels, target)
         made = driver.call(attack, "make", variables, examples.replace(prepared=None), without=without)
         return made.astype(driver.predict.dtype)
 
@@ -314,6 +320,13 @@ class PureAttack:
         """
         return self.inside(lambda attack: _with_field(attack, "loss", lambda _: loss_from_spec(loss)))
 
+    def check_classes(self, count: int) -> None:
+        """Check that the attack fits a victim with that many classes.
+
+        Raises:
+            ValueError: it does not.
+        """
+
     def batch_sizes(self, size: int) -> set[int]:
         """In which batches the victim sees a batch of that size."""
         return {size}
@@ -331,7 +344,8 @@ class PureAttack:
             driver = Hosted(victim, attack, examples.image, dtype)
         if key is not _NO_KEY:
             keys = checked_keys(key, len(examples.image), self.shared)
-            check_values(driver.predict, keys, examples, min(self.batch_sizes(len(examples.image))))
+            sizes = self.batch_sizes(len(examples.image))
+            self.check_classes(check_values(driver.predict, keys, examples, min(sizes)))
         return attack, driver, keys, examples.replace(image=jnp.clip(examples.image, 0, 1))
 
 

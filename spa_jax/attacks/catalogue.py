@@ -10,6 +10,7 @@ from spa_jax.attacks.combinators import in_chunks, restarts
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd
 from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
+from spa_jax.attacks.universal import cb_uap, deepfool_uap, uap
 from spa_jax.configuration import build, check_spec
 from spa_jax.errors import ConfigError, shown, suggest
 from spa_jax.spaces.attribute import attribute
@@ -25,6 +26,9 @@ ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
     "attribute": attribute_attack,
     "noise": noise_attack,
     "spa": spa,
+    "uap": uap,
+    "cb_uap": cb_uap,
+    "deepfool_uap": deepfool_uap,
 }
 """The presets that a config may name: `{"name": "pgd", "radius": 8/255, "num_steps": 10, "restarts": 5}`."""
 

@@ -129,8 +129,10 @@ def restarts(attack: PureAttack, n: Count, at_once: Count = 1) -> PureAttack:
         [ True  True]
     """
     n, at_once = require_count("n", n), require_count("at_once", at_once)
+    if n == 1:
+        return attack
     _require_per_example("restarts picks per example", attack)
-    return attack if n == 1 else Restarts(attack, n, min(at_once, n))
+    return Restarts(attack, n, min(at_once, n))
 
 
 # --- chunks ---------------------------------------------------------------------------------------------------------

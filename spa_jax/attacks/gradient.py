@@ -16,7 +16,12 @@ from spa_jax.validation import is_traced, require_count, require_number
 
 
 def relative_step(
-    radius: Scalar, num_steps: Count, step_size: Scalar | None, rel_step_size: Scalar | None, default: float
+    radius: Scalar,
+    num_steps: Count,
+    step_size: Scalar | None,
+    rel_step_size: Scalar | None,
+    default: float,
+    carried: bool = False,
 ) -> Any:
     """A step size as a fraction of the radius.
 
@@ -26,6 +31,7 @@ def relative_step(
         step_size: in the units of the radius, as papers give it.
         rel_step_size: as a fraction of the radius.
         default: the fraction where neither is given.
+        carried: whether there will be more steps than those of a call.
 
     Warns:
         UserWarning: all steps together are shorter than the radius, so that most of the ball cannot be reached.
@@ -40,7 +46,7 @@ def relative_step(
         rel_step_size = _ratio(step_size, radius)
     rel_step_size = default if rel_step_size is None else rel_step_size
     require_number("rel_step_size", rel_step_size, "0 or larger, a fraction of the radius", lambda s: s >= 0)
-    if not is_traced(rel_step_size) and 0 < rel_step_size * num_steps < 1 - 1e-6:
+    if not (carried or is_traced(rel_step_size)) and 0 < rel_step_size * num_steps < 1 - 1e-6:
         warnings.warn(
             f"num_steps={num_steps} steps of {float(rel_step_size):.3g} radii cannot reach the boundary of the ball; "
             "step_size is in the units of the radius, rel_step_size a fraction of it",

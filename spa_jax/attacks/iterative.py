@@ -1,5 +1,6 @@
 """The general attack: stages of solvers that climb a loss over a space."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -106,7 +107,14 @@ class IterativeAttack(PureAttack):
     def members(self) -> Mapping[str, Any]:
         return self.space.members()
 
+    def check_classes(self, count: int) -> None:
+        self.space.space.check_classes(count)
+
     # --- the pure functions
+
+    def found(self, state: AttackState) -> Variables:
+        """The variables that the attack would end with: the strongest so far, or the last ones."""
+        return state.best.variables if self.keep == "best" else state.variables
 
     def begin(self, keys: Keys, predict: Predict, examples: Example) -> AttackState:
         clean, state = self.start(keys, predict, examples)
@@ -186,6 +194,13 @@ class IterativeAttack(PureAttack):
     def _counted(self, state: AttackState, evaluation: Evaluation) -> NonFinite:
         return jax.tree.map(jnp.add, state.nonfinite, self.space.count(evaluation.nonfinite))
 
+    def follow(self, state: AttackState, examples: Example, evaluation: Evaluation, gradient: Variables) -> AttackState:
+        """One step along a gradient that is known already, such as the one that a training step has computed."""
+        problem = self._problem(0, state.keys, not_shown, examples.replace(prepared=state.prepared))
+        problem = dataclasses.replace(problem, known=(evaluation, gradient))
+        moved, own, _ = self.stages[0].solver.step(problem, state.variables, state.solver[0], state.keys)
+        return state._replace(step=state.step + 1, variables=moved, solver=(own, *state.solver[1:]))
+
     def enter(self, state: AttackState, predict: Predict, examples: Example, stage: int = 0) -> AttackState:
         """From the best point of the stage before to the start of this one."""
         problem = self._problem(stage, state.keys, predict, examples.replace(prepared=state.prepared))
@@ -238,6 +253,15 @@ class IterativeAttack(PureAttack):
         shapes = jax.eval_shape(lambda v: problem.candidate(v, problem.evaluate(v, keys)), v)
         value = jnp.full(shapes.value.shape, -jnp.inf, shapes.value.dtype)
         return Best(v, value, jnp.zeros(shapes.success.shape, shapes.success.dtype))
+
+
+def not_shown(keys: Keys, images: Images) -> Any:
+    """In the place of a victim, for steps along a gradient that is known already.
+
+    Raises:
+        ValueError: when it is called.
+    """
+    raise ValueError("a step along a known gradient shows the victim no images: the solver must not ask it")
 
 
 def make_attack(

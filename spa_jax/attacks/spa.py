@@ -110,7 +110,7 @@ def spa(
     num_steps = require_count("num_steps", num_steps)
     require_choice("search", search, ("joint", "alternating", "noise"))
     require_choice("step_schedule", step_schedule, ("constant", "linear"))
-    members = _attribute_spaces(attributes)
+    members = attribute_spaces(attributes)
     edits = chain(**members)
     space = chain(**members, noise=(functools.partial(noise_ball, norm) if noise is None else noise)(radius))
     begins, points = _start_of(start, start_points, edits.grid_axes)
@@ -175,7 +175,12 @@ def _rule(search: str, names: tuple[str, ...], shrink_over: int | None) -> optax
     return optax.chain(*rules, steepest) if rules else steepest
 
 
-def _attribute_spaces(attributes: Any) -> dict[str, Space]:
+def attribute_spaces(attributes: Any) -> dict[str, Space]:
+    """Attribute spaces by name, from what `spa` takes as `attributes`.
+
+    Raises:
+        ValueError: none, an unknown edit, or a name that stands twice.
+    """
     if isinstance(attributes, str) or not isinstance(attributes, Iterable):
         raise ValueError(f"attributes={shown(attributes)} must be {_ATTRIBUTES}")
     entries = attributes.items() if isinstance(attributes, Mapping) else [(None, entry) for entry in attributes]

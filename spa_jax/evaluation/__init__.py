@@ -20,6 +20,15 @@ from spa_jax.evaluation.records import (
 from spa_jax.evaluation.report import read_report, write_report
 from spa_jax.evaluation.sanity import sanity_checks
 from spa_jax.evaluation.sweep import evenly_spaced
+from spa_jax.evaluation.universal import (
+    UniversalRecord,
+    boundary_points,
+    craft,
+    evaluate_universal,
+    measure_universal,
+    worst_record,
+)
+from spa_jax.evaluation.universal_report import universal_png, write_universal_report
 
 __all__ = [
     "AttackRecord",
@@ -32,21 +41,29 @@ __all__ = [
     "Proportion",
     "Sheet",
     "SheetRow",
+    "UniversalRecord",
     "accuracy_by_attribute",
     "accuracy_by_radius",
     "attack_distances",
+    "boundary_points",
+    "craft",
     "curves_png",
     "describe",
     "edited_images",
     "evaluate",
     "evaluate_manipulator",
+    "evaluate_universal",
     "evenly_spaced",
     "histograms_png",
     "make_sheet",
+    "measure_universal",
     "read_report",
     "sanity_checks",
     "sheet_png",
     "sweep_png",
+    "universal_png",
+    "worst_record",
     "write_manipulation_report",
     "write_report",
+    "write_universal_report",
 ]

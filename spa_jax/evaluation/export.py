@@ -14,6 +14,7 @@ from spa_jax.data.types import Examples
 from spa_jax.evaluation.changes import attack_distances, attribute_spaces, moves_noise
 from spa_jax.evaluation.judging import judge, run_attack
 from spa_jax.evaluation.sweep import DeviceBatch, Progress, make_sweep, stream
+from spa_jax.evaluation.universal import UniversalRecord, evaluate_universal
 from spa_jax.types import Flags, Images, Key, Victim
 from spa_jax.validation import require_count
 
@@ -60,10 +61,7 @@ def export_attack(
     """
     if levels is not None:
         require_count("levels", levels)
-    path = Path(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"path={os.fspath(path)!r} must end in .npz")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _prepared(path)
     sweep = make_sweep(split, batch_size, mesh, on_batch)
     victim = sweep.place(victim, [attack])
     predict = sweep.predict(victim)
@@ -85,6 +83,63 @@ def export_attack(
     if jax.process_index() == 0:
         _write(path, arrays)
     return arrays
+
+
+def export_universal(
+    victim: Victim,
+    crafting: Examples,
+    split: Examples,
+    attack: PureAttack,
+    path: str | os.PathLike,
+    *,
+    key: Key,
+    batch_size: int,
+    num_epochs: int = 1,
+    target: int | None = None,
+    mesh: Mesh | None = None,
+    on_batch: Progress | None = None,
+) -> UniversalRecord:
+    """Craft one universal perturbation on a split, measure it on another, and store it.
+
+    The file holds the perturbation alone, each variable as `variables/NAME` (`variables/noise` where there is nothing
+    else), and of the measured split `label`, `clean` (the victim's answers to the images as they are) and `answer`
+    [n]; `target` where there is one. `attack.apply(variables, ...)` makes the images. It is written whole or not at
+    all.
+
+    Args:
+        victim: any function from images to logits, or `spa_jax.randomized(f)`.
+        crafting, split: the images to craft from, and to measure on.
+        attack: with shared variables.
+        path: ends in .npz; its directory is made.
+        key, batch_size, num_epochs, target, mesh, on_batch: as for `evaluate_universal`.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ValueError: the path does not end in .npz, or an input breaks the rules of `evaluate_universal`.
+        OSError: the file cannot be written.
+    """
+    path = _prepared(path)
+    targets = None if target is None else {"attack": (target,)}
+    common: dict[str, Any] = {"num_epochs": num_epochs, "mesh": mesh, "on_batch": on_batch, "targets": targets}
+    attacks = {"attack": attack}
+    found = evaluate_universal(victim, crafting, split, attacks, key=key, batch_size=batch_size, **common)
+    (record,) = found["attack"]
+    variables = record.variables if isinstance(record.variables, dict) else {"noise": record.variables}
+    arrays = {"variables": variables, "label": record.labels, "clean": record.clean, "answer": record.answers}
+    if jax.process_index() == 0:
+        _write(path, _named(arrays | ({} if target is None else {"target": np.int32(target)})))
+    return record
+
+
+def _prepared(path: str | os.PathLike) -> Path:
+    """The path of the file, whose directory is there."""
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"path={os.fspath(path)!r} must end in .npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:

@@ -104,7 +104,7 @@ def _attack_all(
 
     correct, indices = np.zeros_like(candidates), np.flatnonzero(candidates)
     if not len(indices):
-        return AttackRecord(correct, 0, parameters=_described(attack))
+        return AttackRecord(correct, 0, parameters=described(attack))
     started = time.perf_counter()
     found, distances, attributes = sweep.run(name, survive, indices)
     correct[indices] = found.finite & (found.correct | ~found.inside)
@@ -113,13 +113,14 @@ def _attack_all(
         len(indices),
         int(np.sum(found.finite & ~found.inside)),
         time.perf_counter() - started,
-        _described(attack),
+        described(attack),
         *_of_fooled(attack, found.inside & ~correct[indices], distances, attributes),
         broken=int(np.sum(~found.finite)),
     )
 
 
-def _described(attack: AnyAttack) -> Mapping[str, Any]:
+def described(attack: AnyAttack) -> Mapping[str, Any]:
+    """What an attack is made of, as plain data."""
     description = describe(attack)
     return description if isinstance(description, Mapping) else {"type": description}
 

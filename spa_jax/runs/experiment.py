@@ -18,6 +18,7 @@ from spa_jax.attacks.catalogue import check_attack, part_names, takes
 from spa_jax.configuration import build, check_spec, freeze
 from spa_jax.data import Augmentation, Dataset, load_dataset, steps_per_epoch
 from spa_jax.errors import ConfigError, listed, suggest
+from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.models import abstract_variables, create_model
 from spa_jax.parallel import check_divisible
 from spa_jax.runs.parts import TrainedPart, check_parts, stored_config
@@ -26,10 +27,11 @@ from spa_jax.training.learner import Learner
 from spa_jax.training.networks import Network
 from spa_jax.training.optimizers import OPTIMIZERS, SCHEDULES
 from spa_jax.training.placement import Engine, make_engine
-from spa_jax.training.recipes import STEPS, Validation, becomes, options_of
+from spa_jax.training.recipes import STEPS, Start, Validation, becomes, options_of
 from spa_jax.types import Example
 
 _CARRIED = 4
+_OTHER = {True: "evaluation.attacks", False: "evaluation.universal.attacks"}
 
 LoadData = Callable[[Mapping[str, Any]], Dataset]
 """From a config to its data."""
@@ -77,6 +79,14 @@ def _check_updates(config: Mapping[str, Any], path: str) -> None:
 def _check_judgement(config: Mapping[str, Any], path: str) -> None:
     """What `Evaluation` alone cannot tell: it takes the attacks and the recipe."""
     section = config["evaluation"]
+    for key, attacks, is_shared in (
+        ("attacks", section["attacks"], False),
+        ("universal.attacks", (section["universal"] or {"attacks": {}})["attacks"], True),
+    ):
+        for name, spec in attacks.items():
+            if not part_names(spec) and attack_from_config(spec).shared != is_shared:
+                rule = "share its variables over all images" if is_shared else "have variables for each image"
+                raise ConfigError(f"{path}.{key}.{name} must {rule}: {spec['name']!r} belongs to {_OTHER[is_shared]}")
     if classifies(config) and section["select_by"] == "robust" and selection_attack(config) is None:
         raise ConfigError(f"{path}.select_by='robust' needs a selection_attack, or a recipe with an attack")
     curve = section["radius_attack"]
@@ -217,12 +227,18 @@ class Experiment:
             raise ValueError(f"recipe={self.config['recipe']['name']!r} trains a classifier")
         return validation
 
-    def carried(self) -> Any:
-        """What the recipe carries from step to step, before the first one."""
+    def carried(self, frozen: Mapping[str, Any], is_resumed: bool = False) -> Any:
+        """What the recipe carries from step to step, before the first one.
+
+        Args:
+            frozen: the variables of the parts, by name.
+            is_resumed: whether a checkpoint will replace it.
+        """
         recipe, options = options_of(self.config["recipe"])
-        key = jax.random.fold_in(self.key, _CARRIED)
-        batch_size = self.config["training"]["batch_size"]
-        return recipe.init(self.learner, key, batch_size, self.dataset.image_shape, **options)
+        key, batch_size = jax.random.fold_in(self.key, _CARRIED), self.config["training"]["batch_size"]
+        parts = {name: self.parts[name].build(variables) for name, variables in frozen.items()}
+        shape, train = self.dataset.image_shape, self.dataset.train
+        return recipe.init(Start(self.learner, key, batch_size, shape, train, parts, is_resumed), **options)
 
     @property
     def key(self) -> Any:
@@ -253,6 +269,9 @@ def make_experiment(
     """
     training, parts = config["training"], parts or {}
     check_divisible(training["batch_size"], mesh)
+    if training["train_share"] < 1:
+        count = max(1, round(training["train_share"] * len(dataset.train)))
+        dataset = dataclasses.replace(dataset, train=evenly_spaced(dataset.train, count))
     epoch = steps_per_epoch(dataset.train, training["batch_size"])
     if not len(dataset.validation):
         raise ValueError(
@@ -343,6 +362,8 @@ def attack_specs(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     evaluation = config["evaluation"]
     named = {"recipe.attack": config["recipe"].get("attack"), "evaluation.selection_attack": selection_attack(config)}
     named |= {f"evaluation.attacks.{name}": spec for name, spec in evaluation["attacks"].items()}
+    universal = (evaluation["universal"] or {"attacks": {}})["attacks"]
+    named |= {f"evaluation.universal.attacks.{name}": spec for name, spec in universal.items()}
     return {key: spec for key, spec in named.items() if spec is not None}
 
 
@@ -418,7 +439,8 @@ def _recipe(config: Mapping[str, Any]) -> Callable[[Learner], Any]:
 
 def make_learner(config: Mapping[str, Any], dataset: Dataset, total_steps: int = 1) -> Learner:
     """Networks, normalisation and optimisers of a config."""
-    model, optimizer = _network(config, dataset, total_steps)
+    recipe, options = options_of(config["recipe"])
+    model, optimizer = _network(config, dataset, total_steps * recipe.updates(**options))
     networks = {
         name: Network(*_network(spec, dataset, total_steps)) for name, spec in (config["networks"] or {}).items()
     }

@@ -108,7 +108,7 @@ def _prepare(config: Mapping[str, Any], workdir: Path) -> tuple[dict[str, Experi
         judged, selected = variant["evaluation"], selection_attack(variant)
         if not classifies(variant):  # what it has from the config to judge classifiers is not for it
             judged, selected = judged["manipulation"], None
-        needed = part_names([variant["recipe"], selected]) - set(variant["networks"] or {})
+        needed = part_names([variant["recipe"], variant["training"], selected]) - set(variant["networks"] or {})
         known = find_parts(variant, needed | part_names(judged), models, workdir, load)
         parts = {part: known[part] for part in sorted(needed & set(known))}
         experiments[name] = make_experiment(variant, load(variant), mesh, parts, known)
@@ -127,7 +127,7 @@ def train(experiment: Experiment, workdir: Path, *, extend: bool = False) -> Non
     """
     frozen = _frozen_parts(experiment, workdir / "frozen")
     with Checkpoints(workdir) as checkpoints, _stop_requests() as stop_requested:
-        state, news = _restore_or_init(experiment, checkpoints, extend)
+        state, news = _restore_or_init(experiment, checkpoints, frozen, extend)
         start = int(state.step)
         if start >= experiment.total_steps:
             return
@@ -137,14 +137,21 @@ def train(experiment: Experiment, workdir: Path, *, extend: bool = False) -> Non
             _run(experiment, state.replace(frozen=frozen), checkpoints, recorder, stop_requested)
 
 
-def _restore_or_init(experiment: Experiment, checkpoints: Checkpoints, extend: bool) -> tuple[TrainState, list[str]]:
+def _restore_or_init(
+    experiment: Experiment, checkpoints: Checkpoints, frozen: Mapping[str, Any], extend: bool
+) -> tuple[TrainState, list[str]]:
     """The state to go on from, and what is to be said about it."""
     if checkpoints.latest_step is not None:
         _check_goes_on(complete(checkpoints.config()), experiment.config, extend)
     key = jax.random.fold_in(experiment.key, _INIT)
-    fresh = experiment.learner.init(key, experiment.dataset.image_shape).replace(carried=experiment.carried())
-    fresh = experiment.engine.place_state(fresh)
-    if checkpoints.latest_step is None:
+    fresh, is_resumed = (
+        experiment.learner.init(key, experiment.dataset.image_shape),
+        checkpoints.latest_step is not None,
+    )
+    if (start := experiment.config["training"]["start_from"]) and not is_resumed:
+        fresh = experiment.learner.started_from(fresh, frozen[start["part"]])
+    fresh = experiment.engine.place_state(fresh.replace(carried=experiment.carried(frozen, is_resumed)))
+    if not is_resumed:
         return fresh, []
     state, step = checkpoints.restore(fresh)
     return state, [f"going on from step {step}", *_extension(complete(checkpoints.config(step)), experiment, step)]

@@ -25,6 +25,8 @@ from spa_jax.evaluation.pictures import Sheet, make_sheet
 from spa_jax.evaluation.records import Curve, ModelReport
 from spa_jax.evaluation.report import write_report
 from spa_jax.evaluation.sweep import evenly_spaced
+from spa_jax.evaluation.universal import UniversalRecord, evaluate_universal
+from spa_jax.evaluation.universal_report import UniversalFindings, write_universal_report
 from spa_jax.models import abstract_variables
 from spa_jax.parallel import data_mesh
 from spa_jax.runs.experiment import (
@@ -131,6 +133,7 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
     split = _test_split(config, dataset)
     models: dict[str, ModelReport] = {}
     sheets: dict[str, Sheet] = {}
+    universal: dict[str, UniversalFindings] = {}
     with _progress() as show:
         for name, variant in everyone.items():
             if classifies(variant):
@@ -139,9 +142,13 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
                 victim = load_victim(variant, workdir, dataset, mesh)
                 models[name], sheet = _judge(variant, parts, victim, split, mesh, show)
                 sheets |= {name: sheet} if sheet else {}
+                if variant["evaluation"]["universal"]:
+                    universal[name] = _craft_universal(variant, victim, dataset, split, mesh, show)
     written = [_report_manipulator(variant, everyone, workdir, mesh, load) for variant in _manipulators(everyone)]
     if models:
         written.append(_write(config, workdir / "report", dataset, models, sheets))
+    if universal and jax.process_index() == 0:
+        written.append(write_universal_report(universal, workdir / "report", **_heading(config, dataset)))
     return "\n".join(written)
 
 
@@ -172,6 +179,36 @@ def _judge(
         return report, None
     pictured = settings["radius_attack"] or list(attacks)[-1]
     return report, make_sheet(victim, split, attacks[pictured], name=pictured, **common)
+
+
+def universal_attacks(config: Mapping[str, Any]) -> dict[str, PureAttack]:
+    """The universal attacks of the report, by the names the config gives them."""
+    return {name: attack_from_config(spec) for name, spec in config["evaluation"]["universal"]["attacks"].items()}
+
+
+def crafting_split(config: Mapping[str, Any], dataset: Dataset, count: int | None) -> Examples:
+    """The images that universal perturbations are made from."""
+    split = getattr(dataset, config["evaluation"]["universal"]["crafting"])
+    return split if count is None else evenly_spaced(split, count)
+
+
+def _craft_universal(
+    config: Mapping[str, Any], victim: Victim, dataset: Dataset, split: Examples, mesh: Mesh, show: "_Shown"
+) -> UniversalFindings:
+    settings, attacks = config["evaluation"]["universal"], universal_attacks(config)
+    everything = tuple(range(dataset.num_classes))
+    targets = {name: everything if own == "all" else own for name, own in settings["targets"].items()}
+    common = _common(config, mesh) | {name: settings[name] for name in ("batch_size", "num_epochs")}
+    common |= {"on_batch": show.batch}
+    images = crafting_split(config, dataset, settings["num_images"])
+    records = evaluate_universal(victim, images, split, attacks, seeds=settings["seeds"], targets=targets, **common)
+    untargeted = {name: attack for name, attack in attacks.items() if name not in targets}
+    curves: dict[str, list[UniversalRecord]] = {name: [] for name in untargeted if settings["image_counts"]}
+    for count in settings["image_counts"]:
+        images = crafting_split(config, dataset, count)
+        for name, found in evaluate_universal(victim, images, split, untargeted, **common).items():
+            curves[name] += found
+    return UniversalFindings(records, curves)
 
 
 def _manipulators(models: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -207,11 +244,7 @@ def _report_manipulator(
     return write_manipulation_report(
         report,
         workdir / "report" / config["name"],
-        title=f"{config['name']} on {dataset.name}",
-        dataset=f"{dataset.name}, test split",
-        seed=config["seed"],
-        config=config,
-        class_names=dataset.class_names,
+        **_heading(config, dataset),
     )
 
 
@@ -259,17 +292,18 @@ def _write(
 ) -> str:
     if jax.process_index() != 0:
         return ""
-    title = f"{config['name']} on {dataset.name}"
-    return write_report(
-        models,
-        directory,
-        title=title,
-        dataset=f"{dataset.name}, test split",
-        seed=config["seed"],
-        config=config,
-        sheets=sheets,
-        class_names=dataset.class_names,
-    )
+    return write_report(models, directory, sheets=sheets, **_heading(config, dataset))
+
+
+def _heading(config: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """What every report of a run says of it."""
+    return {
+        "title": f"{config['name']} on {dataset.name}",
+        "dataset": f"{dataset.name}, test split",
+        "seed": config["seed"],
+        "config": config,
+        "class_names": dataset.class_names,
+    }
 
 
 class _Shown:

@@ -79,6 +79,8 @@ class Training:
         attack_warmup: share of the steps, in [0, 1), over which the attack grows to its full size.
         separate_statistics: whether BatchNorm keeps the statistics of clean and of attacked images apart.
         evaluate_every: epochs between evaluations on the validation split, each followed by a checkpoint.
+        start_from: the part `{"part": NAME}` whose weights a network of the same kind starts from; None: from new ones.
+        train_share: the share of the training split that is learned from, evenly spaced over it, in (0, 1].
 
     Raises:
         ValueError: a number out of range, or an unknown engine.
@@ -91,8 +93,13 @@ class Training:
     attack_warmup: float = 0.0
     separate_statistics: bool = False
     evaluate_every: int = 1
+    start_from: Mapping | None = None
+    train_share: float = 1.0
 
     def __post_init__(self) -> None:
+        require_number("train_share", self.train_share, "in (0, 1]", lambda share: 0 < share <= 1)
+        if self.start_from is not None and set(self.start_from) != {"part"}:
+            raise ValueError(f"start_from={self.start_from!r} must name a part: {{'part': NAME}}")
         for name in ("batch_size", "evaluate_every"):
             require_count(name, getattr(self, name))
         is_finite = "a finite number larger than 0"
@@ -120,6 +127,7 @@ class Evaluation:
         radius_attack: the name of an attack.
         attribute_points: how many values of each attribute the accuracy is measured at; 0 for no such curve.
         manipulation: how manipulators are judged, see `Manipulation`; None for no such report.
+        universal: which universal perturbations are crafted against classifiers, see `Universal`; None for none.
 
     Raises:
         ValueError: a number out of range, or an attack whose name the report uses for itself.
@@ -135,6 +143,7 @@ class Evaluation:
     radius_attack: str | None = None
     attribute_points: int = 0
     manipulation: Mapping | None = None
+    universal: Mapping | None = None
 
     def __post_init__(self) -> None:
         require_count("batch_size", self.batch_size)
@@ -145,12 +154,16 @@ class Evaluation:
         require_number("attribute_points", self.attribute_points, "0 or larger", lambda points: points >= 0)
         if self.select_by is not None:
             require_choice("select_by", self.select_by, ("clean", "robust"))
-        for name in self.attacks:
-            if not name.strip() or not name.isprintable() or name in RESERVED_NAMES:
-                rule = f"printable, not empty, and not one of {', '.join(RESERVED_NAMES)}"
-                raise ValueError(f"attacks holds the name {name!r}; it must be {rule}")
+        _check_attack_names(self.attacks)
         if self.radius_attack is not None:
             require_choice("radius_attack", self.radius_attack, tuple(self.attacks))
+
+
+def _check_attack_names(attacks: Mapping[str, Any]) -> None:
+    for name in attacks:
+        if not name.strip() or not name.isprintable() or name in RESERVED_NAMES:
+            rule = f"printable, not empty, and not one of {', '.join(RESERVED_NAMES)}"
+            raise ValueError(f"attacks holds the name {name!r}; it must be {rule}")
 
 
 def _is_radius(value: Any) -> bool:
@@ -170,6 +183,46 @@ class Manipulation:
     high: tuple | list
     regressor: Mapping
     classifier: Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Universal:
+    """Universal perturbations that are crafted afresh against every classifier. The defaults are our choice.
+
+    Attributes:
+        attacks: by name, as `spa_jax.attacks.attack_from_config` takes them, with variables that all images share.
+        targets: for each attack named here the classes that it is made for, one perturbation a class, or "all".
+        crafting: the split that they are made from, "train" or "validation"; they are measured on the test split.
+        num_images: of the crafting split, evenly spaced; None for all.
+        image_counts: further numbers of crafting images, for a curve over the untargeted attacks.
+        batch_size: of all devices together, when crafting.
+        num_epochs: passes over the crafting images.
+        seeds: how often each is made.
+
+    Raises:
+        ValueError: a number out of range, another split, or targets for an attack that is not there.
+    """
+
+    attacks: Mapping
+    targets: Mapping = dataclasses.field(default_factory=dict)
+    crafting: str = "train"
+    num_images: int | None = None
+    image_counts: tuple | list = ()
+    batch_size: int = 200
+    num_epochs: int = 5
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        _check_attack_names(self.attacks)
+        for name in ("batch_size", "num_epochs", "seeds"):
+            require_count(name, getattr(self, name))
+        for count in (*self.image_counts, *(() if self.num_images is None else (self.num_images,))):
+            require_count("num_images", count)
+        require_choice("crafting", self.crafting, ("train", "validation"))
+        for name, classes in self.targets.items():
+            require_choice("targets", name, tuple(self.attacks))
+            if classes != "all" and not (isinstance(classes, tuple | list) and classes):
+                raise ValueError(f"targets.{name}={classes!r} must be 'all' or some classes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +291,9 @@ def _complete_evaluation(section: Mapping[str, Any], path: str) -> dict[str, Any
     full["selection_attack"] = named(full["selection_attack"])
     if full["manipulation"] is not None:
         full["manipulation"] = with_defaults(full["manipulation"], Manipulation, f"{path}.manipulation")
+    if full["universal"] is not None:
+        own = with_defaults(full["universal"], Universal, f"{path}.universal")
+        full["universal"] = own | {"attacks": {name: named(spec) for name, spec in own["attacks"].items()}}
     return full
 
 

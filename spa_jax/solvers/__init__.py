@@ -4,6 +4,7 @@ from spa_jax.solvers.apgd import Apgd, apgd
 from spa_jax.solvers.base import Best, Problem, better, fold_in, is_stronger
 from spa_jax.solvers.gradient import ProjectedGradient, Rule, projected_gradient, rule, steepest, take_turns
 from spa_jax.solvers.l1_apgd import L1Apgd, l1_apgd
+from spa_jax.solvers.labels import LabelState, TrackLabels, track_labels
 from spa_jax.solvers.search import Grid, RandomSearch, grid, random_search
 
 __all__ = [
@@ -11,10 +12,12 @@ __all__ = [
     "Best",
     "Grid",
     "L1Apgd",
+    "LabelState",
     "Problem",
     "ProjectedGradient",
     "RandomSearch",
     "Rule",
+    "TrackLabels",
     "apgd",
     "better",
     "fold_in",
@@ -26,4 +29,5 @@ __all__ = [
     "rule",
     "steepest",
     "take_turns",
+    "track_labels",
 ]

@@ -61,6 +61,7 @@ class ProjectedGradient:
     rel_step_size: Any
     rule: optax.GradientTransformation = static(default=steepest)
     gradient_rule: optax.GradientTransformation | None = static(default=None)
+    steepest_direction: bool = static(default=True)
 
     def init(self, problem: Problem, v: Variables) -> Any:
         return problem.space.map(lambda v: tuple(rule.init(v) for rule in self._rules), v)
@@ -76,8 +77,12 @@ class ProjectedGradient:
             rule_state, *gradient_state = state
             if self.gradient_rule is not None:
                 gradient, gradient_state[0] = self.gradient_rule.update(gradient, gradient_state[0], v)
-            descent = jax.tree.map(jnp.negative, problem.direction(gradient))
-            updates, rule_state = self.rule.update(descent, rule_state, v)
+            ascent = problem.direction(gradient) if self.steepest_direction else gradient
+            with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
+                updates, rule_state = self.rule.update(jax.tree.map(jnp.negative, ascent), rule_state, v)
+            if not self.steepest_direction:
+                one_radius = problem.direction(jax.tree.map(jnp.ones_like, v))
+                updates = jax.tree.map(lambda update, unit: update * unit, updates, one_radius)
             steps = scaled_by(self.rel_step_size, updates)
             return jax.tree.map(lambda v, step: v + step.astype(v.dtype), v, steps), (rule_state, *gradient_state)
 
@@ -89,6 +94,7 @@ def projected_gradient(
     rel_step_size: Scalar | Mapping[str, Scalar] = 1.0,
     rule: optax.GradientTransformation = steepest,
     gradient_rule: optax.GradientTransformation | None = None,
+    steepest_direction: bool = True,
 ) -> ProjectedGradient:
     """Ascent on the variables, projected after every step.
 
@@ -100,11 +106,13 @@ def projected_gradient(
             the negated direction of the space, so that its descent climbs. Applied to each example on its own.
         gradient_rule: an optax transformation of the raw gradient before its direction is taken, such as the
             accumulation of MI-FGSM.
+        steepest_direction: whether the rule is fed the space's steepest direction (a sign, for l-infinity). False: the
+            negated gradient itself, for rules that scale it, such as Adam; their updates are in radii.
 
     Raises:
         ValueError: `rel_step_size` is negative.
     """
-    return ProjectedGradient(jax.tree.map(checked_step, rel_step_size), rule, gradient_rule)
+    return ProjectedGradient(jax.tree.map(checked_step, rel_step_size), rule, gradient_rule, steepest_direction)
 
 
 def scaled_by(sizes: Any, direction: Variables) -> Variables:

@@ -5,6 +5,7 @@ every radius and range. The protocol is `spa_jax.types.Space`.
 """
 
 from spa_jax.spaces.attribute import Attribute, attribute
+from spa_jax.spaces.bank import Bank, bank
 from spa_jax.spaces.base import SpaceBase
 from spa_jax.spaces.chain import Chain, chain
 from spa_jax.spaces.generated import generated_noise, victim_gradient
@@ -18,6 +19,7 @@ __all__ = [
     "L2",
     "NORMS",
     "Attribute",
+    "Bank",
     "Chain",
     "LInf",
     "Latent",
@@ -25,6 +27,7 @@ __all__ = [
     "Rounded",
     "SpaceBase",
     "attribute",
+    "bank",
     "chain",
     "generated_noise",
     "l1",

@@ -28,6 +28,13 @@ class SpaceBase:
         """What does not depend on the variables, computed once for all steps: `Example.prepared`."""
         return None
 
+    def check_classes(self, count: int) -> None:
+        """Check that the space fits a victim with that many classes.
+
+        Raises:
+            ValueError: it does not.
+        """
+
     def at_grid_point(self, v: Variables, index: Any, points: int) -> Variables:
         """`v` with its attributes at point `index` of the grid of `points` values for each axis."""
         return v

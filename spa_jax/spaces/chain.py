@@ -31,6 +31,10 @@ class Chain(SpaceBase):
         kept = {name: space for name, space in self.members().items() if name not in names}
         return Chain(tuple(kept.values()), tuple(kept))
 
+    def check_classes(self, count: int) -> None:
+        for space in self.spaces:
+            space.check_classes(count)
+
     def scaled(self, share: Any) -> "Chain":
         return Chain(tuple(space.scaled(share) for space in self.spaces), self.names)
 

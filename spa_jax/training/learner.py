@@ -81,6 +81,20 @@ class Learner:
         opt_state = self.optimizer.init(params)
         return TrainState(jnp.zeros((), jnp.int32), params, statistics, opt_state, ema, clean, networks)
 
+    def started_from(self, state: TrainState, variables: Mapping[str, Any]) -> TrainState:
+        """The state with the weights and statistics of a network trained before.
+
+        Raises:
+            ValueError: they are of another network.
+        """
+        own = jax.tree.map(jnp.shape, state.variables())
+        if own != jax.tree.map(jnp.shape, dict(variables)):
+            raise ValueError("start_from is of another network: its weights have other names or shapes")
+        params, statistics = (jax.tree.map(jnp.copy, variables.get(name, {})) for name in ("params", "batch_stats"))
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        clean = None if state.clean_batch_stats is None else jax.tree.map(jnp.copy, statistics)
+        return state.replace(params=params, batch_stats=statistics, ema=ema, clean_batch_stats=clean)
+
     def examples(self, state: TrainState, batch: Mapping[str, Any], key: Any) -> Example:
         """The examples of a batch with augmented images in [0, 1], labels, weights (0 for padding) and keys.
 
@@ -111,11 +125,15 @@ class Learner:
         attack = attack_from_config(spec)
         return lambda state: attack
 
+    def grown(self, attack: Any, state: TrainState) -> Any:
+        """The attack at the size that it has at this step of the warm-up."""
+        if not self.attack_warmup:
+            return attack
+        return attack.scaled(jnp.minimum(1.0, (state.step + 1).astype(jnp.float32) / self.attack_warmup))
+
     def craft(self, attack: PureAttack, state: TrainState, examples: Example) -> Result:
         """The attack's result on the network as it is now, constant to the outer gradient."""
-        if self.attack_warmup:
-            attack = attack.scaled(jnp.minimum(1.0, (state.step + 1).astype(jnp.float32) / self.attack_warmup))
-        found = attack(
+        found = self.grown(attack, state)(
             examples.key,
             self.victim(state),
             examples.image,
@@ -187,7 +205,31 @@ class Learner:
             loss: `params -> (share of the loss, (BatchNorm statistics, shares of metrics))`; the statistics are those
                 that `logits` or `responses` returned.
         """
-        (value, (statistics, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+
+        def alone(params: Any, _: Any) -> Any:
+            value, (statistics, metrics) = loss(params)
+            return value, (statistics, metrics, None)
+
+        state, metrics, _ = self.descend_beside(state, (), alone)
+        return state, metrics
+
+    def descend_beside(
+        self, state: TrainState, beside: Any, loss: Callable[[Any, Any], Any]
+    ) -> tuple[TrainState, Metrics, tuple[Any, Any]]:
+        """One update of the weights, and the gradient of something else by the same backward pass.
+
+        Args:
+            state: before the step.
+            beside: what else the loss depends on, such as a perturbation.
+            loss: `(params, beside) -> (share of the loss, (BatchNorm statistics, shares of metrics, anything))`.
+
+        Returns:
+            The state, the metrics, and what the loss returned last with this device's share of the gradient of
+            `beside`.
+        """
+        (value, (statistics, metrics, seen)), (gradient, other) = jax.value_and_grad(loss, (0, 1), has_aux=True)(
+            state.params, beside
+        )
         gradient = self.total(gradient)
         params, opt_state = update(self.optimizer, gradient, state.opt_state, state.params)
         ema = state.ema
@@ -197,7 +239,8 @@ class Learner:
             state = state.replace(clean_batch_stats=statistics.clean)
             statistics = statistics.attacked
         state = state.replace(step=state.step + 1, params=params, batch_stats=statistics, opt_state=opt_state, ema=ema)
-        return state, self.total({"loss": value, **metrics}) | {"gradient_norm": optax.tree.norm(gradient)}
+        metrics = self.total({"loss": value, **metrics}) | {"gradient_norm": optax.tree.norm(gradient)}
+        return state, metrics, (seen, other)
 
 
 def interleave(*variants: Any) -> Any:

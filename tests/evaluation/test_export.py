@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import fgsm, pgd, randomized, spa
-from spa_jax.evaluation.export import export_attack
+from spa_jax import fgsm, pgd, randomized, spa, uap
+from spa_jax.evaluation.export import export_attack, export_universal
 from spa_jax.parallel import data_mesh
 
 KEY = jax.random.key(7)
@@ -32,6 +32,19 @@ def test_an_export_holds_the_distances(linear_victim, split, tmp_path):
         "distance/l2",
         "distance/ssim",
     }
+
+
+def test_a_universal_perturbation_is_stored_once(linear_victim, split, tmp_path):
+    attack, weights = uap(0.02, rel_step_size=0.5, classes=2), np.asarray(linear_victim.args[0])
+    path = tmp_path / "made" / "u.npz"
+    record = export_universal(linear_victim, split, split, attack, path, key=KEY, batch_size=32, num_epochs=2)
+    stored = np.load(path)
+    assert set(stored) == {"variables/noise", "label", "clean", "answer"}
+    np.testing.assert_allclose(stored["variables/noise"], 0.02 * np.stack([np.sign(weights), -np.sign(weights)]))
+    np.testing.assert_array_equal(stored["answer"] != stored["clean"], record.answers != record.clean)
+    aimed = uap(0.02, loss="cross_entropy")
+    export_universal(linear_victim, split, split, aimed, path, key=KEY, batch_size=32, target=1)
+    assert np.load(path)["target"] == 1
 
 
 def coin_logits(keys, images):

@@ -130,7 +130,37 @@ def _changed(changes):
 
 
 ATTACKS = "evaluation.attacks"
+UAP = {"name": "uap", "radius": 0.1}
+UNIVERSAL = "evaluation.universal"
 REFUSED = {
+    "a universal attack for each image": (
+        {f"{ATTACKS}.UAP": UAP},
+        "config.evaluation.attacks.UAP must have variables for each image: 'uap' belongs to evaluation.universal",
+    ),
+    "an ordinary attack for all images": (
+        {UNIVERSAL: {"attacks": {"PGD": PGD}}},
+        "config.evaluation.universal.attacks.PGD must share its variables over all images",
+    ),
+    "targets of nothing": (
+        {UNIVERSAL: {"attacks": {"UAP": UAP}, "targets": {"PGD": "all"}}},
+        "config.evaluation.universal.targets='PGD' must be one of UAP",
+    ),
+    "targets that are no classes": (
+        {UNIVERSAL: {"attacks": {"UAP": UAP}, "targets": {"UAP": "some"}}},
+        "config.evaluation.universal.targets.UAP='some' must be 'all' or some classes",
+    ),
+    "perturbations from test images": (
+        {UNIVERSAL: {"attacks": {"UAP": UAP}, "crafting": "test"}},
+        "config.evaluation.universal.crafting='test' must be one of train, validation",
+    ),
+    "perturbations from nothing": (
+        {UNIVERSAL: {"attacks": {"UAP": UAP}, "num_images": 0}},
+        "config.evaluation.universal.num_images=0 must be an integer of at least 1",
+    ),
+    "an unknown option of universal training": (
+        {"recipe": {"name": "universal", "attack": UAP, "rounds": 2}},
+        "config.recipe.rounds is unknown to recipe 'universal'",
+    ),
     "no example": (
         {"evaluation.num_examples": 0},
         r"config.evaluation.num_examples=0 must be an integer of at least 1",

@@ -14,7 +14,7 @@ from spa_jax.runs.checkpoints import load_variables
 from spa_jax.runs.experiment import check_config
 from spa_jax.solvers import projected_gradient
 from spa_jax.training.learner import Learner
-from spa_jax.training.recipes import RECIPES, STEPS, Recipe
+from spa_jax.training.recipes import RECIPES, STEPS, Recipe, Start
 from spa_jax.training.state import Carried
 from tests.training.conftest import assert_trees_close, run_steps, stop_requested_at, tiny_config
 
@@ -48,15 +48,15 @@ def universal_training(learner):
     return train_step
 
 
-def carried(learner, key, batch_size, image_shape):
-    images, labels = jnp.zeros((2, *image_shape)), jnp.zeros(2, jnp.int32)
-    shared = _attack(learner).init(key, lambda images: images.reshape(2, -1)[:, :10], images, labels)
-    return Carried(shared, jnp.zeros((batch_size, *image_shape)))
+def carried(start):
+    images, labels = jnp.zeros((2, *start.image_shape)), jnp.zeros(2, jnp.int32)
+    shared = _attack(start.learner).init(start.key, lambda images: images.reshape(2, -1)[:, :10], images, labels)
+    return Carried(shared, jnp.zeros((start.batch_size, *start.image_shape)))
 
 
 def test_one_device_and_eight_and_either_engine_reach_the_same_state(tiny_net, batch):
     learner = Learner(tiny_net, optax.sgd(0.1))
-    slot = carried(learner, jax.random.key(3), 16, (6, 6, 3))
+    slot = carried(Start(learner, jax.random.key(3), 16, (6, 6, 3)))
     start = learner.init(jax.random.key(0), (6, 6, 3)).replace(carried=slot)
 
     def train(engine, devices):

@@ -4,22 +4,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from spa_jax.training.recipes.adversarial import adversarial
-from spa_jax.training.recipes.base import Recipe, Validation
+from spa_jax.training.recipes.base import Recipe, Start, Validation
 from spa_jax.training.recipes.manipulator import as_edit, manipulator, manipulator_errors
 from spa_jax.training.recipes.noise_generator import GENERATOR, as_noise, generator_success, noise_generator
+from spa_jax.training.recipes.region import carry_region, region
 from spa_jax.training.recipes.regressor import as_regressor, regressor, regressor_errors
 from spa_jax.training.recipes.standard import standard
+from spa_jax.training.recipes.universal import carry_free, carry_universal, free, replays_of, universal
 
 __all__ = [
     "RECIPES",
     "STEPS",
     "Recipe",
+    "Start",
     "Validation",
     "adversarial",
     "becomes",
+    "free",
     "manipulator",
     "options_of",
+    "region",
     "standard",
+    "universal",
 ]
 
 RECIPES: Mapping[str, Recipe] = {
@@ -38,6 +44,9 @@ RECIPES: Mapping[str, Recipe] = {
         needs_attributes=True,
     ),
     "standard": Recipe(standard),
+    "free": Recipe(free, init=carry_free, updates=replays_of),
+    "region": Recipe(region, init=carry_region),
+    "universal": Recipe(universal, init=carry_universal),
 }
 """The recipes that a config may name."""
 

@@ -14,7 +14,7 @@ from spa_jax.training.state import TrainState
 from spa_jax.types import Example, Images
 from spa_jax.validation import require_number
 
-_METRICS = {"clean": "accuracy", "edited": "edited_accuracy", "attacked": "robust_accuracy"}
+METRICS = {"clean": "accuracy", "edited": "edited_accuracy", "attacked": "robust_accuracy"}
 
 
 def adversarial(
@@ -71,7 +71,7 @@ def adversarial(
 
         def loss(params: Any) -> Any:
             logits, statistics = learner.responses(params, state, images, objective.apart)
-            seen = {_METRICS[name]: learner.accuracy(own, examples) for name, own in logits.items()}
+            seen = {METRICS[name]: learner.accuracy(own, examples) for name, own in logits.items()}
             return learner.average(objective(logits, examples, share), examples.weight), (statistics, seen)
 
         state, outer_metrics = learner.descend(state, loss)
@@ -87,14 +87,19 @@ def _check(learner: Learner, attack: Mapping, images: tuple[str, ...], generator
         raise ValueError(f"networks={sorted(learner.networks)!r} must hold the {GENERATOR!r} that `generator` trains")
 
 
+def against(learner: Learner, attack: Any, objective: Any, state: TrainState, examples: Example) -> tuple[Any, Example]:
+    """The attack with the loss that the outer objective wants maximised, and the examples with what that loss reads."""
+    if objective.attack_loss is None:
+        return attack, examples
+    reference = jax.lax.stop_gradient(learner.victim(state)(examples.image))
+    return attack.with_loss(objective.attack_loss), examples.replace(reference=reference)
+
+
 def _craft(
     learner: Learner, attack: PureAttack, objective: Any, state: TrainState, examples: Example
 ) -> dict[str, Images]:
     """The images that the objective sees, by name."""
-    if objective.attack_loss is not None:
-        attack = attack.with_loss(objective.attack_loss)
-        reference = learner.victim(state)(examples.image)
-        examples = examples.replace(reference=jax.lax.stop_gradient(reference))
+    attack, examples = against(learner, attack, objective, state, examples)
     found = learner.craft(attack, state, examples)
     known = {"clean": examples.image, "edited": found.without.get("noise"), "attacked": found.x}
     return {name: known[name] for name in objective.images}

@@ -29,9 +29,36 @@ def as_classifier(model: Any, mean: Any, std: Any, **options: Any) -> Callable[[
     return lambda variables: classifier(model, variables, mean, std)
 
 
-def nothing_carried(learner: Any, key: Any, batch_size: int, image_shape: tuple[int, int, int], **_: Any) -> Carried:
-    """The carried state of a recipe without one."""
+class Start(NamedTuple):
+    """What a recipe may look at before its first step, to make what it carries.
+
+    Attributes:
+        learner: networks and optimisers.
+        key: of the start.
+        batch_size: of all devices together.
+        image_shape: of one image.
+        train: the training split.
+        parts: what the networks trained before are, by name, such as a victim.
+        is_resumed: whether a checkpoint will replace what is made: then only its shapes matter.
+    """
+
+    learner: Any
+    key: Any
+    batch_size: int
+    image_shape: tuple[int, int, int]
+    train: Any = None
+    parts: Mapping[str, Any] = {}
+    is_resumed: bool = False
+
+
+def nothing_carried(start: Start, **_: Any) -> Carried:
+    """The slot of a recipe that carries nothing."""
     return Carried()
+
+
+def one_update(**_: Any) -> int:
+    """A step that updates the weights once."""
+    return 1
 
 
 class Recipe(NamedTuple):
@@ -40,11 +67,12 @@ class Recipe(NamedTuple):
     Attributes:
         step: `(learner, **options) -> train_step(state, batch, key) -> (state, metrics)`; its arguments are the keys of
             a config's `recipe`.
-        init: `(learner, key, batch_size, image_shape, **options) -> Carried`, what the recipe carries from step to step
-            in its slot of the `TrainState`; sharded, checkpointed and resumed with it.
+        init: `(Start, **options) -> Carried`, what the recipe carries from step to step in its slot of the
+            `TrainState`; sharded, checkpointed and resumed with it.
         validation: how a model that is not a classifier is judged, or None for a classifier.
         becomes: what the model is for attacks and judges.
         networks: what further networks of it are, by name.
+        updates: `(**options) -> updates of the weights in one step`, which the schedule counts.
         needs_attributes: whether the data must have attributes.
     """
 
@@ -53,4 +81,5 @@ class Recipe(NamedTuple):
     validation: Validation | None = None
     becomes: Becomes = as_classifier
     networks: Mapping[str, Becomes] = {}
+    updates: Callable[..., int] = one_update
     needs_attributes: bool = False

@@ -1,0 +1,192 @@
+"""Universal perturbations crafted on one split and measured on another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spa_jax import deepfool_uap, pgd, uap
+from spa_jax.data.types import Split
+from spa_jax.evaluation import (
+    UniversalRecord,
+    boundary_points,
+    craft,
+    evaluate_universal,
+    measure_universal,
+    worst_record,
+)
+from spa_jax.parallel import data_mesh
+from tests.analytic_victims import images, linear, margins, weights
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+KEY, W = jax.random.key(0), weights()
+ATTACK = uap(0.1, rel_step_size=0.5)
+
+
+def split(count=20, seed=0, low=0.3, high=0.7, one_class=True):
+    x = np.asarray(images(seed, batch=count, low=low, high=high))
+    return Split(x, np.zeros(count, np.int32) if one_class else (np.arange(count) % 2).astype(np.int32))
+
+
+def mesh(count):
+    return data_mesh(jax.devices()[:count])
+
+
+def test_crafting_goes_over_the_data_to_the_optimum():
+    state = craft(ATTACK, linear(W), split(), key=KEY, batch_size=8, num_epochs=2, mesh=mesh(2))
+    assert state.step == 4
+    np.testing.assert_allclose(state.variables, 0.1 * np.sign(W), atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_devices_do_not_matter(devices):
+    data = split(one_class=False)
+    found = [
+        craft(uap(0.1, random_start=True), linear(W), data, key=KEY, batch_size=8, mesh=mesh(n)) for n in (devices, 2)
+    ]
+    np.testing.assert_allclose(found[0].variables, found[1].variables, atol=1e-6)
+
+
+def test_fewer_images_than_devices_are_left_to_one():
+    state = craft(ATTACK, linear(W), split(1), key=KEY, batch_size=8, num_epochs=2, mesh=mesh(2))
+    np.testing.assert_allclose(state.variables, 0.1 * np.sign(W), atol=1e-6)
+
+
+def test_a_target_leaves_its_own_class_out():
+    seen = []
+
+    def victim(x):
+        seen.append(x.shape)
+        return linear(W)(x)
+
+    data = split(one_class=False)
+    attack = uap(0.1, loss="cross_entropy", rel_step_size=0.5)
+    state = craft(attack, victim, data, key=KEY, batch_size=32, num_epochs=3, target=1, mesh=mesh(2))
+    assert (10, 4, 4, 1) in seen
+    np.testing.assert_allclose(state.variables, 0.1 * np.sign(W), atol=1e-6)
+
+
+def test_what_is_measured_is_what_the_victim_answers():
+    data = split(30, seed=3, low=0.4, high=0.6)
+    noise = jnp.asarray(0.1 * np.sign(W))
+    record = measure_universal(ATTACK, linear(W), data, noise, key=KEY, batch_size=8, mesh=mesh(2))
+    expected = (margins(W, data.images + 0.1 * np.sign(W), data.labels) > 0).astype(int)
+    np.testing.assert_array_equal(record.answers, expected)
+    np.testing.assert_array_equal(record.clean, margins(W, data.images, data.labels) > 0)
+    assert record.num_classes == 2
+    np.testing.assert_allclose(record.accuracy.value, 1 - expected.mean())
+    np.testing.assert_allclose(record.fooling_ratio.value, np.mean(record.clean != expected))
+
+
+def test_evaluation_crafts_anew_for_every_seed_and_target():
+    attacks = {"UAP": uap(0.1, random_start=True), "to each": uap(0.1, loss="cross_entropy", rel_step_size=0.5)}
+    found = evaluate_universal(
+        linear(W),
+        split(one_class=False),
+        split(10, 5, one_class=False),
+        attacks,
+        key=KEY,
+        batch_size=8,
+        num_epochs=2,
+        seeds=2,
+        targets={"to each": (0, 1)},
+        mesh=mesh(2),
+    )
+    assert {name: len(records) for name, records in found.items()} == {"UAP": 2, "to each": 4}
+    assert [record.target for record in found["to each"]] == [0, 1, 0, 1]
+    assert np.any(found["UAP"][0].variables != found["UAP"][1].variables)
+    assert found["UAP"][0].passes == 32 and found["UAP"][0].crafting_images == 20
+    for record, sign in zip(found["to each"][:2], (-1, 1), strict=True):
+        np.testing.assert_allclose(record.variables, 0.1 * sign * np.sign(W), atol=1e-6)
+    worst = worst_record([*found["UAP"], *found["to each"]])
+    assert worst.accuracy.value == min(r.accuracy.value for records in found.values() for r in records)
+
+
+# --- the numbers ----------------------------------------------------------------------------------------------------
+
+
+def record(answers, labels, clean=None, target=None):
+    labels, answers = np.asarray(labels), np.asarray(answers)
+    return UniversalRecord(labels, labels if clean is None else np.asarray(clean), answers, 4, None, target)
+
+
+def test_numbers_of_one_dominant_label():
+    found = record([3] * 8, [0, 0, 1, 1, 2, 2, 3, 3])
+    assert found.accuracy.value == 0.25 and found.fooling_ratio.value == 0.75
+    assert found.top_share == 1 and found.label_entropy == 0
+    assert found.effective_labels == found.effective_wrong_labels == 1
+    assert found.class_minimum == 0 and found.class_spread == pytest.approx(np.std([0, 0, 0, 1]))
+    np.testing.assert_array_equal(found.flow, [[0, 0, 0, 2]] * 4)
+
+
+def test_numbers_of_answers_spread_evenly():
+    labels = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    found = record((labels + 1) % 4, labels)
+    assert found.label_entropy == pytest.approx(1) and found.effective_labels == pytest.approx(4)
+    assert found.effective_wrong_labels == pytest.approx(4)
+    correct = record(labels, labels)
+    assert correct.effective_labels == pytest.approx(4)
+    assert correct.effective_wrong_labels == 1
+
+
+def test_share_of_a_target_counts_the_other_classes():
+    assert record([1, 1, 2, 1], [0, 1, 2, 3], target=1).target_share.value == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="target=None"):
+        record([1], [0]).target_share  # noqa: B018
+
+
+# --- near the boundary ----------------------------------------------------------------------------------------------
+
+
+def test_boundary_points_are_the_smallest_margins_of_what_is_classified_correctly():
+    data = split(40, seed=4, one_class=False)
+    gaps = -margins(W, data.images, data.labels)
+    found = boundary_points(linear(W), data, 1, 5, key=KEY, batch_size=16, mesh=mesh(2))
+    usable = np.flatnonzero((gaps > 0) & (data.labels == 0))
+    np.testing.assert_array_equal(found, usable[np.argsort(gaps[usable])][:5])
+    assert len(boundary_points(linear(W), data, 1, 100, key=KEY, batch_size=16, mesh=mesh(2))) == len(usable)
+
+
+@pytest.mark.parametrize(
+    ("target", "count", "message"),
+    [
+        (0, 5, "target=0: the victim classifies no image of another class correctly"),
+        (2, 5, r"classes must lie in \[0, 1\]"),
+        (1, 0, "count=0 must be an integer of at least 1"),
+    ],
+)
+def test_boundary_points_that_cannot_be_are_refused(target, count, message):
+    with pytest.raises(ValueError, match=message):
+        boundary_points(linear(W), split(), target, count, key=KEY, batch_size=16, mesh=mesh(2))
+
+
+# --- what cannot be -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("attack", "options", "message"),
+    [
+        (pgd(0.1), {}, "attack has variables for each image"),
+        (ATTACK, {"num_epochs": 0}, "num_epochs=0 must be an integer of at least 1"),
+        (ATTACK, {"split": split(0)}, "the crafting set is empty"),
+        (ATTACK, {"target": 0}, "the crafting set is empty without target=0"),
+        (ATTACK, {"target": 5, "split": split(one_class=False)}, r"target.max\(\)=5: classes must lie in \[0, 1\]"),
+    ],
+)
+def test_what_cannot_be_is_refused(attack, options, message):
+    options = {"split": split(), "batch_size": 8, "key": KEY, "mesh": mesh(2)} | options
+    with pytest.raises(ValueError, match=message):
+        craft(attack, linear(W), options.pop("split"), **options)
+
+
+def test_targets_of_an_attack_that_is_not_there_are_refused():
+    with pytest.raises(ValueError, match="name attacks that are not there; there are a"):
+        evaluate_universal(
+            linear(W), split(), split(), {"a": ATTACK}, key=KEY, batch_size=8, targets={"b": (0,)}, mesh=mesh(2)
+        )
+
+
+def test_the_slow_reference_takes_all_images_as_one_batch():
+    state = craft(deepfool_uap(0.2, success_share=0.5), linear(W), split(), key=KEY, batch_size=20, mesh=mesh(1))
+    assert state.rate >= 0.5
