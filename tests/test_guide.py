@@ -3,9 +3,19 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guide.md"
+
+
+def test_the_example_of_universal_perturbations_runs():
+    names = {}
+    (block, *_) = re.findall(r"```python\n(.*?)```", (GUIDE.parent / "universal.md").read_text(), flags=re.DOTALL)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(block, "universal", "exec"), names)
+    assert names["perturbed"].shape == (64, 8, 8, 1)
+    assert names["state"].step == 4
 
 
 @pytest.mark.slow
