@@ -241,6 +241,12 @@ class Experiment:
         return recipe.init(Start(self.learner, key, batch_size, shape, train, parts, is_resumed), **options)
 
     @property
+    def updates(self) -> int:
+        """How often the recipe's step is made on each batch."""
+        recipe, options = options_of(self.config["recipe"])
+        return recipe.updates(**options)
+
+    @property
     def key(self) -> Any:
         """The run's key; initialisation, training and evaluation fold it with a number each."""
         return jax.random.key(self.config["seed"])

@@ -228,7 +228,9 @@ def _run(
     batch_size = experiment.config["training"]["batch_size"]
     watch = _LossWatch(recorder, checkpoints, batch_size)
     for step, batch in zip(range(start + 1, total + 1), _batches(experiment, start), strict=False):
-        state, metrics = engine.step(state, engine.place_batch(batch), key)
+        placed = engine.place_batch(batch)
+        for _ in range(experiment.updates):
+            state, metrics = engine.step(state, placed, key)
         watch.add(step, metrics)
         stopping = stop_requested(step) and step < total
         due = step == total or step % experiment.evaluate_every == 0

@@ -115,15 +115,16 @@ def test_one_gradient_moves_weights_and_noise(attack, plain_net, batch):
         noise = jnp.clip(noise + RADIUS * jnp.sign(up), -RADIUS, RADIUS)
         if noise.ndim == 4:
             noise = jnp.clip(noise, -examples.image, 1 - examples.image)
-    found = state.carried.shared.variables if attack["name"] == "uap" else state.carried.per_example
+    found = state.carried.shared["attack"].variables if attack["name"] == "uap" else state.carried.per_example
     np.testing.assert_allclose(found, noise, atol=1e-6)
     assert_trees_close(state.params, params)
 
 
 def test_replays_are_updates_on_one_batch(plain_net, batch):
     learner = Learner(plain_net, optax.sgd(optax.linear_schedule(0.1, 0.0, 4)))
-    state, _ = train(learner, functools.partial(free, attack=PGD, replays=3), batch, steps=1)
-    assert state.step == 1
+    recipe = functools.partial(free, attack=PGD, replays=3)
+    assert [int(train(learner, recipe, batch, steps=steps)[0].step) for steps in (2, 3, 5)] == [0, 1, 1]
+    state, _ = train(learner, recipe, batch, steps=3)
     counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.int32]
     assert counts == [3]
 

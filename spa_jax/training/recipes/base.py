@@ -57,7 +57,7 @@ def nothing_carried(start: Start, **_: Any) -> Carried:
 
 
 def one_update(**_: Any) -> int:
-    """A step that updates the weights once."""
+    """The step is made once on each batch."""
     return 1
 
 
@@ -72,7 +72,7 @@ class Recipe(NamedTuple):
         validation: how a model that is not a classifier is judged, or None for a classifier.
         becomes: what the model is for attacks and judges.
         networks: what further networks of it are, by name.
-        updates: `(**options) -> updates of the weights in one step`, which the schedule counts.
+        updates: `(**options) -> how often the step is made on each batch`; the schedule counts all of them.
         needs_attributes: whether the data must have attributes.
     """
 

@@ -69,11 +69,13 @@ def universal(
             if reset:
                 start = jax.random.fold_in(key, state.step)
                 own = one.init(start, *arguments, **extra)
-            return repeat(lambda own: one.step(own, *arguments, **extra), own, steps)
+            own = one.step(own, *arguments, **extra)
+            return repeat(lambda own: one.step(own, *arguments, **extra), own, steps - 1) if steps > 1 else own
 
         member = (state.step // every) % members
         own = jax.tree.map(lambda leaf: leaf[member], state.carried.shared)
-        own = branch((state.step % every == 0).astype(jnp.int32), [lambda own: own, move], own)
+        is_first = (state.step % every == 0).astype(jnp.int32)
+        own = move(own) if every == 1 else branch(is_first, [lambda own: own, move], own)
         return jax.tree.map(lambda leaf, new: leaf.at[member].set(new), state.carried.shared, own)
 
     def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
@@ -104,7 +106,8 @@ def free(learner: Learner, attack: Mapping, outer: str | Mapping = "cross_entrop
     """A step of free adversarial training: one backward pass moves the network and the perturbation.
 
     Each batch is shown `replays` times, each time with the perturbation as it then is, and the gradient of the one
-    training loss updates the weights downwards and the perturbation upwards.
+    training loss updates the weights downwards and the perturbation upwards. The step that this returns is one of
+    these; the state's step counts batches.
 
     | training | `attack` | `replays` |
     |---|---|---|
@@ -127,8 +130,9 @@ def free(learner: Learner, attack: Mapping, outer: str | Mapping = "cross_entrop
     require_count("replays", replays)
     perturbing = _single_stage(learner, attack)
 
-    def replay(state: TrainState, examples: Example) -> tuple[TrainState, Metrics]:
-        own, grown = _own_state(perturbing, state, examples), learner.grown(perturbing, state)
+    def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
+        examples, grown = learner.examples(state, batch, key), learner.grown(perturbing, state)
+        own = _own_state(perturbing, state, examples)
         own = own._replace(variables=grown.space.project(own.variables, examples))
 
         def loss(params: Any, variables: Any) -> Any:
@@ -141,19 +145,14 @@ def free(learner: Learner, attack: Mapping, outer: str | Mapping = "cross_entrop
             evaluation = Evaluation(values, fooled, logits["attacked"], NonFinite(zeros, zeros))
             return learner.average(values, examples.weight), (statistics, seen, evaluation)
 
-        carried = state.carried
-        state, metrics, (evaluation, gradient) = learner.descend_beside(state, own.variables, loss)
+        moved, metrics, (evaluation, gradient) = learner.descend_beside(state, own.variables, loss)
         gradient = learner.total(gradient) if grown.shared else gradient
         after = jax.lax.stop_gradient(grown.follow(own, examples, evaluation, gradient))
-        carried = carried.replace(shared=after) if grown.shared else carried.replace(per_example=after.variables)
-        return state.replace(carried=carried), metrics
-
-    def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
-        examples, step = learner.examples(state, batch, key), state.step
-        state, metrics = replay(state, examples)
-        if replays > 1:
-            state, metrics = repeat(lambda carry: replay(carry[0], examples), (state, metrics), replays - 1)
-        return state.replace(step=step + 1), metrics
+        turn = state.carried.shared["turn"]
+        shared = {"turn": (turn + 1) % replays, "attack": after if grown.shared else None}
+        carried = Carried(shared, None if grown.shared else after.variables)
+        step = state.step + (turn == replays - 1).astype(state.step.dtype)
+        return moved.replace(step=step, carried=carried), metrics
 
     return train_step
 
@@ -161,14 +160,15 @@ def free(learner: Learner, attack: Mapping, outer: str | Mapping = "cross_entrop
 def carry_free(start: Start, attack: Mapping, **_: Any) -> Carried:
     """The perturbation before the first step: the attack's state, or no noise at each place of the batch."""
     perturbing = _single_stage(start.learner, attack)
+    turn = jnp.zeros((), jnp.int32)
     if perturbing.shared:
-        return Carried(_begin(start, perturbing, start.key))
+        return Carried({"turn": turn, "attack": _begin(start, perturbing, start.key)})
     blank = Example(jnp.full((start.batch_size, *start.image_shape), 0.5), jnp.zeros(start.batch_size, jnp.int32))
-    return Carried(per_example=perturbing.space.identity(blank))
+    return Carried({"turn": turn, "attack": None}, perturbing.space.identity(blank))
 
 
 def replays_of(replays: int = 1, **_: Any) -> int:
-    """How many updates of the weights a step of free training makes."""
+    """How many updates of the weights free training makes on a batch."""
     return replays
 
 
@@ -208,7 +208,7 @@ def _without_axis(attack: Any) -> Any:
 
 def _own_state(attack: Any, state: TrainState, examples: Example) -> Any:
     if attack.shared:
-        return state.carried.shared
+        return state.carried.shared["attack"]
     fresh = attack.start(examples.key, not_shown, examples)[1]
     return fresh._replace(variables=state.carried.per_example)
 
