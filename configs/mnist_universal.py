@@ -2,7 +2,8 @@
 
 python launch/train.py --config configs/mnist_universal.py:data=fashion_mnist --workdir runs/universal --data_dir DIR
 
-DIR holds `mnist` or `fashion_mnist` as tensorflow-datasets prepares them. RESULT
+DIR holds `mnist` or `fashion_mnist` as tensorflow-datasets prepares them.
+Not run to its end yet.
 """
 
 from common import small_network, universal_experiment
