@@ -101,7 +101,7 @@ def test_a_slurm_job_is_requeued_only_after_it_was_stopped(status, requeued, tmp
     assert calls[1:] == (["scontrol requeue 7"] if requeued else [])
 
 
-SLURM = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scancel")
+SLURM = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scancel", "scontrol", "squeue")
 MISSING = [program for program in SLURM if shutil.which(program) is None]
 
 
@@ -168,6 +168,11 @@ def slurm(tmp_path):
             time.sleep(1)
         yield environment
     finally:
+        subprocess.run(["scancel", "--user=root"], env=environment, timeout=60)
+        for _ in range(60):  # the daemons end the job's processes, so they outlive it
+            if not subprocess.run(["squeue", "--noheader"], env=environment, capture_output=True, timeout=60).stdout:
+                break
+            time.sleep(1)
         for daemon in reversed(daemons):
             daemon.terminate()
             daemon.wait(timeout=30)
@@ -205,4 +210,9 @@ def test_a_job_on_a_real_slurm_is_stopped_requeued_and_finished(slurm, tmp_path)
     _until(log, "the same command goes on from there")
     _until(log, "going on from step", 400)
     _until(workdir / "report" / "report.md", "joint", 500)
-    assert "Restarts=1" in run("scontrol", "show", "job", job)
+    for _ in range(120):
+        shown = run("scontrol", "show", "job", job)
+        if "JobState=COMPLETED" in shown:
+            break
+        time.sleep(1)
+    assert "JobState=COMPLETED" in shown and "Restarts=1" in shown
