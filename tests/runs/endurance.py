@@ -181,19 +181,30 @@ def start(workdir: Path, processes: int) -> list[subprocess.Popen[str]]:
 
 
 def finish(workdir: Path, processes: int) -> float:
-    """Run the command to its end; how long it took, in seconds."""
-    begun = time.monotonic()
+    """Run the command to its end; the seconds of processor time that a process took."""
+    begun = _used_by_children()
     for process in start(workdir, processes):
         _, errors = process.communicate(timeout=_PATIENCE)
         assert process.returncode == 0, errors
-    return time.monotonic() - begun
+    return (_used_by_children() - begun) / processes
+
+
+def _used_by_children() -> float:
+    return os.times().children_user + os.times().children_system
+
+
+def _used(process: subprocess.Popen[str]) -> float:
+    """Processor time of a living process (Linux), which does not depend on what else the machine does."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def kill_one(workdir: Path, processes: int, seconds: float, rng: random.Random) -> str:
-    """Run the command and kill one of its processes after some seconds; how far it was."""
+    """Run the command and kill one of its processes after some seconds of its processor time; how far it was."""
     running = start(workdir, processes)
-    time.sleep(seconds)
     victim = rng.choice(running)
+    while victim.poll() is None and _used(victim) < seconds:
+        time.sleep(0.001)
     alive = victim.poll() is None
     victim.send_signal(signal.SIGKILL)
     phase = _phase(workdir) if alive else "over already"
@@ -240,16 +251,16 @@ def outcome(workdir: Path) -> dict[str, Any]:
 
 
 def run_kills(count: int, seed: int, processes: int, directory: Path) -> Counter[str]:
-    """Kill at instants drawn evenly over the time that the undisturbed command takes with compiled programs cached."""
+    """Kill at instants drawn evenly over the processor time of the undisturbed command, compiled programs cached."""
     rng, found = random.Random(seed), Counter[str]()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory / "cache"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     finish(directory / "first", processes)
     expected, seconds = outcome(directory / "first"), finish(directory / "whole", processes)
     assert outcome(directory / "whole") == expected, "two undisturbed runs differ"
-    print(f"the undisturbed run takes {seconds:.1f} s", flush=True)
+    print(f"the undisturbed run takes {seconds:.1f} s of a processor", flush=True)
     for number in range(count):
-        workdir, after = directory / f"killed-{number}", rng.uniform(0.2, 1.0) * seconds
+        workdir, after = directory / f"killed-{number}", rng.uniform(0.3, 1.0) * seconds
         phase = kill_one(workdir, processes, after, rng)
         finish(workdir, processes)
         assert outcome(workdir) == expected, f"{number}: killed after {after:.2f} s ({phase}) it ends differently"
