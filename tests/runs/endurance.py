@@ -33,6 +33,7 @@ from spa_jax.parallel import data_mesh
 from spa_jax.runs import loop
 from spa_jax.runs.checkpoints import Loaded, load_variables
 from spa_jax.runs.experiment import check_config, load_data, make_experiment, variants
+from tests.runs.tiny import NUM_EPOCHS, STEPS_AN_EPOCH
 from tests.training.conftest import stop_requested_at, tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -89,16 +90,13 @@ class DamagedRuns:
         self.expected = self.train(self.whole)
         with stop_requested_at(13), contextlib.suppress(loop.Interrupted):
             self.train(self.stopped)
-        self.saved = {step: load_variables(self.stopped, step=step) for step in self._steps()}
+        self.saved = {step: load_variables(self.stopped, step=step) for step in _steps_saved(self.stopped)}
         self.best = load_variables(self.stopped).step
 
     def train(self, workdir: Path) -> Loaded:
         """Train to the end, or from where the run in the directory was; the last state."""
         loop.train(self._experiment, workdir)
         return load_variables(workdir, step="latest")
-
-    def _steps(self) -> list[int]:
-        return sorted(int(path.name) for path in (self.stopped / "checkpoints").iterdir())
 
     def survives(self, number: int, file: Path, harm: str, rng: random.Random) -> str:
         """Damage a file of a copy, evaluate it and train it to its end; what became of it, as text.
@@ -220,11 +218,14 @@ def kill_one(workdir: Path, processes: int, seconds: float, rng: random.Random) 
 def _phase(workdir: Path) -> str:
     if (workdir / "report" / "report.json").exists():
         return "after the report"
-    names = [path.parent.parent.name for path in workdir.glob("*/checkpoints/[0-9]*") if path.name.isdecimal()]
-    last = max((int(path.name) for path in workdir.glob("tiny/checkpoints/[0-9]*") if path.name.isdecimal()), default=0)
-    if last == 15:
+    saved = {name: _steps_saved(workdir / name) for name in ("clean", "tiny")}
+    if NUM_EPOCHS * STEPS_AN_EPOCH in saved["tiny"]:
         return "evaluation for the report"
-    return f"training, {len(set(names))} of 2 models begun" if names else "before the first checkpoint"
+    return "training" if saved["clean"] else "before the first checkpoint"
+
+
+def _steps_saved(workdir: Path) -> list[int]:
+    return [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdecimal()]
 
 
 def lines_of(workdir: Path) -> list[dict[str, Any]]:
