@@ -1,4 +1,3 @@
-import importlib.util
 import itertools
 import json
 from pathlib import Path
@@ -12,8 +11,9 @@ from spa_jax.benchmarks.matrix import check_matrix
 from spa_jax.benchmarks.run import SCHEMA, benchmark
 from spa_jax.benchmarks.speed import check_speed
 from spa_jax.benchmarks.workers import WorkerError, time_in_turns
-from spa_jax.configuration import check_keys
+from spa_jax.configuration import check_keys, named
 from spa_jax.errors import ConfigError
+from spa_jax.runs.config_files import load_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -186,20 +186,17 @@ def test_bad_configs_are_refused_before_anything_is_written(changes, message, tm
 
 
 def test_a_config_must_ask_for_something(tmp_path):
-    with pytest.raises(ConfigError, match="asks for nothing: give it a section of speed, memory, strength"):
+    with pytest.raises(ConfigError, match="no section to measure; give it one of speed, memory, strength"):
         benchmark({"name": "test", "seed": 0}, tmp_path)
 
 
-def get_config(name, arg=None):
-    specification = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.get_config(arg)
+def get_config(name, arg=""):
+    return load_config(f"{CONFIGS / name}.py:{arg}")
 
 
 @pytest.mark.parametrize("name", ["bench_attacks", "bench_device", "bench_generator", "bench_spa", "bench_strength"])
 def test_the_configs_of_the_repository_are_well_formed(name):
-    asked = get_config(name).to_dict()
+    asked = get_config(name)
     check_keys(asked, SCHEMA)
     for section, check in {"speed": check_speed, "device": check_device, "generator": check_generator}.items():
         if asked.get(section):
@@ -208,6 +205,6 @@ def test_the_configs_of_the_repository_are_well_formed(name):
 
 @pytest.mark.parametrize("arg", ["data=digits", "data=mnist_rot,epochs=2,attacker_epochs=1,seeds=0|5,images=100"])
 def test_the_matrix_of_the_repository_passes_its_check(arg):
-    asked = get_config("bench_spa", arg).to_dict()
-    check_matrix(asked["matrix"], asked["data"])
-    assert asked["matrix"]["seeds"] == ((0, 5) if "5" in arg else (0, 1, 2))
+    asked = get_config("bench_spa", arg)
+    check_matrix(asked["matrix"], named(asked["data"]))
+    assert list(asked["matrix"]["seeds"]) == ([0, 5] if "5" in arg else [0, 1, 2])

@@ -3,7 +3,6 @@
 Handwritten digits need nothing; MNIST is read from the directory in SPA_JAX_DATA_DIR.
 """
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from spa_jax.benchmarks.run import benchmark
+from spa_jax.runs.config_files import load_config
 
 LIBRARIES = ("torch", "torchattacks", "foolbox", "art")
 ALLOWED_POINTS = 0.5
@@ -23,10 +23,7 @@ pytestmark = [
 
 
 def strength_config(argument):
-    specification = importlib.util.spec_from_file_location("bench_strength", CONFIG)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.get_config(argument).to_dict()
+    return load_config(f"{CONFIG}:{argument}")
 
 
 TEN_SEEDS = "|".join(map(str, range(10)))  # one of 392 digits is a quarter of a point: three seeds do not tell
