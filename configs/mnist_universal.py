@@ -1,8 +1,8 @@
 """Training against universal perturbations, in two stages and otherwise, on MNIST or Fashion-MNIST.
 
-python launch/train.py --config configs/mnist_universal.py:data=fashion_mnist --workdir runs/universal --data_dir DIR
+python launch/train.py --config configs/mnist_universal.py --workdir runs/mnist_universal --data_dir DIR
 
-DIR holds `mnist` or `fashion_mnist` as tensorflow-datasets prepares them.
+DIR holds `mnist` as tensorflow-datasets prepares it; `mnist_universal.py:data=fashion_mnist` takes the other.
 Not run to its end yet.
 """
 

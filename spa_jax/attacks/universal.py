@@ -68,6 +68,16 @@ def uap(
     Raises:
         ValueError: a broken rule, naming the value; neither radius nor attributes; when called, a number of classes
             that is not the victim's.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import uap
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> result = uap(radius=0.03)(jax.random.key(0), model, images, labels)
+        >>> print(result.success, result.variables.shape)
+        [ True  True] (4, 4, 1)
     """
     space = _space(radius, norm, attributes, classes)
     solver = _solver(rule, radius, num_steps, step_size, rel_step_size)
@@ -103,6 +113,16 @@ def cb_uap(
 
     Raises:
         ValueError: as for `uap`; when called with targets.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import cb_uap
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> result = cb_uap(radius=0.03)(jax.random.key(0), model, images, labels)
+        >>> print(result.success, result.variables.shape)
+        [ True  True] (4, 4, 1)
     """
     loss = class_balanced(cap, calibration, temperature, penalty, margin)
     solver = track_labels(_solver(rule, radius, num_steps, step_size, rel_step_size), decay)
@@ -171,6 +191,9 @@ class Accumulated(PureAttack):
 
     def members(self) -> Mapping[str, Any]:
         return self.space.members()
+
+    def batch_sizes(self, size: int) -> set[int]:
+        return {size, 1}
 
     def found(self, state: AccumulatedState) -> Image:
         """The perturbation of the best pass."""
@@ -317,6 +340,16 @@ def deepfool_uap(
 
     Raises:
         ValueError: a number out of range, another norm.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import deepfool_uap
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> result = deepfool_uap(radius=0.03)(jax.random.key(0), model, images, labels)
+        >>> print(result.success, result.variables.shape)
+        [ True  True] (4, 4, 1)
     """
     require_choice("norm", norm, ("linf", "l2"))
     num_passes, inner_steps = require_count("num_passes", num_passes), require_count("inner_steps", inner_steps)

@@ -142,7 +142,7 @@ def test_an_attacker_trained_for_each_victim_needs_no_attacker_of_its_own(tmp_pa
         **ADAM,
     }
     trained = []
-    monkeypatch.setattr(loop, "train", lambda experiment, directory: trained.append(directory.name))
+    monkeypatch.setattr(loop, "train", lambda experiment, directory, extend: trained.append(directory.name))
     loop.train_models(check_config(config | {"baselines": (attacker,)}), tmp_path)
     assert trained == ["tiny", "attacker_of_tiny"]
 
