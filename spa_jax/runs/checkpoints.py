@@ -32,6 +32,7 @@ _SHOWN, _ENDS_SHOWN = 10, 150
 _STRAGGLERS_SECONDS = 0.2
 _LEFTOVER = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|deleted)")
 _ATTEMPTS = 10
+_MARKS_OF_ORBAX = (f"{os.sep}orbax{os.sep}", "TensorStore", "zarr3")
 
 
 class Loaded(NamedTuple):
@@ -568,28 +569,29 @@ def _readable_errors(what: str) -> Iterator[None]:
         raise CheckpointError(f"{what} failed: {_root_message(error)}") from error
 
 
-class _WithoutClosedLoops:
-    """`sys.unraisablehook` without the reads that were under way when one failed and find their event loop closed."""
+class _WithoutStragglers:
+    """`sys.unraisablehook` without the reads that were under way when one failed."""
 
     def __init__(self, hook: Callable[[Any], Any]):
         self._hook = hook
 
     def __call__(self, unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
+        text = f"{unraisable.exc_value} {unraisable.object!r}"
+        if not any(mark in text for mark in (*_MARKS_OF_ORBAX, "Event loop is closed")):
             self._hook(unraisable)
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    place = f"{os.sep}orbax{os.sep}"
-    return record.levelno < logging.ERROR or (place not in record.pathname and place not in record.getMessage())
+    text = f"{record.pathname} {record.getMessage()}"
+    return record.levelno < logging.ERROR or not any(mark in text for mark in _MARKS_OF_ORBAX)
 
 
 def _silence_stragglers() -> None:
     """What fails is raised; besides, each of Orbax's threads and tasks logs it, page by page and at any later time."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_not_of_orbax)
-    if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
-        sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
+    if not isinstance(sys.unraisablehook, _WithoutStragglers):
+        sys.unraisablehook = _WithoutStragglers(sys.unraisablehook)
 
 
 @contextlib.contextmanager

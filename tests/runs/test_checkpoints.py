@@ -1,6 +1,7 @@
 """Checkpoints: what comes back is what was saved, or an error or warning says why not."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -358,6 +359,20 @@ def test_damaged_variables_are_not_loaded(tmp_path):
     flip_bytes(data_files(workdir, 1)[0], 9000, 64)
     with pytest.raises(CheckpointError, match=r"step 1: .*params\.w"):
         load_variables(workdir)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Task exception was never retrieved: .../orbax/checkpoint/_src/serialization.py", False),
+        ('Task exception was never retrieved: OUT_OF_RANGE: Error opening "zarr3" driver', False),
+        ("Task exception was never retrieved: the user's own", True),
+    ],
+)
+def test_what_is_left_of_a_failed_read_is_silent_and_nothing_else(tmp_path, text, shown, caplog):
+    save(tmp_path, [1])
+    logging.getLogger("asyncio").error(text)
+    assert (text in caplog.text) == shown
 
 
 class FailingResponse:
