@@ -27,6 +27,7 @@ Metrics: TypeAlias = dict[str, jax.Array]
 TrainStep: TypeAlias = Callable[[TrainState, Mapping[str, Any], Any], tuple[TrainState, Metrics]]
 """`(state, batch, key) -> (state, metrics)`."""
 _AUGMENT, _ATTACK = 0, 1
+_ACCURACIES = {"clean": "accuracy", "edited": "edited_accuracy", "attacked": "robust_accuracy"}
 
 
 class SeparateStatistics(NamedTuple):
@@ -196,6 +197,49 @@ class Learner:
     def cross_entropy(self, logits: Logits, examples: Example) -> jax.Array:
         """This device's share of the mean cross entropy."""
         return self.average(cross_entropy(logits, examples), examples.weight)
+
+    def weigh(
+        self,
+        params: Any,
+        state: TrainState,
+        objective: Any,
+        images: Mapping[str, Any],
+        examples: Example,
+        attacked_share: Any = 1.0,
+    ) -> tuple[Values, dict[str, Logits], Any, Metrics]:
+        """An outer objective of the network in training mode.
+
+        Args:
+            params: the weights.
+            state: with the BatchNorm statistics.
+            objective: of `spa_jax.training.outer`.
+            images: by name; those that the objective sees are shown to the network.
+            examples: what they were made from.
+            attacked_share: scales the weight of the attacked images.
+
+        Returns:
+            The objective [b], the logits by name, the new BatchNorm statistics, and shares of the accuracies.
+        """
+        shown = {name: images[name] for name in objective.images}
+        logits, statistics = self.responses(params, state, shown, objective.apart)
+        accuracies = {_ACCURACIES[name]: self.accuracy(own, examples) for name, own in logits.items()}
+        return objective(logits, examples, attacked_share), logits, statistics, accuracies
+
+    def learn(
+        self,
+        state: TrainState,
+        objective: Any,
+        images: Mapping[str, Any],
+        examples: Example,
+        attacked_share: Any = 1.0,
+    ) -> tuple[TrainState, Metrics]:
+        """One update of the weights by an outer objective; the arguments are those of `weigh`."""
+
+        def loss(params: Any) -> Any:
+            values, _, *seen = self.weigh(params, state, objective, images, examples, attacked_share)
+            return self.average(values, examples.weight), tuple(seen)
+
+        return self.descend(state, loss)
 
     def descend(self, state: TrainState, loss: Callable[[Any], Any]) -> tuple[TrainState, Metrics]:
         """One update of the weights.

@@ -11,10 +11,8 @@ from spa_jax.training.learner import Learner, Metrics, TrainStep
 from spa_jax.training.outer import outer_from_spec
 from spa_jax.training.recipes.noise_generator import GENERATOR, NoiseObjective, edited_at_random, train_generator
 from spa_jax.training.state import TrainState
-from spa_jax.types import Example, Images
+from spa_jax.types import Example
 from spa_jax.validation import require_number
-
-METRICS = {"clean": "accuracy", "edited": "edited_accuracy", "attacked": "robust_accuracy"}
 
 
 def adversarial(
@@ -68,13 +66,7 @@ def adversarial(
             state, metrics = train_generator(learner, painting, state, examples.replace(image=base))
         images = _craft(learner, attacker(state), objective, state, examples)
         share = jnp.asarray(state.step >= generator_warmup, jnp.float32) if generator_warmup else 1.0
-
-        def loss(params: Any) -> Any:
-            logits, statistics = learner.responses(params, state, images, objective.apart)
-            seen = {METRICS[name]: learner.accuracy(own, examples) for name, own in logits.items()}
-            return learner.average(objective(logits, examples, share), examples.weight), (statistics, seen)
-
-        state, outer_metrics = learner.descend(state, loss)
+        state, outer_metrics = learner.learn(state, objective, images, examples, share)
         return state, metrics | outer_metrics
 
     return train_step
@@ -97,9 +89,8 @@ def against(learner: Learner, attack: Any, objective: Any, state: TrainState, ex
 
 def _craft(
     learner: Learner, attack: PureAttack, objective: Any, state: TrainState, examples: Example
-) -> dict[str, Images]:
-    """The images that the objective sees, by name."""
+) -> dict[str, Any]:
+    """The images that there are, by name; edited ones of attacks that have them."""
     attack, examples = against(learner, attack, objective, state, examples)
     found = learner.craft(attack, state, examples)
-    known = {"clean": examples.image, "edited": found.without.get("noise"), "attacked": found.x}
-    return {name: known[name] for name in objective.images}
+    return {"clean": examples.image, "edited": found.without.get("noise"), "attacked": found.x}

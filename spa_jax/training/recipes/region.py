@@ -10,9 +10,8 @@ from spa_jax.attacks import PureAttack, deepfool_uap, uap
 from spa_jax.evaluation.universal import boundary_points, craft
 from spa_jax.spaces import noise_ball
 from spa_jax.training.learner import Learner, Metrics, TrainStep
-from spa_jax.training.outer import outer_from_spec
-from spa_jax.training.recipes.adversarial import METRICS
 from spa_jax.training.recipes.base import Start
+from spa_jax.training.recipes.universal import objective_without_edits
 from spa_jax.training.state import Carried, TrainState
 from spa_jax.types import Example, Images
 from spa_jax.validation import require_choice, require_count
@@ -62,24 +61,15 @@ def region(
         ConfigError: an unknown name or option.
         ValueError: a number out of range; an objective that sees edited images.
     """
-    objective = outer_from_spec(outer)
-    if "edited" in objective.images:
-        raise ValueError(f"outer={outer!r} sees edited images, of which there are none")
+    objective = objective_without_edits(outer)
     _crafting_attack(crafting, radius, norm, num_epochs, success_share)
     require_count("num_images", num_images)
     space = noise_ball(norm, radius)
 
     def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
         examples = learner.examples(state, batch, key)
-        known = {"clean": examples.image, "attacked": _perturbed(space, state.carried.shared, examples)}
-        images = {name: known[name] for name in objective.images}
-
-        def loss(params: Any) -> Any:
-            logits, statistics = learner.responses(params, state, images, objective.apart)
-            seen = {METRICS[name]: learner.accuracy(own, examples) for name, own in logits.items()}
-            return learner.average(objective(logits, examples), examples.weight), (statistics, seen)
-
-        return learner.descend(state, loss)
+        images = {"clean": examples.image, "attacked": _perturbed(space, state.carried.shared, examples)}
+        return learner.learn(state, objective, images, examples)
 
     return train_step
 

@@ -11,7 +11,7 @@ from spa_jax.attacks import attack_from_config
 from spa_jax.attacks.iterative import IterativeAttack, not_shown
 from spa_jax.training.learner import Learner, Metrics, TrainStep
 from spa_jax.training.outer import outer_from_spec
-from spa_jax.training.recipes.adversarial import METRICS, against
+from spa_jax.training.recipes.adversarial import against
 from spa_jax.training.recipes.base import Start
 from spa_jax.training.state import Carried, TrainState
 from spa_jax.trees import branch, repeat
@@ -54,7 +54,7 @@ def universal(
         ConfigError: an unknown name or option.
         ValueError: a number below 1; an attack with variables for each image; an objective that sees edited images.
     """
-    objective = _objective(outer)
+    objective = objective_without_edits(outer)
     for name, value in {"steps": steps, "every": every, "members": members}.items():
         require_count(name, value)
     perturbing = _universal_attack(learner, attack)
@@ -82,14 +82,8 @@ def universal(
         examples = learner.examples(state, batch, key)
         carried = jax.lax.stop_gradient(moved(state, examples, key))
         perturbed = with_one_of(learner.grown(perturbing, state), carried.variables, members, examples)
-        images = {name: {"clean": examples.image, "attacked": perturbed}[name] for name in objective.images}
-
-        def loss(params: Any) -> Any:
-            logits, statistics = learner.responses(params, state, images, objective.apart)
-            seen = {METRICS[name]: learner.accuracy(own, examples) for name, own in logits.items()}
-            return learner.average(objective(logits, examples), examples.weight), (statistics, seen)
-
-        state, metrics = learner.descend(state, loss)
+        images = {"clean": examples.image, "attacked": perturbed}
+        state, metrics = learner.learn(state, objective, images, examples)
         return state.replace(carried=Carried(carried)), metrics
 
     return train_step
@@ -126,7 +120,7 @@ def free(learner: Learner, attack: Mapping, outer: str | Mapping = "cross_entrop
         ConfigError: an unknown name or option.
         ValueError: `replays` below 1; an attack of several stages; an objective that sees edited images.
     """
-    objective = _objective(outer)
+    objective = objective_without_edits(outer)
     require_count("replays", replays)
     perturbing = _single_stage(learner, attack)
 
@@ -136,11 +130,8 @@ def free(learner: Learner, attack: Mapping, outer: str | Mapping = "cross_entrop
         own = own._replace(variables=grown.space.project(own.variables, examples))
 
         def loss(params: Any, variables: Any) -> Any:
-            known = {"clean": examples.image, "attacked": grown.space.apply(variables, examples)}
-            images = {name: known[name] for name in objective.images}
-            logits, statistics = learner.responses(params, state, images, objective.apart)
-            seen = {METRICS[name]: learner.accuracy(found, examples) for name, found in logits.items()}
-            values = objective(logits, examples)
+            images = {"clean": examples.image, "attacked": grown.space.apply(variables, examples)}
+            values, logits, statistics, seen = learner.weigh(params, state, objective, images, examples)
             fooled, zeros = grown.goal(logits["attacked"], examples), jnp.zeros(len(values), jnp.int32)
             evaluation = Evaluation(values, fooled, logits["attacked"], NonFinite(zeros, zeros))
             return learner.average(values, examples.weight), (statistics, seen, evaluation)
@@ -172,7 +163,12 @@ def replays_of(replays: int = 1, **_: Any) -> int:
     return replays
 
 
-def _objective(outer: str | Mapping) -> Any:
+def objective_without_edits(outer: str | Mapping) -> Any:
+    """The outer objective of a recipe that has clean and attacked images alone.
+
+    Raises:
+        ValueError: it sees edited images.
+    """
     objective = outer_from_spec(outer)
     if "edited" in objective.images:
         raise ValueError(f"outer={outer!r} sees edited images: only the recipe 'adversarial' makes them")
