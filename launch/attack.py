@@ -16,7 +16,7 @@ from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.export import export_attack, export_universal
 from spa_jax.parallel import data_mesh
 from spa_jax.runs import launching
-from spa_jax.runs.experiment import check_config, load_data, variants
+from spa_jax.runs.experiment import check_config, load_data, universal_specs, variants
 from spa_jax.runs.reporting import crafting_split, load_parts, load_victim
 
 flags.adopt_module_key_flags(launching)
@@ -35,8 +35,7 @@ def main() -> None:
     config = check_config(launching.config_value(CONFIG))
     models = variants(config)
     model = MODEL.value or config["name"]
-    universal = (config["evaluation"]["universal"] or {"attacks": {}})["attacks"]
-    attacks = {**universal, **config["evaluation"]["attacks"]}
+    attacks = {**universal_specs(config), **config["evaluation"]["attacks"]}
     for kind, name, valid in (("model", model, models), ("attack", ATTACK.value, attacks)):
         if name not in valid:
             raise ConfigError(f"--{kind}={name!r} is not in the config{suggest(name, valid)}")

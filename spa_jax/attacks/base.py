@@ -22,6 +22,7 @@ from spa_jax.trees import beside, is_in_shard_map, pytree, repeat, static, varyi
 from spa_jax.types import Count, Example, Images, Keys, Result, Variables, Victim
 from spa_jax.validation import check_values, checked_examples, checked_keys, is_traced, require_count
 from spa_jax.victims import as_victim, trace_for
+from spa_jax.victims.tracing import is_randomized
 
 AttackT = TypeVar("AttackT", bound="PureAttack")
 
@@ -64,11 +65,6 @@ class Widened:
         logits = self.predict(keys, images.astype(self.dtype))
         is_floating = jnp.issubdtype(logits.dtype, jnp.floating)
         return logits.astype(at_least_float32(logits.dtype)) if is_floating else logits
-
-
-def is_randomized(victim: Any) -> bool:
-    """Whether a victim, or one as an attack sees it, draws at random from its keys."""
-    return getattr(victim, "is_randomized", False)
 
 
 def _widened(examples: Example) -> Example:

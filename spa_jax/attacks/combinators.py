@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spa_jax.attacks.base import JUDGE, RUN, PureAttack, is_randomized, part_of, require_attack, stream
+from spa_jax.attacks.base import JUDGE, RUN, PureAttack, part_of, require_attack, stream
 from spa_jax.solvers import better
 from spa_jax.trees import branch, pytree, static
 from spa_jax.types import Count, Example, Images, Keys, NonFinite, Predict, Result, Variables
 from spa_jax.validation import require_count
+from spa_jax.victims.tracing import is_randomized
 
 
 class _Wrapped(PureAttack):

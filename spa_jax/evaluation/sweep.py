@@ -86,13 +86,16 @@ class Sweep:
         shape = self.split.take(np.arange(1))["image"].shape[1:]
         return jnp.zeros((self.batch_size, *shape), jnp.float32)
 
-    def check_labels(self, victim: Victim, labels: Any) -> None:
+    def check_labels(self, victim: Victim, labels: Any) -> int:
         """Check that the victim returns logits for a batch, and that the labels are among its classes.
+
+        Returns:
+            The number of its classes.
 
         Raises:
             ValueError: naming what it returned, or the labels.
         """
-        check_values(self.predict(victim), jax.random.key(0), Example(self.blank, np.asarray(labels)))
+        return check_values(self.predict(victim), jax.random.key(0), Example(self.blank, np.asarray(labels)))
 
     def run(self, name: str, function: Callable[[DeviceBatch], Any], indices: Int[np.ndarray, " m"]) -> Any:
         """`function(batch)`, a tree of arrays [b, ...], for the examples at `indices`, as NumPy arrays [m, ...].
@@ -121,10 +124,11 @@ class Sweep:
             arrays = (index, batch["image"], batch["label"], batch.get("attribute"))
             index, images, labels, attribute = shard_batch(arrays, self.mesh)
             size = min(self.batch_size, len(indices) - number * self.batch_size)
-            yield size, DeviceBatch(index, _floats(images), labels, attribute)
+            yield size, DeviceBatch(index, floats(images), labels, attribute)
 
 
-_floats = jax.jit(to_unit_float)
+floats = jax.jit(to_unit_float)
+"""`to_unit_float`, compiled."""
 
 
 def make_sweep(split: Examples, batch_size: int, mesh: Mesh | None, on_batch: Progress | None = None) -> Sweep:

@@ -3,20 +3,20 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from spa_jax.attacks.base import PureAttack
-from spa_jax.data.batching import steps_per_epoch, to_unit_float, train_batches
+from spa_jax.data.batching import steps_per_epoch, train_batches
 from spa_jax.data.types import Examples, IndexArray
 from spa_jax.evaluation.judging import described
 from spa_jax.evaluation.records import ExampleLabels, Proportion
-from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys, make_sweep, stream
+from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys, floats, make_sweep, stream
 from spa_jax.parallel import data_mesh, shard_batch, to_host
 from spa_jax.types import Key, Variables, Victim
 from spa_jax.validation import require_count
@@ -190,16 +190,13 @@ def _craft(
     state = None
     for number, batch in enumerate(batches):
         images, labels, targets = shard_batch(_arrays(batch, target), mesh)
-        images = _floats(images)
+        images = floats(images)
         if state is None:
             state = attack.init(start_key, victim, images, labels, targets)
         state = attack.step(state, victim, images, labels, targets)
         if on_batch:
             on_batch("crafting", (number + 1) * batch_size, num_batches * batch_size)
     return state, num_batches * batch_size
-
-
-_floats = jax.jit(to_unit_float)
 
 
 def _arrays(batch: Mapping[str, np.ndarray], target: int | None) -> tuple[Any, Any, Any]:
@@ -254,17 +251,12 @@ def measure_universal(
         targets = None if target is None else jax.numpy.full_like(batch.labels, target)
         changed = attack.apply(variables, victim, batch.images, batch.labels, target=targets)
         both = zip(keys, (batch.images, changed), strict=True)
-        return *(_answers(predict, key, batch.index, images) for key, images in both), batch.labels
+        logits = [_logits(predict, key, batch.index, images) for key, images in both]
+        return *(jax.numpy.argmax(own, axis=-1) for own in logits), batch.labels
 
-    sweep.check_labels(victim, split.take(np.arange(1))["label"])
+    num_classes = sweep.check_labels(victim, split.take(np.arange(1))["label"])
     clean, changed, labels = sweep.run("measuring", answers, np.arange(len(split)))
-    num_classes = jax.eval_shape(predict, example_keys(key, np.arange(sweep.batch_size)), sweep.blank).shape[-1]
     return UniversalRecord(labels, clean, changed, num_classes, to_host(variables), target)
-
-
-@jax.jit
-def _answers(predict: Any, key: Key, index: Any, images: Any) -> Any:
-    return jax.numpy.argmax(predict(example_keys(key, index), images), axis=-1)
 
 
 def evaluate_universal(
@@ -358,39 +350,48 @@ def boundary_points(
     Raises:
         ValueError: `count` below 1, a target that is not a class, or no image of another class classified correctly.
     """
-    require_count("count", count)
+    return nearest_to(*logits_of(victim, split, key=key, batch_size=batch_size, mesh=mesh), target, count)
+
+
+def logits_of(
+    victim: Victim, split: Examples, *, key: Key, batch_size: int, mesh: Mesh | None = None
+) -> tuple[Float[np.ndarray, "n k"], ExampleLabels]:
+    """The victim's logits of a whole split, and the labels; arguments and errors as for `boundary_points`."""
     sweep = make_sweep(split, batch_size, mesh)
     victim = sweep.place(victim)
     predict = sweep.predict(victim)
-    sweep.check_labels(victim, np.array([target]))
+    sweep.check_labels(victim, split.take(np.arange(1))["label"])
 
-    def margins(batch: DeviceBatch) -> Any:
-        return _target_margins(predict, key, batch.index, batch.images, batch.labels, target)
+    def seen(batch: DeviceBatch) -> Any:
+        return _logits(predict, key, batch.index, batch.images), batch.labels
 
-    gaps, usable = sweep.run("boundary", margins, np.arange(len(split)))
+    return sweep.run("logits", seen, np.arange(len(split)))
+
+
+@jax.jit
+def _logits(predict: Any, key: Key, index: Any, images: Any) -> Any:
+    return predict(example_keys(key, index), images)
+
+
+def nearest_to(logits: Float[np.ndarray, "n k"], labels: ExampleLabels, target: int, count: int) -> IndexArray:
+    """`boundary_points` of logits that are known, for one target after the other."""
+    require_count("count", count)
+    if not 0 <= target < logits.shape[1]:
+        raise ValueError(f"target={target}: classes must lie in [0, {logits.shape[1] - 1}]")
+    gaps = logits[np.arange(len(labels)), labels] - logits[:, target]
+    usable = (np.argmax(logits, axis=-1) == labels) & (labels != target)
     order = np.argsort(np.where(usable, gaps, np.inf), kind="stable")[: min(count, int(usable.sum()))]
     if not len(order):
         raise ValueError(f"target={target}: the victim classifies no image of another class correctly")
     return order
 
 
-@jax.jit
-def _target_margins(predict: Any, key: Key, index: Any, images: Any, labels: Any, target: Any) -> Any:
-    """Each image's margin to the target, and whether it is of another class and classified correctly."""
-    logits = predict(example_keys(key, index), images)
-    own = jax.numpy.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    correct = jax.numpy.argmax(logits, axis=-1).astype(labels.dtype) == labels
-    return own - logits[:, target], correct & (labels != target)
-
-
-def worst_record(
-    records: Sequence[UniversalRecord], by: Callable[[UniversalRecord], float] = lambda record: -record.accuracy.value
-) -> UniversalRecord:
-    """The strongest of several perturbations: the lowest accuracy, or the largest `by`.
+def worst_record(records: Sequence[UniversalRecord]) -> UniversalRecord:
+    """The strongest of several perturbations: the one that leaves the lowest accuracy.
 
     Raises:
         ValueError: no record.
     """
     if not records:
         raise ValueError("records=[] must hold at least one")
-    return max(records, key=by)
+    return min(records, key=lambda record: record.accuracy.value)

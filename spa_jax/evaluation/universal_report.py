@@ -130,11 +130,12 @@ def _markdown(models: Models, setting: Setting, pictures: Mapping[str, str]) -> 
 
 
 def _rows(models: Models) -> list[list[str]]:
-    return [
-        [model, attack, *_cells(worst_record(records)), f"{worst_record(records).passes:,}", str(len(records))]
-        for model, found in models.items()
-        for attack, records in found.records.items()
-    ]
+    rows = []
+    for model, found in models.items():
+        for attack, records in found.records.items():
+            worst = worst_record(records)
+            rows.append([model, attack, *_cells(worst), f"{worst.passes:,}", str(len(records))])
+    return rows
 
 
 def _cells(record: UniversalRecord) -> list[str]:

@@ -81,7 +81,7 @@ def _check_judgement(config: Mapping[str, Any], path: str) -> None:
     section = config["evaluation"]
     for key, attacks, is_shared in (
         ("attacks", section["attacks"], False),
-        ("universal.attacks", (section["universal"] or {"attacks": {}})["attacks"], True),
+        ("universal.attacks", universal_specs(config), True),
     ):
         for name, spec in attacks.items():
             if not part_names(spec) and attack_from_config(spec).shared != is_shared:
@@ -368,9 +368,14 @@ def attack_specs(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     evaluation = config["evaluation"]
     named = {"recipe.attack": config["recipe"].get("attack"), "evaluation.selection_attack": selection_attack(config)}
     named |= {f"evaluation.attacks.{name}": spec for name, spec in evaluation["attacks"].items()}
-    universal = (evaluation["universal"] or {"attacks": {}})["attacks"]
-    named |= {f"evaluation.universal.attacks.{name}": spec for name, spec in universal.items()}
+    named |= {f"evaluation.universal.attacks.{name}": spec for name, spec in universal_specs(config).items()}
     return {key: spec for key, spec in named.items() if spec is not None}
+
+
+def universal_specs(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The universal attacks of a complete config by name; none where it asks for none."""
+    section = config["evaluation"]["universal"]
+    return section["attacks"] if section else {}
 
 
 def _check_data(config: Mapping[str, Any], dataset: Dataset) -> None:

@@ -36,6 +36,7 @@ from spa_jax.runs.experiment import (
     find_parts,
     load_data,
     make_learner,
+    universal_specs,
     variants,
 )
 from spa_jax.runs.parts import load_model, stored_config
@@ -181,11 +182,6 @@ def _judge(
     return report, make_sheet(victim, split, attacks[pictured], name=pictured, **common)
 
 
-def universal_attacks(config: Mapping[str, Any]) -> dict[str, PureAttack]:
-    """The universal attacks of the report, by the names the config gives them."""
-    return {name: attack_from_config(spec) for name, spec in config["evaluation"]["universal"]["attacks"].items()}
-
-
 def crafting_split(config: Mapping[str, Any], dataset: Dataset, count: int | None) -> Examples:
     """The images that universal perturbations are made from."""
     split = getattr(dataset, config["evaluation"]["universal"]["crafting"])
@@ -195,7 +191,8 @@ def crafting_split(config: Mapping[str, Any], dataset: Dataset, count: int | Non
 def _craft_universal(
     config: Mapping[str, Any], victim: Victim, dataset: Dataset, split: Examples, mesh: Mesh, show: "_Shown"
 ) -> UniversalFindings:
-    settings, attacks = config["evaluation"]["universal"], universal_attacks(config)
+    settings = config["evaluation"]["universal"]
+    attacks = {name: attack_from_config(spec) for name, spec in universal_specs(config).items()}
     everything = tuple(range(dataset.num_classes))
     targets = {name: everything if own == "all" else own for name, own in settings["targets"].items()}
     common = _common(config, mesh) | {name: settings[name] for name in ("batch_size", "num_epochs")}

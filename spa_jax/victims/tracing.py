@@ -38,13 +38,18 @@ def rewriting(enabled: bool) -> Iterator[None]:
         _rewriting.reset(token)
 
 
+def is_randomized(victim: Any) -> bool:
+    """Whether a victim, or one as an attack sees it, draws at random from its keys."""
+    return getattr(victim, "is_randomized", False)
+
+
 def call(victim: Any, keys: Key[Array, "..."] | None, images: Float[Array, "b h w c"]) -> Any:
     """The logits of a victim; a randomized one also gets one key for each image.
 
     Raises:
         ValueError: the victim takes other arguments, or returns something else than one array.
     """
-    arguments = (keys, images) if getattr(victim, "is_randomized", False) else (images,)
+    arguments = (keys, images) if is_randomized(victim) else (images,)
     try:
         logits = victim(*arguments)
     except Exception as error:
@@ -86,7 +91,7 @@ def trace_for(model: Any, images: Any, sizes: Iterable[int]) -> Any:
         return model
     forms = {size: jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype) for size in sizes}
     by_size = {size: _trace(model, form, rewrite=False) for size, form in forms.items()}
-    return TracedForSizes(by_size, getattr(model, "is_randomized", False))
+    return TracedForSizes(by_size, is_randomized(model))
 
 
 def _is_of_arrays(model: Any) -> bool:

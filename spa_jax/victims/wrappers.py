@@ -16,7 +16,7 @@ from spa_jax.errors import listed
 from spa_jax.trees import pytree, static
 from spa_jax.types import Count
 from spa_jax.validation import is_traced, require_count
-from spa_jax.victims.tracing import call
+from spa_jax.victims.tracing import call, is_randomized
 
 _Images = Float[Array, "b h w c"]
 _Logits = Float[Array, "b k"]
@@ -97,10 +97,6 @@ def classifier(model: Any, variables: Any, mean: Any = 0.0, std: Any = 1.0) -> C
 # --- victims that draw at random, and what stands before a victim ---------------------------------------------------
 
 
-def _is_randomized(victim: Any) -> bool:
-    return getattr(victim, "is_randomized", False)
-
-
 def _keys_and_images(is_randomized: bool, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
     if len(arguments) != 1 + is_randomized:
         raise TypeError(f"takes {'(keys, images)' if is_randomized else '(images)'}, got {len(arguments)} arguments")
@@ -127,7 +123,7 @@ def randomized(function: Any) -> Any:
     """
     if not callable(function):
         raise ValueError(f"function={function!r} must be a function of (keys, images)")
-    return function if _is_randomized(function) else _Randomized(function)
+    return function if is_randomized(function) else _Randomized(function)
 
 
 @pytree
@@ -138,7 +134,7 @@ class _Normalised:
 
     @property
     def is_randomized(self) -> bool:
-        return _is_randomized(self.victim)
+        return is_randomized(self.victim)
 
     def __call__(self, *arguments: Any) -> _Logits:
         keys, images = _keys_and_images(self.is_randomized, arguments)
@@ -161,7 +157,7 @@ class _Purified:
 
     @property
     def is_randomized(self) -> bool:
-        return _is_randomized(self.victim) or _is_randomized(self.purifier)
+        return is_randomized(self.victim) or is_randomized(self.purifier)
 
     def __call__(self, *arguments: Any) -> _Logits:
         keys, images = _keys_and_images(self.is_randomized, arguments)
@@ -182,7 +178,7 @@ class _StraightThrough:
 
     @property
     def is_randomized(self) -> bool:
-        return _is_randomized(self.purifier)
+        return is_randomized(self.purifier)
 
     def __call__(self, *arguments: Any) -> _Images:
         keys, images = _keys_and_images(self.is_randomized, arguments)

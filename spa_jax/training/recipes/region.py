@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from spa_jax.attacks import PureAttack, deepfool_uap, uap
-from spa_jax.evaluation.universal import boundary_points, craft
+from spa_jax.evaluation.universal import craft, logits_of, nearest_to
 from spa_jax.spaces import noise_ball
 from spa_jax.training.learner import Learner, Metrics, TrainStep
 from spa_jax.training.recipes.base import Start
@@ -17,7 +17,7 @@ from spa_jax.types import Example, Images
 from spa_jax.validation import require_choice, require_count
 
 _TARGET = 8
-_CRAFTING_BATCH, _BOUNDARY_BATCH = 50, 500
+_CRAFTING_BATCH, _LOGITS_BATCH = 50, 500
 _HALVES = {"name": "cross_entropy", "clean_weight": 0.5, "attacked_weight": 0.5}
 
 
@@ -93,20 +93,25 @@ def carry_region(
     """
     attack = _crafting_attack(crafting, radius, norm, num_epochs, success_share)
     victim = start.parts[model["part"]]
-    classes = jax.eval_shape(victim, jnp.zeros((1, *start.image_shape))).shape[-1]
-    chosen = jnp.arange(classes) if isinstance(targets, str) else jnp.asarray(targets, jnp.int32)
     if start.is_resumed:
+        classes = jax.eval_shape(victim, jnp.zeros((1, *start.image_shape))).shape[-1]
+        chosen = _chosen(targets, classes)
         return Carried({"noise": jnp.zeros((len(chosen), *start.image_shape)), "target": chosen})
+    logits, labels = logits_of(victim, start.train, key=start.key, batch_size=_LOGITS_BATCH)
+    chosen = _chosen(targets, logits.shape[1])
     sequential = crafting == "sequential"
     made = []
     for target in chosen.tolist():
         own = jax.random.fold_in(start.key, target)
-        near = boundary_points(victim, start.train, target, num_images, key=own, batch_size=_BOUNDARY_BATCH)
-        images = start.train.subset(near)
+        images = start.train.subset(nearest_to(logits, labels, target, num_images))
         size = len(images) if sequential else _CRAFTING_BATCH
         state = craft(attack, victim, images, key=own, target=target, batch_size=size, num_epochs=num_epochs)
         made.append(attack.found(state))
     return Carried({"noise": jnp.stack(made), "target": chosen})
+
+
+def _chosen(targets: str | Sequence[int], classes: int) -> Any:
+    return jnp.arange(classes) if isinstance(targets, str) else jnp.asarray(targets, jnp.int32)
 
 
 def _crafting_attack(crafting: str, radius: float, norm: str, num_epochs: int, success_share: float) -> Any:
