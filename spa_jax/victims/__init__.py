@@ -3,19 +3,29 @@
 On a CPU a victim is rewritten so that its convolutions and max-poolings are quick; `rewriting(False)` switches it off.
 """
 
+from spa_jax.victims.purifiers import Purifier, purifier
 from spa_jax.victims.tracing import as_victim, call, rewriting, trace_for
+from spa_jax.victims.transforms import TRANSFORMS, RandomTransform, rt1, rt2, rt3, transform_from_config
 from spa_jax.victims.wrappers import Classifier, classifier, eot, normalize, purify, randomized, straight_through
 
 __all__ = [
+    "TRANSFORMS",
     "Classifier",
+    "Purifier",
+    "RandomTransform",
     "as_victim",
     "call",
     "classifier",
     "eot",
     "normalize",
+    "purifier",
     "purify",
     "randomized",
     "rewriting",
+    "rt1",
+    "rt2",
+    "rt3",
     "straight_through",
     "trace_for",
+    "transform_from_config",
 ]

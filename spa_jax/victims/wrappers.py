@@ -53,17 +53,17 @@ def _normalised(images: _Images, mean: Any, std: Any) -> _Images:
     return (images - mean) / std
 
 
-class _InferenceMode:
+class InferenceMode:
     """`model.apply` in inference mode, comparing equal for equal modules so that compiled attacks are reused."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
-    def __call__(self, variables: Any, images: _Images) -> _Logits:
-        return self.model.apply(variables, images, train=False)
+    def __call__(self, variables: Any, *inputs: Any) -> Any:
+        return self.model.apply(variables, *inputs, train=False)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _InferenceMode) and self.model == other.model
+        return isinstance(other, InferenceMode) and self.model == other.model
 
     def __hash__(self) -> int:
         return hash(self.model)
@@ -91,13 +91,18 @@ def classifier(model: Any, variables: Any, mean: Any = 0.0, std: Any = 1.0) -> C
     if not isinstance(variables, Mapping) or (variables and "params" not in variables):
         held = listed(map(str, variables)) if isinstance(variables, Mapping) else type(variables).__name__
         raise ValueError(f'variables={held} must hold params: pass all that init returns, or {{"params": params}}')
-    return Classifier(variables, *_statistics(mean, std), _InferenceMode(model))
+    return Classifier(variables, *_statistics(mean, std), InferenceMode(model))
 
 
 # --- victims that draw at random, and what stands before a victim ---------------------------------------------------
 
 
-def _keys_and_images(is_randomized: bool, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+def keys_and_images(is_randomized: bool, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+    """What a victim or purifier was called with, the keys None where it takes none.
+
+    Raises:
+        TypeError: another number of arguments.
+    """
     if len(arguments) != 1 + is_randomized:
         raise TypeError(f"takes {'(keys, images)' if is_randomized else '(images)'}, got {len(arguments)} arguments")
     return (None, *arguments) if len(arguments) == 1 else arguments
@@ -137,7 +142,7 @@ class _Normalised:
         return is_randomized(self.victim)
 
     def __call__(self, *arguments: Any) -> _Logits:
-        keys, images = _keys_and_images(self.is_randomized, arguments)
+        keys, images = keys_and_images(self.is_randomized, arguments)
         return call(self.victim, keys, _normalised(images, self.mean, self.std))
 
 
@@ -160,7 +165,7 @@ class _Purified:
         return is_randomized(self.victim) or is_randomized(self.purifier)
 
     def __call__(self, *arguments: Any) -> _Logits:
-        keys, images = _keys_and_images(self.is_randomized, arguments)
+        keys, images = keys_and_images(self.is_randomized, arguments)
         if keys is None:
             return call(self.victim, None, call(self.purifier, None, images))
         halves = jax.vmap(jax.random.split)(keys)
@@ -181,7 +186,7 @@ class _StraightThrough:
         return is_randomized(self.purifier)
 
     def __call__(self, *arguments: Any) -> _Images:
-        keys, images = _keys_and_images(self.is_randomized, arguments)
+        keys, images = keys_and_images(self.is_randomized, arguments)
         return images + jax.lax.stop_gradient(call(self.purifier, keys, images) - images)
 
 
