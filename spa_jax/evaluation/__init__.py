@@ -23,6 +23,7 @@ from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.evaluation.universal import (
     UniversalRecord,
     boundary_points,
+    clean_answers,
     craft,
     evaluate_universal,
     measure_universal,
@@ -46,6 +47,7 @@ __all__ = [
     "accuracy_by_radius",
     "attack_distances",
     "boundary_points",
+    "clean_answers",
     "craft",
     "curves_png",
     "describe",

@@ -103,8 +103,8 @@ def export_universal(
 
     The file holds the perturbation alone, each variable as `variables/NAME` (`variables/noise` where there is nothing
     else), and of the measured split `label`, `clean` (the victim's answers to the images as they are) and `answer`
-    [n]; `target` where there is one. `attack.apply(variables, ...)` makes the images. It is written whole or not at
-    all.
+    [n], -1 where one is not finite; `target` where there is one. `attack.apply(variables, ...)` makes the images. It
+    is written whole or not at all.
 
     Args:
         victim: any function from images to logits, or `spa_jax.randomized(f)`.

@@ -30,6 +30,8 @@ from spa_jax.goals import is_answer
 from spa_jax.numerics import on_grid
 from spa_jax.types import Images, Key, Labels, Predict, Victim
 
+NO_ANSWER = -1
+"""In the place of a class where the image or the victim's answer to it is not finite."""
 _ROUNDING = 1e-6
 
 
@@ -38,8 +40,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         correct: the victim answers its label; an image that is not in [0, 1] is cut to it first.
-        finite: the image is finite, and so is the victim's answer: no logit is NaN, and the largest is a number. A
-            logit of minus infinity is an answer, namely that a class is impossible.
+        finite: there is an answer, see `answers`.
         inside: the image is finite and lies in [0, 1], to 1e-6.
     """
 
@@ -155,6 +156,17 @@ def run_attack(
 def judge(predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Verdict:
     """The victim's own answer to each image, with fresh keys."""
     inside = jnp.all((images >= -_ROUNDING) & (images <= 1 + _ROUNDING), axis=(1, 2, 3))
+    found = answers(predict, key, index, images)
+    return Verdict(found == labels, found != NO_ANSWER, inside)
+
+
+@jax.jit
+def answers(predict: Predict, key: Key, index: Any, images: Images) -> Labels:
+    """The class that the victim answers each image with, with fresh keys; `NO_ANSWER` where something is not finite.
+
+    There is an answer where the image is finite, no logit is NaN, and the largest is a number. A logit of minus
+    infinity is an answer, namely that a class is impossible.
+    """
     logits = predict(example_keys(key, index), jnp.clip(images, 0, 1))
     finite = jnp.all(jnp.isfinite(images), axis=(1, 2, 3)) & is_answer(logits)
-    return Verdict(jnp.argmax(logits, axis=-1) == labels, finite, inside)
+    return jnp.where(finite, jnp.argmax(logits, axis=-1), NO_ANSWER)

@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from spa_jax.attacks.base import PureAttack
 from spa_jax.data.batching import steps_per_epoch, train_batches
 from spa_jax.data.types import Examples, IndexArray
-from spa_jax.evaluation.judging import described
+from spa_jax.evaluation.judging import NO_ANSWER, answers, described
 from spa_jax.evaluation.records import ExampleLabels, Proportion
 from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys, floats, make_sweep, stream
+from spa_jax.goals import is_answer
 from spa_jax.parallel import data_mesh, shard_batch, to_host
 from spa_jax.types import Key, Variables, Victim
 from spa_jax.validation import require_count
@@ -28,8 +29,8 @@ class UniversalRecord:
 
     Attributes:
         labels: [n], true classes.
-        clean: [n], what the victim answers to the images as they are.
-        answers: [n], what it answers to the perturbed images.
+        clean: [n], what the victim answers to the images as they are; -1 where its answer is not finite.
+        answers: [n], what it answers to the perturbed images; -1 where the answer, or the image, is not finite.
         num_classes: k.
         variables: of the perturbation, as NumPy arrays.
         target: the class it was to lead to, or None.
@@ -56,6 +57,11 @@ class UniversalRecord:
         return Proportion.of(self.answers == self.labels)
 
     @property
+    def broken(self) -> int:
+        """How many perturbed images have no finite answer: they are misclassified, and not at a target."""
+        return int(np.sum(self.answers == NO_ANSWER))
+
+    @property
     def fooling_ratio(self) -> Proportion:
         """Share of images whose answer the perturbation changes (Moosavi-Dezfooli et al. 2017, section 2)."""
         return Proportion.of(self.answers != self.clean)
@@ -73,9 +79,9 @@ class UniversalRecord:
 
     @property
     def flow(self) -> Int[np.ndarray, "k k"]:
-        """How many images of each class (rows) are answered with each class (columns)."""
-        counts = np.zeros((self.num_classes, self.num_classes), int)
-        np.add.at(counts, (self.labels, self.answers), 1)
+        """How many images of each class (rows) are answered with each class (columns); broken answers are left out."""
+        counts, answered = np.zeros((self.num_classes, self.num_classes), int), self.answers != NO_ANSWER
+        np.add.at(counts, (self.labels[answered], self.answers[answered]), 1)
         return counts
 
     @property
@@ -115,6 +121,7 @@ class UniversalRecord:
         return float(np.std([share.value for share in self.class_accuracies.values()]))
 
     def _shares(self, answers: ExampleLabels) -> np.ndarray:
+        answers = answers[answers != NO_ANSWER]
         return np.bincount(answers, minlength=self.num_classes) / max(1, len(answers))
 
 
@@ -222,10 +229,13 @@ def measure_universal(
     key: Key,
     batch_size: int,
     target: int | None = None,
+    clean: ExampleLabels | None = None,
     mesh: Mesh | None = None,
     on_batch: Progress | None = None,
 ) -> UniversalRecord:
     """Show a victim a whole split as it is and with a universal perturbation.
+
+    An answer that is not finite, to a finite image or not, is the right one for no image.
 
     Args:
         attack: that made the variables.
@@ -235,28 +245,46 @@ def measure_universal(
         key: of the whole measurement.
         batch_size: examples at once over all devices.
         target: that the perturbation was made for.
+        clean: [n], of `clean_answers`, where they are known; None: they are found here.
         mesh: default: all devices.
         on_batch: told of the progress.
 
     Raises:
-        ValueError: an empty split, or a broken rule of the attack.
+        ValueError: an empty split, clean answers of another one, or a broken rule of the attack.
     """
+    if clean is not None and len(clean) != len(split):
+        raise ValueError(f"clean holds {len(clean)} answers, must be one for each of the {len(split)} images of split")
     sweep = make_sweep(split, batch_size, mesh, on_batch)
     victim = sweep.place(victim, [attack])
-    predict = sweep.predict(victim)
+    predict, judge_key = sweep.predict(victim), stream(key, "judge")
     variables = jax.tree.map(jax.numpy.asarray, variables)
-    keys = [stream(key, name) for name in ("clean", "judge")]
 
-    def answers(batch: DeviceBatch) -> Any:
+    def perturbed(batch: DeviceBatch) -> Any:
         targets = None if target is None else jax.numpy.full_like(batch.labels, target)
         changed = attack.apply(variables, victim, batch.images, batch.labels, target=targets)
-        both = zip(keys, (batch.images, changed), strict=True)
-        logits = [_logits(predict, key, batch.index, images) for key, images in both]
-        return *(jax.numpy.argmax(own, axis=-1) for own in logits), batch.labels
+        return answers(predict, judge_key, batch.index, changed), batch.labels
 
     num_classes = sweep.check_labels(victim, split.take(np.arange(1))["label"])
-    clean, changed, labels = sweep.run("measuring", answers, np.arange(len(split)))
+    if clean is None:
+        clean = clean_answers(victim, split, key=key, batch_size=batch_size, mesh=mesh)
+    changed, labels = sweep.run("measuring", perturbed, np.arange(len(split)))
     return UniversalRecord(labels, clean, changed, num_classes, to_host(variables), target)
+
+
+def clean_answers(
+    victim: Victim, split: Examples, *, key: Key, batch_size: int, mesh: Mesh | None = None
+) -> ExampleLabels:
+    """The victim's answers to the images as they are, -1 where one is not finite, for `measure_universal`.
+
+    Arguments and errors are those of `measure_universal`.
+    """
+    sweep = make_sweep(split, batch_size, mesh)
+    victim = sweep.place(victim)
+    predict, clean_key = sweep.predict(victim), stream(key, "clean")
+    sweep.check_labels(victim, split.take(np.arange(1))["label"])
+    return sweep.run(
+        "clean", lambda batch: answers(predict, clean_key, batch.index, batch.images), np.arange(len(split))
+    )
 
 
 def evaluate_universal(
@@ -270,10 +298,13 @@ def evaluate_universal(
     num_epochs: int = 1,
     seeds: int = 1,
     targets: Mapping[str, Sequence[int]] | None = None,
+    clean: ExampleLabels | None = None,
     mesh: Mesh | None = None,
     on_batch: Progress | None = None,
 ) -> dict[str, list[UniversalRecord]]:
     """Craft universal perturbations afresh against a victim on one split, and measure them on another.
+
+    The victim answers the images as they are once for all perturbations.
 
     Args:
         victim: any function from images to logits, or `spa_jax.randomized(f)`.
@@ -285,6 +316,7 @@ def evaluate_universal(
         num_epochs: passes over the crafting images.
         seeds: how often each is made, from other starts and in another order.
         targets: for the attacks named here, the classes that each is made for, one perturbation a class.
+        clean: [n], of `clean_answers` on `split`, where they are known; None: they are found here.
         mesh: default: all devices.
         on_batch: told of the progress.
 
@@ -299,6 +331,9 @@ def evaluate_universal(
     if unknown := sorted(set(targets) - set(attacks)):
         raise ValueError(f"targets={unknown} name attacks that are not there; there are {', '.join(attacks)}")
     found: dict[str, list[UniversalRecord]] = {name: [] for name in attacks}
+    common: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
+    if clean is None:
+        clean = clean_answers(victim, split, key=key, **common)
     for (name, attack), seed in itertools.product(attacks.items(), range(seeds)):
         for target in targets.get(name, (None,)):
             own = stream(jax.random.fold_in(key, seed), name, str(target))
@@ -307,9 +342,7 @@ def evaluate_universal(
             state, images = _craft(attack, victim, crafting, own, batch_size, num_epochs, target, mesh, shown)
             variables = jax.block_until_ready(attack.found(state))
             seconds = time.perf_counter() - started
-            record = measure_universal(
-                attack, victim, split, variables, key=own, batch_size=batch_size, target=target, mesh=mesh
-            )
+            record = measure_universal(attack, victim, split, variables, key=own, target=target, clean=clean, **common)
             cost: dict[str, Any] = {"crafting_images": len(crafting), "passes": images, "seconds": seconds}
             found[name].append(dataclasses.replace(record, parameters=described(attack), **cost))
     return found
@@ -379,7 +412,8 @@ def nearest_to(logits: Float[np.ndarray, "n k"], labels: ExampleLabels, target: 
     if not 0 <= target < logits.shape[1]:
         raise ValueError(f"target={target}: classes must lie in [0, {logits.shape[1] - 1}]")
     gaps = logits[np.arange(len(labels)), labels] - logits[:, target]
-    usable = (np.argmax(logits, axis=-1) == labels) & (labels != target)
+    is_correct = np.asarray(is_answer(jax.numpy.asarray(logits))) & (np.argmax(logits, axis=-1) == labels)
+    usable = is_correct & (labels != target)
     order = np.argsort(np.where(usable, gaps, np.inf), kind="stable")[: min(count, int(usable.sum()))]
     if not len(order):
         raise ValueError(f"target={target}: the victim classifies no image of another class correctly")

@@ -118,6 +118,7 @@ def _markdown(models: Models, setting: Setting, pictures: Mapping[str, str]) -> 
         "",
         *table(["model", "attack", *_COLUMNS, "passes", "made"], _rows(models)),
     )
+    yield from _broken(models)
     yield from ("", _HOW_TO_READ, "", "## Worst case", "")
     yield from table(["model", "clean", "worst accuracy", "by"], _worst_rows(models))
     if curves := _curve_rows(models):
@@ -127,6 +128,19 @@ def _markdown(models: Models, setting: Setting, pictures: Mapping[str, str]) -> 
     for file, model in pictures.items():
         yield from (f"![Perturbations of {model}, and the answers they lead to]({file})", "")
     yield from ("## What was run", "", *where_it_ran(setting))
+
+
+def _broken(models: Models) -> Iterator[str]:
+    """A line for each attack under which some answers were not finite."""
+    for model, found in models.items():
+        for attack, records in found.records.items():
+            if broken := max(record.broken for record in records):
+                yield from (
+                    "",
+                    f"- **{model}, {attack}**: up to {broken} of {len(records[0].labels)} perturbed images, or the "
+                    "logits of them, were not finite and count as misclassified. What to do: find where the victim "
+                    "makes NaN or infinity.",
+                )
 
 
 def _rows(models: Models) -> list[list[str]]:
@@ -226,6 +240,7 @@ def _as_data(record: UniversalRecord) -> dict[str, Any]:
         **{name: getattr(record, name) for name in numbers},
         "by_class": {str(label): share.as_data() for label, share in record.class_accuracies.items()},
         "flow": record.flow.tolist(),
+        "broken": record.broken,
         "crafting_images": record.crafting_images,
         "passes": record.passes,
         "seconds": record.seconds,

@@ -25,7 +25,7 @@ from spa_jax.evaluation.pictures import Sheet, make_sheet
 from spa_jax.evaluation.records import Curve, ModelReport
 from spa_jax.evaluation.report import write_report
 from spa_jax.evaluation.sweep import evenly_spaced
-from spa_jax.evaluation.universal import UniversalRecord, evaluate_universal
+from spa_jax.evaluation.universal import UniversalRecord, clean_answers, evaluate_universal
 from spa_jax.evaluation.universal_report import UniversalFindings, write_universal_report
 from spa_jax.models import abstract_variables
 from spa_jax.parallel import data_mesh
@@ -197,6 +197,7 @@ def _craft_universal(
     targets = {name: everything if own == "all" else own for name, own in settings["targets"].items()}
     common = _common(config, mesh) | {name: settings[name] for name in ("batch_size", "num_epochs")}
     common |= {"on_batch": show.batch}
+    common |= {"clean": clean_answers(victim, split, **_common(config, mesh))}
     images = crafting_split(config, dataset, settings["num_images"])
     records = evaluate_universal(victim, images, split, attacks, seeds=settings["seeds"], targets=targets, **common)
     untargeted = {name: attack for name, attack in attacks.items() if name not in targets}

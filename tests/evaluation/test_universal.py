@@ -10,6 +10,7 @@ from spa_jax.data.types import Split
 from spa_jax.evaluation import (
     UniversalRecord,
     boundary_points,
+    clean_answers,
     craft,
     evaluate_universal,
     measure_universal,
@@ -101,6 +102,58 @@ def test_evaluation_crafts_anew_for_every_seed_and_target():
         np.testing.assert_allclose(record.variables, 0.1 * sign * np.sign(W), atol=1e-6)
     worst = worst_record([*found["UAP"], *found["to each"]])
     assert worst.accuracy.value == min(r.accuracy.value for records in found.values() for r in records)
+
+
+def bright_is_nan(x):
+    """NaN instead of an answer to images whose first pixel is brighter than 0.6."""
+    return jnp.where(x[:, :1, 0, 0] > 0.6, jnp.nan, linear(W)(x))
+
+
+def test_what_is_not_finite_counts_as_misclassified_and_as_no_answer():
+    data, noise = split(30, seed=3, one_class=False), jnp.asarray(0.1 * np.sign(W)).at[0, 0].set(0.1)
+    first = np.asarray(data.images)[:, 0, 0, 0]
+    record = measure_universal(ATTACK, bright_is_nan, data, noise, key=KEY, batch_size=8, target=1, mesh=mesh(2))
+    expected = (margins(W, np.clip(data.images + np.asarray(noise), 0, 1), np.zeros(30)) > 0).astype(int)
+    broken = first + 0.1 > 0.6
+    np.testing.assert_array_equal(record.answers, np.where(broken, -1, expected))
+    np.testing.assert_array_equal(record.clean == -1, first > 0.6)
+    assert 0 < record.broken == broken.sum() < 30
+    assert record.accuracy.correct == np.sum(~broken & (expected == data.labels))
+    others = data.labels != 1
+    assert record.target_share.correct == np.sum(~broken & (expected == 1) & others)
+    assert record.target_share.total == others.sum()
+    assert record.flow.sum() == 30 - record.broken
+    assert record.top_share == pytest.approx(np.bincount(expected[~broken]).max() / (~broken).sum())
+
+
+def test_a_victim_that_answers_nothing_has_no_accuracy_left():
+    def silent(x):
+        return linear(W)(x) * jnp.nan
+
+    record = measure_universal(ATTACK, silent, split(), jnp.zeros((4, 4, 1)), key=KEY, batch_size=8, mesh=mesh(2))
+    assert record.accuracy.correct == 0 and record.broken == 20 and record.fooling_ratio.correct == 0
+    assert record.flow.sum() == 0 and record.top_share == 0 and record.effective_labels == 1
+    with pytest.raises(ValueError, match="classifies no image of another class correctly"):
+        boundary_points(silent, split(), 1, 5, key=KEY, batch_size=8, mesh=mesh(2))
+
+
+def test_the_images_as_they_are_are_shown_once():
+    shown = []
+
+    def victim(x):
+        jax.debug.callback(lambda first: shown.append(float(first)), x[0, 0, 0, 0])
+        return linear(W)(x)
+
+    data = split(8, seed=3)
+    first = float(data.images[0, 0, 0, 0])
+    evaluate_universal(
+        victim, split(), data, {"a": uap(0.1, random_start=True)}, key=KEY, batch_size=8, seeds=3, mesh=mesh(1)
+    )
+    jax.effects_barrier()
+    assert np.sum(np.isclose(shown, first, atol=1e-7)) == 1
+    clean = clean_answers(linear(W), data, key=KEY, batch_size=8, mesh=mesh(1))
+    with pytest.raises(ValueError, match="clean holds 8 answers, must be one for each of the 20 images of split"):
+        evaluate_universal(linear(W), split(), split(), {"a": ATTACK}, key=KEY, batch_size=8, clean=clean, mesh=mesh(1))
 
 
 # --- the numbers ----------------------------------------------------------------------------------------------------

@@ -56,6 +56,15 @@ def test_json_holds_every_record(tmp_path):
         assert png_size((tmp_path / "report" / name).read_bytes())[0] > 1000
 
 
+def test_answers_that_are_not_finite_are_told(tmp_path):
+    broken = record(2)
+    broken.answers[:3] = -1
+    written(tmp_path, {"plain": UniversalFindings({"UAP": [record(1), broken]})})
+    assert "**plain, UAP**: up to 3 of 20 perturbed images" in (tmp_path / "report" / "universal.md").read_text()
+    content = json.loads((tmp_path / "report" / "universal.json").read_text())
+    assert [found["broken"] for found in content["models"]["plain"]["UAP"]] == [0, 3]
+
+
 def test_noise_and_words():
     noise, words = noise_and_words({"rotation": np.float32(12.345), "noise": np.zeros((4, 5, 3))})
     assert noise.shape == (4, 5, 3) and words == ["rotation 12.3"]

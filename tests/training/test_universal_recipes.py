@@ -10,7 +10,7 @@ import pytest
 
 from spa_jax import attack_from_config, losses
 from spa_jax.training.learner import Learner
-from spa_jax.training.recipes import RECIPES, Start, free, universal
+from spa_jax.training.recipes import RECIPES, Start, free, region, universal
 from spa_jax.training.recipes.universal import carry_universal, with_one_of
 from spa_jax.types import Example
 from tests.training.conftest import assert_trees_close, run_steps
@@ -22,6 +22,7 @@ UAP = {"name": "uap", "radius": RADIUS, "rel_step_size": 0.5}
 CB_UAP = {"name": "cb_uap", "radius": RADIUS, "rel_step_size": 0.5, "decay": 0.5}
 PGD = {"name": "pgd", "radius": RADIUS, "rel_step_size": 1.0, "num_steps": 1, "random_start": False}
 HALVES = {"name": "cross_entropy", "clean_weight": 0.5, "attacked_weight": 0.5}
+CLEAN = {"name": "cross_entropy", "clean_weight": 1.0, "attacked_weight": 0.0}
 
 
 def train(learner, recipe, batch, engine="jit", devices=1, steps=2):
@@ -138,6 +139,9 @@ def test_replays_are_updates_on_one_batch(plain_net, batch):
             "carries one of uap, cb_uap",
         ),
         (functools.partial(universal, attack=UAP, outer="spa"), "sees edited images"),
+        (functools.partial(free, attack=UAP, outer=CLEAN), "sees no attacked images: give it an attacked_weight"),
+        (functools.partial(universal, attack=UAP, outer=CLEAN), "sees no attacked images"),
+        (functools.partial(region, model={"part": "trained"}, radius=0.1, outer=CLEAN), "sees no attacked images"),
         (functools.partial(free, attack={"name": "spa", "radius": 0.1}), "free training follows one gradient"),
         (functools.partial(free, attack=PGD, replays=0), "replays=0 must be an integer of at least 1"),
     ],

@@ -59,7 +59,7 @@ def region(
 
     Raises:
         ConfigError: an unknown name or option.
-        ValueError: a number out of range; an objective that sees edited images.
+        ValueError: a number out of range; an objective that sees edited images, or no attacked ones.
     """
     objective = objective_without_edits(outer)
     _crafting_attack(crafting, radius, norm, num_epochs, success_share)

@@ -52,7 +52,8 @@ def universal(
 
     Raises:
         ConfigError: an unknown name or option.
-        ValueError: a number below 1; an attack with variables for each image; an objective that sees edited images.
+        ValueError: a number below 1; an attack with variables for each image; an objective that sees edited images, or
+            no attacked ones.
     """
     objective = objective_without_edits(outer)
     for name, value in {"steps": steps, "every": every, "members": members}.items():
@@ -118,7 +119,8 @@ def free(learner: Learner, attack: Mapping, outer: str | Mapping = "cross_entrop
 
     Raises:
         ConfigError: an unknown name or option.
-        ValueError: `replays` below 1; an attack of several stages; an objective that sees edited images.
+        ValueError: `replays` below 1; an attack of several stages; an objective that sees edited images, or no attacked
+            ones.
     """
     objective = objective_without_edits(outer)
     require_count("replays", replays)
@@ -167,9 +169,11 @@ def objective_without_edits(outer: str | Mapping) -> Any:
     """The outer objective of a recipe that has clean and attacked images alone.
 
     Raises:
-        ValueError: it sees edited images.
+        ValueError: it sees edited images, or no attacked ones.
     """
     objective = outer_from_spec(outer)
+    if "attacked" not in objective.images:
+        raise ValueError(f"outer={outer!r} sees no attacked images: give it an attacked_weight larger than 0")
     if "edited" in objective.images:
         raise ValueError(f"outer={outer!r} sees edited images: only the recipe 'adversarial' makes them")
     return objective
