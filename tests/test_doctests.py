@@ -6,7 +6,8 @@ import pytest
 
 import spa_jax
 
-FUNCTIONS = (*spa_jax.ATTACKS.values(), spa_jax.restarts, spa_jax.in_chunks, spa_jax.worst_of)
+COMBINATORS = (spa_jax.restarts, spa_jax.in_chunks, spa_jax.worst_of, spa_jax.crafted_on)
+FUNCTIONS = (*spa_jax.ATTACKS.values(), *COMBINATORS)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)

@@ -14,6 +14,7 @@ from spa_jax import (
     ATTACKS,
     attack_from_config,
     classifier,
+    crafted_on,
     eot,
     in_chunks,
     make_attack,
@@ -58,6 +59,10 @@ class Net(nn.Module):
         return nn.Dense(3)(x.reshape(x.shape[0], -1))
 
 
+def mlp32():
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), mlp())
+
+
 def made():
     presets = {
         name: attack_from_config({"name": name, **OPTIONS.get(name, {"radius": 0.1, "num_steps": 2})})
@@ -67,6 +72,7 @@ def made():
     return presets | {
         "alternating": spa(0.1, ["contrast"], 3, start="draws", **ALTERNATING),
         "combined": restarts(in_chunks(worst_of(pgd(0.1, 2), pgd(0.2, 2, norm="l2")), 3), 2),
+        "crafted_on": crafted_on(pgd(0.1, 2), normalize(mlp32(), 0.1, 2.0)),
         "universal": make_attack(l2(0.3), num_steps=2, lift=universal),
         "adam": make_attack(linf(0.1), solver=projected_gradient(1.0, rule(optax.adam, 0.05)), num_steps=2),
         "rounded": pgd(0.1, 2).rounded(),
@@ -80,10 +86,6 @@ def test_an_attack_comes_back_and_finds_the_same(name):
     assert jax.tree.structure(again) == jax.tree.structure(attack)
     with jax.numpy_dtype_promotion("standard"):  # inside of optax a float is raised to an integer power
         chex.assert_trees_all_equal(again(KEY, mlp32(), X, Y), attack(KEY, mlp32(), X, Y))
-
-
-def mlp32():
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), mlp())
 
 
 def victims():

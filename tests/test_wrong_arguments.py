@@ -37,6 +37,8 @@ REFUSED = {
     "worst_of([pgd(0.1), fgsm(0.1)])": r"attack=\[.*must be an attack, .*: say worst_of\(\*attacks\)",
     "worst_of(pgd(0.1), 'pgd')": r"attack='pgd' must be an attack, such as pgd\(8/255\)",
     "in_chunks(pgd, 2)": "attack=<function pgd at .*> must be an attack",
+    "crafted_on(pgd, victim)": "attack=<function pgd at .*> must be an attack",
+    "crafted_on(pgd(0.1), 3)": "surrogate=3 must be a function from images to logits",
     "spa(0.1, solver=solvers.apgd)": r"solver=<function apgd at .*> must be a solver: call it, as apgd\(\)",
     "stage(solvers.projected_gradient, 2)": r"solver=<function .*: call it, as projected_gradient\(\)",
     "make_attack(spaces.linf(0.1), solver='apgd')": r"solver='apgd' must be a solver: such as spa_jax.solvers.apgd\(\)",

@@ -8,6 +8,7 @@ pytree: its numbers (radius, ranges, step sizes) are leaves, so one compiled pro
 from spa_jax.attacks.base import PureAttack
 from spa_jax.attacks.catalogue import ATTACKS, attack_from_config
 from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
+from spa_jax.attacks.crafted import crafted_on
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd
 from spa_jax.attacks.iterative import AttackState, IterativeAttack, Stage, make_attack, stage
 from spa_jax.attacks.minimal_norm import cw
@@ -25,6 +26,7 @@ __all__ = [
     "attack_from_config",
     "attribute_attack",
     "cb_uap",
+    "crafted_on",
     "cw",
     "deepfool_uap",
     "fgsm",

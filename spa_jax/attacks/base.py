@@ -98,6 +98,15 @@ class Inline:
         """`function` of every entry along the first axis, stacked."""
         return jax.lax.map(function, entries, batch_size=at_once if at_once > 1 else None)
 
+    def against(self, predict: Any) -> "Inline":
+        """The driver of attacks on another victim, as `ready` has made it."""
+        return Inline(predict)
+
+    def ready(self, victim: Victim, attack: Any, images: Images) -> Any:
+        """Another victim `(keys, images) -> logits` that the attack shows these images."""
+        inline = as_victim(victim, images, inline=True)
+        return Widened(inline, self.predict.dtype, is_randomized(victim))
+
 
 class Hosted:
     """From Python: every function is compiled once, steps and entries are a Python loop."""
@@ -124,6 +133,14 @@ class Hosted:
         found = [function(jax.tree.map(lambda leaf, i=i: leaf[i], entries)) for i in range(count)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
+    def against(self, predict: Any) -> "Hosted":
+        """The driver of attacks on another victim, as `ready` has made it."""
+        return _HostedAgainst(predict)
+
+    def ready(self, victim: Victim, attack: Any, images: Images) -> Any:
+        """Another victim `(keys, images) -> logits` that the attack shows these images."""
+        return _prepared(victim, attack, images, self._dtype)
+
     def _prepared(self, attack: Any, images: Images) -> Any:
         form = self._form(attack, images)
         if form not in self._known:
@@ -133,6 +150,16 @@ class Hosted:
     @staticmethod
     def _form(attack: Any, images: Images) -> Any:
         return frozenset(attack.batch_sizes(len(images))), images.shape[1:]
+
+
+class _HostedAgainst(Hosted):
+    """The same against a victim that is ready for every batch it will be shown."""
+
+    def __init__(self, predict: Any) -> None:
+        self.predict = predict
+
+    def _prepared(self, attack: Any, images: Images) -> Any:
+        return self.predict
 
 
 def _apply(attack: Any, method: str, predict: Any, arguments: tuple[Any, ...], **options: Any) -> Any:
@@ -327,6 +354,10 @@ class PureAttack:
         """In which batches the victim sees a batch of that size."""
         return {size}
 
+    def with_surrogates(self: AttackT, ready: Callable[[Victim], Any]) -> AttackT:
+        """The attack with every other victim that it asks (`crafted_on`) as its pure functions call them."""
+        return self
+
     def _checked(self, key: Any, victim: Victim, *arrays: Any, **extra: Any) -> tuple[Any, Any, Any, Example]:
         """The attack for images of their type, its driver, the keys if any, and the examples in float32 at least."""
         examples, keys = checked_examples(*arrays, **extra), None
@@ -338,10 +369,18 @@ class PureAttack:
             driver: Any = Inline(Widened(inline, dtype, is_randomized(victim)))
         else:
             driver = Hosted(victim, attack, examples.image, dtype)
+        smallest, seen = min(self.batch_sizes(len(examples.image))), examples.image
         if key is not _NO_KEY:
             keys = checked_keys(key, len(examples.image), self.shared)
-            sizes = self.batch_sizes(len(examples.image))
-            self.check_classes(check_values(driver.predict, keys, examples, min(sizes)))
+            self.check_classes(check_values(driver.predict, keys, examples, smallest))
+
+        def ready(surrogate: Victim) -> Any:
+            found = driver.ready(surrogate, attack, seen)
+            if keys is not None:
+                check_values(found, keys, examples, smallest)
+            return found
+
+        attack = attack.with_surrogates(ready)
         return attack, driver, keys, examples.replace(image=jnp.clip(examples.image, 0, 1))
 
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from spa_jax.attacks.base import JUDGE, RUN, PureAttack, part_of, require_attack, stream
 from spa_jax.solvers import better
 from spa_jax.trees import branch, pytree, static
-from spa_jax.types import Count, Example, Images, Keys, NonFinite, Predict, Result, Variables
+from spa_jax.types import Count, Example, Images, Keys, NonFinite, Predict, Result, Variables, Victim
 from spa_jax.validation import require_count
 from spa_jax.victims.tracing import is_randomized
 
 
-class _Wrapped(PureAttack):
+class Wrapped(PureAttack):
     """An attack that works by means of one other."""
 
     attack: Any
@@ -26,6 +26,9 @@ class _Wrapped(PureAttack):
 
     def inside(self, change: Callable[[Any], Any]) -> Any:
         return dataclasses.replace(self, attack=self.attack.inside(change))  # type: ignore[call-arg]
+
+    def with_surrogates(self, ready: Callable[[Victim], Any]) -> Any:
+        return dataclasses.replace(self, attack=self.attack.with_surrogates(ready))  # type: ignore[call-arg]
 
     def make(self, variables: Variables, predict: Predict, examples: Example, without: tuple[str, ...] = ()) -> Images:
         return self.attack.make(variables, predict, examples, without)
@@ -40,7 +43,12 @@ def _stronger(old: Result, new: Result) -> Result:
     return dataclasses.replace(better(old, new), nonfinite=nonfinite)
 
 
-def _require_per_example(why: str, attack: Any) -> None:
+def require_per_example(why: str, attack: Any) -> None:
+    """Check that something is an attack with per-example variables.
+
+    Raises:
+        ValueError: it is not; the message begins with `why`.
+    """
     require_attack(attack)
     if attack.shared:
         raise ValueError(f"{why}: it needs attacks with per-example variables, not universal ones")
@@ -59,7 +67,7 @@ class RestartState(NamedTuple):
 
 
 @pytree
-class Restarts(_Wrapped):
+class Restarts(Wrapped):
     """An attack repeated; see `restarts`."""
 
     attack: Any
@@ -132,7 +140,7 @@ def restarts(attack: PureAttack, n: Count, at_once: Count = 1) -> PureAttack:
     n, at_once = require_count("n", n), require_count("at_once", at_once)
     if n == 1:
         return attack
-    _require_per_example("restarts picks per example", attack)
+    require_per_example("restarts picks per example", attack)
     return Restarts(attack, n, min(at_once, n))
 
 
@@ -140,7 +148,7 @@ def restarts(attack: PureAttack, n: Count, at_once: Count = 1) -> PureAttack:
 
 
 @pytree
-class InChunks(_Wrapped):
+class InChunks(Wrapped):
     """An attack on a part of the batch at a time; see `in_chunks`. Its state is the attack's, stacked by chunk."""
 
     attack: Any
@@ -225,7 +233,7 @@ def in_chunks(attack: PureAttack, size: Count) -> InChunks:
         >>> print(attack(jax.random.key(0), model, images, labels).success)
         [ True  True]
     """
-    _require_per_example("in_chunks splits the batch", attack)
+    require_per_example("in_chunks splits the batch", attack)
     return InChunks(attack, require_count("size", size))
 
 
@@ -253,6 +261,9 @@ class WorstOf(PureAttack):
 
     def inside(self, change: Callable[[Any], Any]) -> "WorstOf":
         return WorstOf(tuple(attack.inside(change) for attack in self.attacks))
+
+    def with_surrogates(self, ready: Callable[[Victim], Any]) -> "WorstOf":
+        return WorstOf(tuple(attack.with_surrogates(ready) for attack in self.attacks))
 
     def batch_sizes(self, size: int) -> set[int]:
         return {size}.union(*(attack.batch_sizes(size) for attack in self.attacks))
@@ -315,5 +326,5 @@ def worst_of(*attacks: PureAttack) -> WorstOf:
     if not attacks:
         raise ValueError("worst_of() needs at least one attack")
     for attack in attacks:
-        _require_per_example("worst_of picks per example", attack)
+        require_per_example("worst_of picks per example", attack)
     return WorstOf(tuple(attacks))
