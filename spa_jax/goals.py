@@ -12,7 +12,7 @@ from spa_jax.validation import require_number
 
 
 def is_answer(logits: Logits) -> Flags:
-    """Whether no logit is NaN and the largest is a number: -infinity rules a class out, +infinity is no answer."""
+    """Whether no logit is NaN and the largest is a number: -infinity rules a class out, +infinity answers nothing."""
     return ~jnp.any(jnp.isnan(logits), axis=-1) & jnp.isfinite(jnp.max(logits, axis=-1))
 
 

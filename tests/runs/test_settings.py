@@ -147,7 +147,7 @@ REFUSED = {
         {UNIVERSAL: {"attacks": {"UAP": UAP}, "targets": {"PGD": "all"}}},
         "config.evaluation.universal.targets='PGD' must be one of UAP",
     ),
-    "targets that are no classes": (
+    "targets that are not classes": (
         {UNIVERSAL: {"attacks": {"UAP": UAP}, "targets": {"UAP": "some"}}},
         "config.evaluation.universal.targets.UAP='some' must be 'all' or some classes",
     ),
