@@ -33,7 +33,16 @@ from spa_jax.parallel import on_all_devices
 from spa_jax.spaces import attribute, chain, generated_noise, per_example, universal
 from spa_jax.types import Example, Result
 from spa_jax.validation import check_logits
-from spa_jax.victims import classifier, eot, normalize, purify, randomized, straight_through
+from spa_jax.victims import (
+    classifier,
+    eot,
+    fixed_draw,
+    majority_vote,
+    normalize,
+    purify,
+    randomized,
+    straight_through,
+)
 
 __all__ = [
     "ATTACKS",
@@ -57,11 +66,13 @@ __all__ = [
     "deepfool_uap",
     "eot",
     "fgsm",
+    "fixed_draw",
     "generated_noise",
     "get_edit",
     "goals",
     "in_chunks",
     "losses",
+    "majority_vote",
     "make_attack",
     "manipulator",
     "mi_fgsm",

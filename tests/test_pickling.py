@@ -16,7 +16,9 @@ from spa_jax import (
     classifier,
     crafted_on,
     eot,
+    fixed_draw,
     in_chunks,
+    majority_vote,
     make_attack,
     normalize,
     pgd,
@@ -97,6 +99,8 @@ def victims():
         "normalize": normalize(mlp32(), 0.1, 2.0),
         "purify": purify(known, straight_through(brighter)),
         "randomized": eot(purify(known, randomized(noisy)), 2),
+        "voted": majority_vote(purify(known, randomized(noisy)), 3, at_once=2),
+        "fixed": fixed_draw(purify(known, randomized(noisy)), KEY),
     }
 
 
@@ -105,7 +109,7 @@ def test_a_victim_comes_back_and_answers_the_same(name):
     victim = victims()[name]
     again = pickle.loads(pickle.dumps(victim))
     keys = jax.random.split(KEY, len(X))
-    arguments = (keys, X) if name == "randomized" else (X,)
+    arguments = (keys, X) if name in ("randomized", "voted") else (X,)
     np.testing.assert_array_equal(again(*arguments), victim(*arguments))
 
 

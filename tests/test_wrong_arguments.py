@@ -38,6 +38,7 @@ REFUSED = {
     "worst_of(pgd(0.1), 'pgd')": r"attack='pgd' must be an attack, such as pgd\(8/255\)",
     "in_chunks(pgd, 2)": "attack=<function pgd at .*> must be an attack",
     "crafted_on(pgd, victim)": "attack=<function pgd at .*> must be an attack",
+    "fixed_draw(randomized(lambda keys, x: x), jax.random.split(KEY))": r"key.shape=\(2,\)",
     "crafted_on(pgd(0.1), 3)": "surrogate=3 must be a function from images to logits",
     "spa(0.1, solver=solvers.apgd)": r"solver=<function apgd at .*> must be a solver: call it, as apgd\(\)",
     "stage(solvers.projected_gradient, 2)": r"solver=<function .*: call it, as projected_gradient\(\)",

@@ -3,10 +3,11 @@
 On a CPU a victim is rewritten so that its convolutions and max-poolings are quick; `rewriting(False)` switches it off.
 """
 
+from spa_jax.victims.draws import eot, fixed_draw, majority_vote
 from spa_jax.victims.purifiers import Purifier, purifier
 from spa_jax.victims.tracing import as_victim, call, rewriting, trace_for
 from spa_jax.victims.transforms import TRANSFORMS, RandomTransform, rt1, rt2, rt3, transform_from_config
-from spa_jax.victims.wrappers import Classifier, classifier, eot, normalize, purify, randomized, straight_through
+from spa_jax.victims.wrappers import Classifier, classifier, normalize, purify, randomized, straight_through
 
 __all__ = [
     "TRANSFORMS",
@@ -17,6 +18,8 @@ __all__ = [
     "call",
     "classifier",
     "eot",
+    "fixed_draw",
+    "majority_vote",
     "normalize",
     "purifier",
     "purify",

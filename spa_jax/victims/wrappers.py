@@ -5,7 +5,7 @@ A victim is any function from images [b, h, w, c] in [0, 1] to logits [b, k]; `r
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from spa_jax.errors import listed
 from spa_jax.trees import pytree, static
-from spa_jax.types import Count
-from spa_jax.validation import is_traced, require_count
+from spa_jax.validation import is_traced
 from spa_jax.victims.tracing import call, is_randomized
 
 _Images = Float[Array, "b h w c"]
@@ -196,40 +195,3 @@ def straight_through(purifier: Callable[..., Any]) -> Any:
     A defence with a purifier is judged with its full gradient and with this one, and the worst is reported.
     """
     return _StraightThrough(purifier)
-
-
-@pytree
-class _Averaged:
-    victim: Any
-    draws: int = static()
-    average: str = static(default="logits")
-
-    is_randomized = True
-
-    def __call__(self, keys: Key[Array, "..."] | None, images: _Images) -> _Logits:
-        if keys is None:
-            raise ValueError("keys=None: eot draws the victim's randomness from one key per image")
-        outputs = jax.vmap(self._draw, in_axes=(None, None, 0))(keys, images, jnp.arange(self.draws))
-        if self.average == "logits":
-            return jnp.mean(outputs, axis=0)
-        return jax.nn.logsumexp(jax.nn.log_softmax(outputs), axis=0) - jnp.log(float(self.draws))
-
-    def _draw(self, keys: Any, images: _Images, i: Any) -> _Logits:
-        return call(self.victim, jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, i), images)
-
-
-def eot(victim: Callable[..., Any], n: Count, average: Literal["logits", "probabilities"] = "logits") -> Any:
-    """The expectation over a randomized victim's draws, by `n` of them at once (Athalye et al. 2018, section 4.2).
-
-    Args:
-        victim: a randomized one; the draws of any other are all equal.
-        n: draws per call; compute and memory grow with it.
-        average: the mean of logits, or the log of the mean of probabilities.
-
-    Raises:
-        ValueError: `n` below 1, or another `average`.
-    """
-    n = require_count("n", n)
-    if average not in ("logits", "probabilities"):
-        raise ValueError(f"average={average!r} must be 'logits' or 'probabilities'")
-    return _Averaged(victim, n, average)
