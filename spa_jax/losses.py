@@ -15,12 +15,14 @@ import optax
 from jaxtyping import Array, Float
 
 from spa_jax.numerics import in_dtype_of
-from spa_jax.trees import as_pytree, pytree
-from spa_jax.types import Example, Labels, Logits, Loss, Scalar, Values
+from spa_jax.trees import as_pytree, pytree, static
+from spa_jax.types import Example, Flags, Labels, Logits, Loss, Scalar, Values
 from spa_jax.validation import require_choice, require_number
 
 _TINY = 1e-12
 _SMALLEST_CAP = math.log(2)
+_ANNEALED = 0.5
+"""The smoothing of a confident example under the guard "anneal", in units of that at which p_y stops falling."""
 _RAREST = 0.01
 """The smallest share of a class that counts, in units of the uniform share."""
 
@@ -175,26 +177,117 @@ def class_balanced(
     )
 
 
+class _Smoothed:
+    """What losses against smoothed labels share: when they help the victim, and the guards against it."""
+
+    smoothing: Any
+    guard: str
+
+    def reverses(self, logits: Logits, examples: Example) -> Flags:
+        """Where a step raises the logit of the label, so that an unguarded attack helps the victim, [b].
+
+        It does where p_y > 1 - s + s / k: the victim is more confident than the smoothed label.
+        """
+        unsure, smoothing = self._unsure(logits, examples.label), in_dtype_of(self.smoothing, logits)
+        return unsure < smoothing * (1 - 1 / logits.shape[-1])
+
+    def _unsure(self, logits: Logits, labels: Labels) -> Values:
+        """1 - p_y."""
+        raise NotImplementedError
+
+    def _guarded(self, logits: Logits, labels: Labels) -> tuple[Logits, Float[Array, "b 1"]]:
+        """The logits, constant where the guard holds them, and the smoothing of each example [b, 1]."""
+        unsure = jax.lax.stop_gradient(self._unsure(logits, labels))[:, None]
+        vanishing = unsure / (1 - 1 / logits.shape[-1])  # the smoothing at which the label's logit has no gradient
+        smoothing = jnp.broadcast_to(in_dtype_of(self.smoothing, logits), vanishing.shape)
+        if self.guard == "clamp":
+            is_held = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool) & (vanishing < smoothing)
+            logits = jnp.where(is_held, jax.lax.stop_gradient(logits), logits)
+        return logits, jnp.minimum(smoothing, _ANNEALED * vanishing) if self.guard == "anneal" else smoothing
+
+
 @pytree
-class SmoothedCrossEntropy:
+class SmoothedCrossEntropy(_Smoothed):
     """Cross entropy against smoothed labels; see `smoothed_cross_entropy`."""
 
     smoothing: Any
+    guard: str = static(default="off")
 
     def __call__(self, logits: Logits, examples: Example) -> Values:
-        log_p = jax.nn.log_softmax(logits)
-        uniform = jnp.mean(log_p, axis=-1)
-        smoothing = in_dtype_of(self.smoothing, uniform)
-        return _towards(examples, lambda y: -(1 - smoothing) * _own(log_p, y) - smoothing * uniform)
+        def value(labels: Labels) -> Values:
+            held, smoothing = self._guarded(logits, labels)
+            return -jnp.sum(_smoothed(logits, labels, smoothing) * jax.nn.log_softmax(held), axis=-1)
+
+        return _towards(examples, value)
+
+    def _unsure(self, logits: Logits, labels: Labels) -> Values:
+        return jnp.sum(off_label(logits, labels), axis=-1)
 
 
-def smoothed_cross_entropy(smoothing: Scalar = 0.1) -> SmoothedCrossEntropy:
+@pytree
+class IndependentBce(_Smoothed):
+    """Binary cross entropies of all classes against smoothed labels; see `independent_bce`."""
+
+    smoothing: Any
+    guard: str = static(default="off")
+
+    def __call__(self, logits: Logits, examples: Example) -> Values:
+        def value(labels: Labels) -> Values:
+            held, smoothing = self._guarded(logits, labels)
+            targets = _smoothed(logits, labels, smoothing)
+            return jnp.sum(optax.sigmoid_binary_cross_entropy(held, targets), axis=-1)
+
+        return _towards(examples, value)
+
+    def _unsure(self, logits: Logits, labels: Labels) -> Values:
+        return jax.nn.sigmoid(-_own(logits, labels))
+
+
+def smoothed_cross_entropy(smoothing: Scalar = 0.1, guard: str = "off") -> SmoothedCrossEntropy:
     """Cross entropy with the label (1 - s) onehot(y) + s / k; s = 0.1 after Szegedy et al. 2016, section 7.
 
+    Its gradient in the logits is p - label. An attack that maximises it lowers the probabilities of all classes, not
+    only that of y, which is our reading of semantics-preserving adversarial training (SPAT), of which only an abstract
+    is public. Where p_y > 1 - s + s / k the gradient in z_y is positive: the attack then helps the victim.
+
+    Args:
+        smoothing: s.
+        guard: against that. "off": none, and right for a training loss. "clamp": the gradient in z_y is at most 0; the
+            other logits keep theirs, so that p_y may still rise a little. "anneal": the smoothing of a confident
+            example is at most half of that at which the gradient in z_y vanishes, (1 - p_y) k / (k - 1), and constant
+            to the gradient; then p_y never rises to first order where all other classes are equally likely. Both are
+            our choice.
+
     Raises:
-        ValueError: `smoothing` outside [0, 1].
+        ValueError: `smoothing` outside [0, 1], or another guard.
     """
-    return SmoothedCrossEntropy(require_number("smoothing", smoothing, "in [0, 1]", lambda s: 0 <= s <= 1))
+    return SmoothedCrossEntropy(*_smoothing(smoothing, guard))
+
+
+def independent_bce(smoothing: Scalar = 0.1, guard: str = "off") -> IndependentBce:
+    """The sum over classes of binary cross entropies of sigmoid(z_k) with the label (1 - s) onehot(y) + s / k.
+
+    Its gradient in the logits is sigmoid(z) - label. It does not sum to zero, so a change that raises or lowers all
+    logits alike counts, which cancels under a softmax. A network trained by softmax leaves the common height of its
+    logits undetermined. For SPAT, where it is our choice.
+
+    Args:
+        smoothing, guard: as for `smoothed_cross_entropy`, with sigmoid(z_y) for p_y.
+
+    Raises:
+        ValueError: `smoothing` outside [0, 1], or another guard.
+    """
+    return IndependentBce(*_smoothing(smoothing, guard))
+
+
+def _smoothing(smoothing: Scalar, guard: str) -> tuple[Any, str]:
+    require_choice("guard", guard, ("off", "clamp", "anneal"))
+    return require_number("smoothing", smoothing, "in [0, 1]", lambda s: 0 <= s <= 1), guard
+
+
+def _smoothed(logits: Logits, labels: Labels, smoothing: Any) -> Float[Array, "b k"]:
+    """(1 - s) onehot(y) + s / k."""
+    return (1 - smoothing) * jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype) + smoothing / logits.shape[-1]
 
 
 def kl_divergence(logits: Logits, examples: Example) -> Values:
@@ -281,6 +374,7 @@ LOSSES: Mapping[str, Callable[..., Any]] = {
     "capped_cross_entropy": capped_cross_entropy,
     "class_balanced": class_balanced,
     "smoothed_cross_entropy": smoothed_cross_entropy,
+    "independent_bce": independent_bce,
     "kl_divergence": lambda: kl_divergence,
 }
 """Constructors of the losses that an attack config may name."""

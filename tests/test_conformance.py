@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from spa_jax import attribute, chain, make_attack
 from spa_jax.edits import rotate
 from spa_jax.losses import margin
-from spa_jax.solvers import apgd, grid, l1_apgd, projected_gradient, random_search
+from spa_jax.solvers import apgd, grid, l1_apgd, projected_gradient, random_search, shared_mask
 from spa_jax.spaces import l1, l2, latent, linf
 from tests.analytic_victims import ascent, images, labels, linear, margins, strongest, weights
 
@@ -96,6 +96,7 @@ CASES = {
 }
 
 GRADIENT = (projected_gradient(0.2), 40)
+MASKED = (shared_mask(projected_gradient(0.2)), 40)
 AUTO = (apgd(), 100)
 SPARSE = (l1_apgd(), 100)
 RANDOM = (random_search(), 100)
@@ -105,9 +106,11 @@ that all 100 fall short on an image for one key in a million."""
 TABLE = [
     # case, (solver, steps), share of the gain that it must reach
     ("linf", GRADIENT, 1 - 1e-5),
+    ("linf", MASKED, 0.99),
     ("linf", AUTO, 1 - 1e-5),
     ("linf", RANDOM, 0.16),
     ("l2", GRADIENT, 0.9995),
+    ("l2", MASKED, 0.9),
     ("l2", AUTO, 0.9999),
     ("l2", RANDOM, 0.19),
     ("l1", GRADIENT, 0.8),  # SLIDE's steps are one size for all chosen pixels
@@ -119,6 +122,7 @@ TABLE = [
     ("l1_one_pixel", SPARSE, 1 - 1e-5),
     ("l1_one_pixel", RANDOM, 0.11),
     ("latent", GRADIENT, 0.9999),
+    ("latent", MASKED, 0.9),
     ("latent", AUTO, 0.9999),
     ("latent", RANDOM, 0.52),
     ("rotation", GRADIENT, 0.93),  # fixed steps of 6 degrees around the optimum
@@ -126,6 +130,7 @@ TABLE = [
     ("rotation", RANDOM, 0.9),
     ("rotation", (grid(11), 11), 1 - 1e-5),
     ("brightness_then_linf", GRADIENT, 1 - 1e-4),
+    ("brightness_then_linf", MASKED, 0.99),
     ("brightness_then_linf", AUTO, 1 - 1e-4),
     ("brightness_then_linf", RANDOM, 0.18),
     ("brightness_then_contrast", GRADIENT, 1 - 1e-4),

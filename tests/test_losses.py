@@ -15,6 +15,7 @@ from spa_jax.losses import (
     cross_entropy,
     diversity,
     dlr,
+    independent_bce,
     kl_divergence,
     loss_from_spec,
     margin,
@@ -45,6 +46,9 @@ RIVAL = np.eye(CLASSES)[[np.flatnonzero(row == best)[0] for row, best in zip(LOG
 CE = -log_p[ROWS, LABELS]
 DENOMINATOR = ORDERED[:, 0] - (ORDERED[:, 2] + ORDERED[:, 3]) / 2
 SMOOTHED = -0.7 * log_p[ROWS, LABELS] - 0.3 * log_p.mean(1)
+SIGMOID = 1 / (1 + np.exp(-LOGITS))
+SMOOTHED_LABEL = 0.7 * ONE_HOT + 0.3 / CLASSES
+BCE = np.sum(np.logaddexp(0, LOGITS) - SMOOTHED_LABEL * LOGITS, axis=1)
 REST = np.log(1 - np.exp(-2))
 
 CASES = {
@@ -64,6 +68,8 @@ CASES = {
     ),
     "smoothed": (smoothed_cross_entropy(0.3), False, SMOOTHED, P - 0.7 * ONE_HOT - 0.3 / CLASSES),
     "smoothed_targeted": (smoothed_cross_entropy(0.3), True, -SMOOTHED, 0.7 * ONE_HOT + 0.3 / CLASSES - P),
+    "bce": (independent_bce(0.3), False, BCE, SIGMOID - SMOOTHED_LABEL),
+    "bce_targeted": (independent_bce(0.3), True, -BCE, SMOOTHED_LABEL - SIGMOID),
     "kl": (kl_divergence, False, np.sum(P_REFERENCE * (log_reference - log_p), axis=1), P - P_REFERENCE),
     "on_labels": (on_labels(optax.softmax_cross_entropy_with_integer_labels), False, CE, P - ONE_HOT),
     "targeted_on_labels": (on_labels(optax.softmax_cross_entropy_with_integer_labels), True, -CE, ONE_HOT - P),
@@ -134,6 +140,7 @@ def test_kl_is_zero_at_the_reference_and_does_not_read_labels():
 def test_losses_stay_finite_for_saturated_logits():
     extreme = np.array([[1e4, -1e4, 0.0, 5.0], [-1e4, 1e4, 3.0, 3.0], [7.0, 7.0, 7.0, 7.0]])
     losses = (cross_entropy, margin, dlr, smoothed_cross_entropy(), capped_cross_entropy())
+    losses += (independent_bce(), smoothed_cross_entropy(0.3, "clamp"), smoothed_cross_entropy(0.3, "anneal"))
 
     def values(logits):
         examples = Example(None, label=jnp.array([1, 1, 2]))

@@ -9,7 +9,7 @@ from spa_jax.attacks.base import PureAttack
 from spa_jax.attacks.catalogue import ATTACKS, attack_from_config
 from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
 from spa_jax.attacks.crafted import crafted_on
-from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd
+from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.iterative import AttackState, IterativeAttack, Stage, make_attack, stage
 from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
@@ -37,6 +37,7 @@ __all__ = [
     "pgd",
     "restarts",
     "spa",
+    "spat",
     "stage",
     "uap",
     "worst_of",

@@ -7,7 +7,7 @@ from typing import Any
 
 from spa_jax.attacks.base import PureAttack
 from spa_jax.attacks.combinators import in_chunks, restarts
-from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd
+from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
 from spa_jax.attacks.universal import cb_uap, deepfool_uap, uap
@@ -19,6 +19,7 @@ from spa_jax.spaces.generated import generated_noise
 ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
     "fgsm": fgsm,
     "pgd": pgd,
+    "spat": spat,
     "mi_fgsm": mi_fgsm,
     "apgd_ce": apgd_ce,
     "apgd_dlr": apgd_dlr,

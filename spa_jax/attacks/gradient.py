@@ -1,4 +1,4 @@
-"""Attacks by gradients on noise alone: FGSM, PGD, MI-FGSM and APGD."""
+"""Attacks by gradients on noise alone: FGSM, PGD, that of SPAT, MI-FGSM and APGD."""
 
 import warnings
 from typing import Any
@@ -9,10 +9,10 @@ import optax
 
 from spa_jax import losses
 from spa_jax.attacks.iterative import IterativeAttack, Keep, default_step, make_attack
-from spa_jax.solvers import apgd, l1_apgd, projected_gradient, rule
+from spa_jax.solvers import apgd, l1_apgd, projected_gradient, rule, shared_mask
 from spa_jax.spaces.noise import linf, noise_ball
 from spa_jax.types import Count, Scalar, Solver
-from spa_jax.validation import is_traced, require_count, require_number
+from spa_jax.validation import is_traced, require_choice, require_count, require_number
 
 
 def relative_step(
@@ -136,6 +136,61 @@ def pgd(
     step = relative_step(radius, num_steps, step_size, rel_step_size, default_step(num_steps))
     space = noise_ball(norm, radius)
     return make_attack(space, loss, projected_gradient(step), num_steps, keep=keep, random_start=random_start)
+
+
+def spat(
+    radius: Scalar,
+    num_steps: Count = 10,
+    step_size: Scalar | None = None,
+    loss: str = "smoothed_cross_entropy",
+    smoothing: Scalar = 0.1,
+    guard: str = "off",
+    mask: str | None = None,
+    norm: str = "linf",
+    random_start: bool = True,
+    keep: Keep = "last",
+    *,
+    rel_step_size: Scalar | None = None,
+) -> IterativeAttack:
+    """PGD that disturbs what all classes use: the training attack of semantics-preserving adversarial training (SPAT).
+
+    Only an abstract is public: training examples are to keep their meaning, by noise on pixels that are shared among
+    all classes. The formulas and defaults are our choice: ascent on the cross entropy with smoothed labels, while the
+    outer objective keeps the hard ones. It is an attack to train with, weaker than `pgd` by intent; do not judge by it.
+
+    Args:
+        radius, num_steps, step_size, norm, random_start, rel_step_size: as for `pgd`.
+        loss: "smoothed_cross_entropy", or "independent_bce", see `spa_jax.losses`.
+        smoothing: of the labels that the attack moves away from, in [0, 1]; 0 for the hard ones.
+        guard: "off", "clamp" or "anneal": what is done where smoothing makes the attack help a confident victim.
+        mask: "min" or "mean" to shorten the steps of pixels that matter to some classes only, see
+            `spa_jax.solvers.shared_mask`; a step then costs k backward passes more. None: no mask.
+        keep: "last" as in training, or "best".
+
+    Warns:
+        UserWarning: all steps together are shorter than the radius.
+
+    Raises:
+        ValueError: a number out of range, both step sizes, an unknown norm, loss, guard or mask.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import spat
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([-light(images), light(images)], axis=-1)  # class 1: a bright image
+        >>> result = spat(radius=0.03, num_steps=10)(jax.random.key(0), model, images, labels)
+        >>> print(result.success, f"{result.x.max():.3f}")
+        [ True  True] 0.470
+    """
+    require_choice("loss", loss, ("smoothed_cross_entropy", "independent_bce"))
+    step = relative_step(radius, num_steps, step_size, rel_step_size, default_step(num_steps))
+    solver: Solver = projected_gradient(step)
+    if mask is not None:
+        require_choice("mask", mask, ("min", "mean"))
+        solver = shared_mask(solver, mask)
+    inner = losses.LOSSES[loss](smoothing, guard)
+    return make_attack(noise_ball(norm, radius), inner, solver, num_steps, keep=keep, random_start=random_start)
 
 
 def _accumulate(decay: float) -> optax.GradientTransformation:

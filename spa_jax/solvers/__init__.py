@@ -5,6 +5,7 @@ from spa_jax.solvers.base import Best, Problem, better, fold_in, is_stronger
 from spa_jax.solvers.gradient import ProjectedGradient, Rule, projected_gradient, rule, steepest, take_turns
 from spa_jax.solvers.l1_apgd import L1Apgd, l1_apgd
 from spa_jax.solvers.labels import LabelState, TrackLabels, track_labels
+from spa_jax.solvers.mask import SharedMask, shared_mask
 from spa_jax.solvers.search import Grid, RandomSearch, grid, random_search
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ProjectedGradient",
     "RandomSearch",
     "Rule",
+    "SharedMask",
     "TrackLabels",
     "apgd",
     "better",
@@ -27,6 +29,7 @@ __all__ = [
     "projected_gradient",
     "random_search",
     "rule",
+    "shared_mask",
     "steepest",
     "take_turns",
     "track_labels",

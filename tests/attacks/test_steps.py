@@ -25,6 +25,7 @@ from spa_jax import (
     pgd,
     restarts,
     spa,
+    spat,
     worst_of,
 )
 from spa_jax.spaces import latent
@@ -55,6 +56,7 @@ ATTACKS = {
     "pgd_l2": pgd(0.5, 3, norm="l2"),
     "pgd_l1": pgd(2.0, 3, norm="l1"),
     "mi_fgsm": mi_fgsm(0.1, 3),
+    "spat": spat(0.1, 3, mask="min"),
     "apgd_ce": apgd_ce(0.1, 6),
     "apgd_l2": apgd_ce(0.5, 6, norm="l2"),
     "apgd_dlr": apgd_dlr(0.1, 6),
