@@ -28,6 +28,7 @@ from spa_jax.training.networks import Network
 from spa_jax.training.optimizers import OPTIMIZERS, SCHEDULES
 from spa_jax.training.placement import Engine, make_engine
 from spa_jax.training.recipes import STEPS, Start, Validation, becomes, options_of
+from spa_jax.training.weight_perturbation import WeightPerturbation
 from spa_jax.types import Example
 
 _CARRIED = 4
@@ -472,7 +473,14 @@ def make_learner(config: Mapping[str, Any], dataset: Dataset, total_steps: int =
         separate_statistics=training["separate_statistics"],
         networks=networks,
         builders=_builders(config, networks, mean, std),
+        weight_perturbation=_weight_perturbation(training["weight_perturbation"], total_steps),
     )
+
+
+def _weight_perturbation(settings: Mapping[str, Any] | None, total_steps: int) -> WeightPerturbation | None:
+    if settings is None:
+        return None
+    return WeightPerturbation(settings["gamma"], round(settings["warmup"] * total_steps))
 
 
 def _builders(config: Mapping[str, Any], networks: Mapping[str, Network], mean: Any, std: Any) -> dict[str, Any]:

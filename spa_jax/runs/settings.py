@@ -81,6 +81,7 @@ class Training:
         evaluate_every: epochs between evaluations on the validation split, each followed by a checkpoint.
         start_from: the part `{"part": NAME}` whose weights a network of the same kind starts from; None: from new ones.
         train_share: the share of the training split that is learned from, evenly spaced over it, in (0, 1].
+        weight_perturbation: adversarial weight perturbation, see `WeightPerturbationSettings`; None for none.
 
     Raises:
         ValueError: a number out of range, or an unknown engine.
@@ -95,6 +96,7 @@ class Training:
     evaluate_every: int = 1
     start_from: Mapping | None = None
     train_share: float = 1.0
+    weight_perturbation: Mapping | None = None
 
     def __post_init__(self) -> None:
         require_number("train_share", self.train_share, "in (0, 1]", lambda share: 0 < share <= 1)
@@ -107,6 +109,26 @@ class Training:
         for name in ("ema_decay", "attack_warmup"):
             require_number(name, getattr(self, name), "in [0, 1)", lambda share: 0 <= share < 1)
         require_choice("engine", self.engine, ENGINES)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightPerturbationSettings:
+    """Adversarial weight perturbation, of every recipe; see `spa_jax.training.weight_perturbation`.
+
+    Attributes:
+        gamma: how far each layer moves, in its norms; 5e-3 is the paper's.
+        warmup: share of the steps, in [0, 1), that go without.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    gamma: float = 5e-3
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_number("gamma", self.gamma, "0 or larger", lambda gamma: gamma >= 0)
+        require_number("warmup", self.warmup, "in [0, 1)", lambda share: 0 <= share < 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +289,7 @@ def complete(config: Any, path: str = "config") -> dict[str, Any]:
         full["recipe"] = full["recipe"] | {"attack": named(full["recipe"]["attack"])}
     if full["name"] is None:
         full["name"] = full["recipe"]["name"]
-    full["training"] = with_defaults(full["training"], Training, f"{path}.training")
+    full["training"] = _complete_training(full["training"], f"{path}.training")
     full["evaluation"] = _complete_evaluation(full["evaluation"], f"{path}.evaluation")
     full["networks"] = _each(_complete_network, full["networks"], f"{path}.networks")
     full["parts"] = _each(_complete_part, full["parts"], f"{path}.parts")
@@ -279,6 +301,13 @@ def _with_name(spec: Any, path: str) -> dict[str, Any]:
     if not isinstance(spec.get("name"), str):
         raise ConfigError(f"{path}={spec!r} must be a mapping with a `name`, or a name")
     return spec
+
+
+def _complete_training(section: Mapping[str, Any], path: str) -> dict[str, Any]:
+    full = with_defaults(section, Training, path)
+    if (own := full["weight_perturbation"]) is not None:
+        full["weight_perturbation"] = with_defaults(own, WeightPerturbationSettings, f"{path}.weight_perturbation")
+    return full
 
 
 def _complete_evaluation(section: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from spa_jax.losses import cross_entropy
 from spa_jax.solvers import fold_in
 from spa_jax.training.networks import Network, update
 from spa_jax.training.state import TrainState, as_variables
+from spa_jax.training.weight_perturbation import WeightPerturbation
 from spa_jax.types import Example, Images, Logits, Result, Values
 from spa_jax.victims import classifier
 from spa_jax.victims.rewriting import quick
@@ -52,6 +53,7 @@ class Learner:
         separate_statistics: whether BatchNorm keeps the statistics of clean and of attacked images apart.
         networks: further networks that the recipe trains, by name.
         builders: what the variables in `TrainState.frozen`, and of these networks, become for an attack, by name.
+        weight_perturbation: where the weights are moved to before each gradient is taken; None: nowhere.
     """
 
     model: nn.Module
@@ -65,6 +67,7 @@ class Learner:
     separate_statistics: bool = False
     networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
     builders: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
+    weight_perturbation: WeightPerturbation | None = None
 
     def init(self, key: Any, image_shape: tuple[int, int, int]) -> TrainState:
         """The state before the first step."""
@@ -272,7 +275,7 @@ class Learner:
             `beside`.
         """
         (value, (statistics, metrics, seen)), (gradient, other) = jax.value_and_grad(loss, (0, 1), has_aux=True)(
-            state.params, beside
+            self._perturbed(state, lambda params: loss(params, beside)[0]), beside
         )
         gradient = self.total(gradient)
         params, opt_state = update(self.optimizer, gradient, state.opt_state, state.params)
@@ -285,6 +288,13 @@ class Learner:
         state = state.replace(step=state.step + 1, params=params, batch_stats=statistics, opt_state=opt_state, ema=ema)
         metrics = self.total({"loss": value, **metrics}) | {"gradient_norm": optax.tree.norm(gradient)}
         return state, metrics, (seen, other)
+
+    def _perturbed(self, state: TrainState, share: Callable[[Any], Any]) -> Any:
+        """The weights at which the update's gradient is taken, by the loss that it lowers."""
+        if self.weight_perturbation is None:
+            return state.params
+        gradient = self.total(jax.grad(share)(state.params))
+        return self.weight_perturbation.moved(state.params, gradient, state.step)
 
 
 def interleave(*variants: Any) -> Any:

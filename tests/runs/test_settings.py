@@ -60,6 +60,7 @@ def test_what_is_left_out_has_its_default():
         "evaluate_every": 1,
         "start_from": None,
         "train_share": 1.0,
+        "weight_perturbation": None,
     }
     assert full["evaluation"]["attacks"] == {} and full["evaluation"]["batch_size"] == 500
     assert selection_attack(full) is None and selects_by(full) == "clean"

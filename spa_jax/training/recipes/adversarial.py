@@ -28,6 +28,8 @@ def adversarial(
     |---|---|---|
     | Madry et al. 2018 | "pgd" with `keep="last"` | "cross_entropy" |
     | TRADES (Zhang et al. 2019) | "pgd" | "trades" |
+    | MART (Wang et al. 2020) | "pgd" with `keep="last"` | "mart" |
+    | SPAT, with any of these | "spat" | "cross_entropy", "mart", or "trades" with `attack_maximises="own"` |
     | SPA, direct noise | "spa" | "spa": clean, attribute-only and joint images, weighted |
     | SPA, generated noise | "spa" with `noise={"part": "generator"}` | "spa", and `generator` |
     | L2L-DA (Jang et al. 2019) | "noise" with the part "generator" | any, and `generator` |
@@ -38,6 +40,10 @@ def adversarial(
     images apart. With a `generator`, each step first updates the noise generator, `networks["generator"]`, against the
     classifier as it is, on images at random values of the attack's attributes and with two random diversity variables
     each (the order of SPA's public code).
+
+    Where the attack maximises a loss with smoothed labels, the metrics `reversed_clean` and `reversed_attacked` are the
+    shares of clean and of attacked images at which a step without a guard would help the network, see
+    `spa_jax.losses.smoothed_cross_entropy`; they cost two forward passes.
 
     Args:
         learner: network and optimiser, with the generator among its networks.
@@ -65,6 +71,7 @@ def adversarial(
             base = jax.lax.stop_gradient(edited_at_random(attacker(state), examples))
             state, metrics = train_generator(learner, painting, state, examples.replace(image=base))
         images = _craft(learner, attacker(state), objective, state, examples)
+        metrics |= _reversals(learner, attacker(state), objective, state, images, examples)
         share = jnp.asarray(state.step >= generator_warmup, jnp.float32) if generator_warmup else 1.0
         state, outer_metrics = learner.learn(state, objective, images, examples, share)
         return state, metrics | outer_metrics
@@ -94,3 +101,26 @@ def _craft(
     attack, examples = against(learner, attack, objective, state, examples)
     found = learner.craft(attack, state, examples)
     return {"clean": examples.image, "edited": found.without.get("noise"), "attacked": found.x}
+
+
+def _reversals(
+    learner: Learner,
+    attack: PureAttack,
+    objective: Any,
+    state: TrainState,
+    images: Mapping[str, Any],
+    examples: Example,
+) -> Metrics:
+    """The shares of images at which a step of a smoothed loss helps the network; nothing for other losses."""
+    found: list[Any] = [objective.attack_loss]
+    attack.inside(lambda own: found.append(getattr(own, "loss", None)) or own)
+    loss = found[0] or found[1]
+    if not hasattr(loss, "reverses"):
+        return {}
+    victim = learner.victim(state)
+
+    def share(name: str) -> jax.Array:
+        helped = loss.reverses(victim(images[name]), examples)
+        return learner.average(helped.astype(jnp.float32), examples.weight)
+
+    return learner.total({f"reversed_{name}": share(name) for name in ("clean", "attacked")})
