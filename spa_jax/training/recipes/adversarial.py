@@ -112,9 +112,7 @@ def _reversals(
     examples: Example,
 ) -> Metrics:
     """The shares of images at which a step of a smoothed loss helps the network; nothing for other losses."""
-    found: list[Any] = [objective.attack_loss]
-    attack.inside(lambda own: found.append(getattr(own, "loss", None)) or own)
-    loss = found[0] or found[1]
+    loss = objective.attack_loss or _loss_of(attack)
     if not hasattr(loss, "reverses"):
         return {}
     victim = learner.victim(state)
@@ -124,3 +122,8 @@ def _reversals(
         return learner.average(helped.astype(jnp.float32), examples.weight)
 
     return learner.total({f"reversed_{name}": share(name) for name in ("clean", "attacked")})
+
+
+def _loss_of(attack: Any) -> Any:
+    """The loss of an attack, or of the one that it repeats or deals out; None where it has none."""
+    return _loss_of(attack.attack) if hasattr(attack, "attack") else getattr(attack, "loss", None)
