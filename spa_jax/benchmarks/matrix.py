@@ -15,13 +15,13 @@ from spa_jax.configuration import check_keys, freeze
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.files import write_files
-from spa_jax.evaluation.records import ModelReport
-from spa_jax.evaluation.sweep import evenly_spaced
+from spa_jax.evaluation.records import ModelReport, Proportion
+from spa_jax.evaluation.universal import UniversalRecord, worst_record
 from spa_jax.parallel import data_mesh
 from spa_jax.runs.checkpoints import prepare_workdir
 from spa_jax.runs.experiment import LoadData, check_config, classifies, evaluation_attacks, variants
 from spa_jax.runs.loop import train_models
-from spa_jax.runs.reporting import load_parts, load_victim
+from spa_jax.runs.reporting import craft_universal, load_parts, load_victim, test_split
 
 MATRIX_SCHEMA: Mapping[str, Any] = {"experiment": Mapping, "seeds": tuple | list, "panels": Mapping | None}
 _PANEL_SCHEMA: Mapping[str, Any] = {"attacks": Mapping, "models": tuple | list}
@@ -60,6 +60,10 @@ def fill_matrix(section: Mapping[str, Any], data: Mapping[str, Any], workdir: Pa
     images with the same keys. Beside the matrix of all classifiers under the experiment's attacks there may be panels
     of other attacks on some models, such as the ablations of an attack at equal cost.
 
+    The section `evaluation.universal` of the experiment adds universal perturbations, crafted afresh against every
+    model: the column of each shows the one that leaves the lowest accuracy, of all seeds and targets, and an image
+    counts in the worst case only if it withstands all of them.
+
     Args:
         section: see `MATRIX_SCHEMA`; the experiment is a config as for training, without its data.
         data: of all models.
@@ -88,7 +92,8 @@ def _panels(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _judged_by(config: Mapping[str, Any], attacks: Mapping[str, Any]) -> dict[str, Any]:
-    return {**config, "evaluation": {**config["evaluation"], "attacks": attacks, "radius_attack": None}}
+    changes = {"attacks": attacks, "radius_attack": None, "universal": None}
+    return {**config, "evaluation": {**config["evaluation"], **changes}}
 
 
 def _judge_seed(
@@ -111,32 +116,44 @@ def _judge_once(
     asked = freeze({"evaluation": config["evaluation"], "parts": config.get("parts")})
     if path.exists() and (stored := json.loads(path.read_text()))["asked"] == asked:
         return {name: tuple(value) for name, value in stored["accuracies"].items()}
-    report = _judge(config, models, load, workdir)
-    accuracies = {name: (share.value, share.total) for name, share in report.accuracies.items()}
+    report, universal = _judge(config, models, load, workdir)
+    conditions = with_universal(report, universal)
+    accuracies = {name: (share.value, share.total) for name, share in conditions.items()}
     seconds = {name: record.seconds for name, record in report.attacks.items()}
+    seconds |= {name: sum(record.seconds for record in records) for name, records in universal.items()}
     content = {"asked": asked, "accuracies": accuracies, "seconds": seconds}
     if jax.process_index() == 0:
         write_files(path.parent, {path.name: (json.dumps(content, indent=1) + "\n").encode()})
     return accuracies
 
 
-def _judge(config: Mapping[str, Any], models: Mapping[str, Any], load: LoadData, workdir: Path) -> ModelReport:
+def _judge(
+    config: Mapping[str, Any], models: Mapping[str, Any], load: LoadData, workdir: Path
+) -> tuple[ModelReport, Mapping[str, Sequence[UniversalRecord]]]:
     settings, mesh, dataset = config["evaluation"], data_mesh(), load(config)
-    count = settings.get("num_examples")
-    split = dataset.test if count is None else evenly_spaced(dataset.test, count)
+    split = test_split(config, dataset)
     attacks = evaluation_attacks(config, load_parts(config, settings["attacks"], models, workdir, mesh, load))
     victim = load_victim(config, workdir, dataset, mesh)
     key = jax.random.fold_in(jax.random.key(config["seed"]), _EVALUATE)
-    return evaluate(
-        victim,
-        split,
-        attacks,
-        key=key,
-        batch_size=settings["batch_size"],
-        mesh=mesh,
-        survivors_only=False,
-        sanity=False,
-    )
+    common: dict[str, Any] = {"key": key, "batch_size": settings["batch_size"], "mesh": mesh}
+    report = evaluate(victim, split, attacks, survivors_only=False, sanity=False, **common)
+    if not settings["universal"]:
+        return report, {}
+    return report, craft_universal(config, victim, dataset, split, common).records
+
+
+def with_universal(report: ModelReport, universal: Mapping[str, Sequence[UniversalRecord]]) -> dict[str, Proportion]:
+    """Accuracies under every attack of a report and under the strongest of each kind of universal perturbation.
+
+    The last is the worst case: images that withstand all attacks and all perturbations, those of every target too.
+    """
+    if not universal:
+        return report.accuracies
+    correct = [record.answers == record.labels for records in universal.values() for record in records]
+    worst = {name: worst_record(records).accuracy for name, records in universal.items()}
+    known = {name: share for name, share in report.accuracies.items() if name != "worst_case"}
+    survivors = np.logical_and.reduce([report.worst_case, *correct])
+    return known | worst | {"worst_case": Proportion.of(survivors)}
 
 
 def _row(panel: str, model: str, attack: str, values: Sequence[tuple[float, int]]) -> Row:

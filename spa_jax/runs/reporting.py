@@ -131,7 +131,7 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
         The tables as text.
     """
     everyone, dataset = variants(config), load(config)
-    split = _test_split(config, dataset)
+    split = test_split(config, dataset)
     models: dict[str, ModelReport] = {}
     sheets: dict[str, Sheet] = {}
     universal: dict[str, UniversalFindings] = {}
@@ -144,7 +144,8 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
                 models[name], sheet = _judge(variant, parts, victim, split, mesh, show)
                 sheets |= {name: sheet} if sheet else {}
                 if variant["evaluation"]["universal"]:
-                    universal[name] = _craft_universal(variant, victim, dataset, split, mesh, show)
+                    common = _common(variant, mesh) | {"on_batch": show.batch}
+                    universal[name] = craft_universal(variant, victim, dataset, split, common)
     written = [_report_manipulator(variant, everyone, workdir, mesh, load) for variant in _manipulators(everyone)]
     if models:
         written.append(_write(config, workdir / "report", dataset, models, sheets))
@@ -153,7 +154,8 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
     return "\n".join(written)
 
 
-def _test_split(config: Mapping[str, Any], dataset: Dataset) -> Examples:
+def test_split(config: Mapping[str, Any], dataset: Dataset) -> Examples:
+    """The images that models are judged on."""
     count = config["evaluation"]["num_examples"]
     return dataset.test if count is None else evenly_spaced(dataset.test, count)
 
@@ -188,23 +190,32 @@ def crafting_split(config: Mapping[str, Any], dataset: Dataset, count: int | Non
     return split if count is None else evenly_spaced(split, count)
 
 
-def _craft_universal(
-    config: Mapping[str, Any], victim: Victim, dataset: Dataset, split: Examples, mesh: Mesh, show: "_Shown"
+def craft_universal(
+    config: Mapping[str, Any], victim: Victim, dataset: Dataset, split: Examples, common: Mapping[str, Any]
 ) -> UniversalFindings:
+    """Craft the universal perturbations that a config asks for against a victim, and measure them on a split.
+
+    Args:
+        config: of a model, complete; its section `evaluation.universal` is read.
+        victim: the model.
+        dataset: has the images that they are made from.
+        split: to measure on.
+        common: `key`, `batch_size`, `mesh` and perhaps `on_batch` of `spa_jax.evaluation.evaluate_universal`; its
+            perturbations are made and measured in batches of the section's own size.
+    """
     settings = config["evaluation"]["universal"]
     attacks = {name: attack_from_config(spec) for name, spec in universal_specs(config).items()}
     everything = tuple(range(dataset.num_classes))
     targets = {name: everything if own == "all" else own for name, own in settings["targets"].items()}
-    common = _common(config, mesh) | {name: settings[name] for name in ("batch_size", "num_epochs")}
-    common |= {"on_batch": show.batch}
-    common |= {"clean": clean_answers(victim, split, **_common(config, mesh))}
+    clean = clean_answers(victim, split, **{name: common[name] for name in ("key", "batch_size", "mesh")})
+    options = {**common, "clean": clean} | {name: settings[name] for name in ("batch_size", "num_epochs")}
     images = crafting_split(config, dataset, settings["num_images"])
-    records = evaluate_universal(victim, images, split, attacks, seeds=settings["seeds"], targets=targets, **common)
+    records = evaluate_universal(victim, images, split, attacks, seeds=settings["seeds"], targets=targets, **options)
     untargeted = {name: attack for name, attack in attacks.items() if name not in targets}
     curves: dict[str, list[UniversalRecord]] = {name: [] for name in untargeted if settings["image_counts"]}
     for count in settings["image_counts"]:
         images = crafting_split(config, dataset, count)
-        for name, found in evaluate_universal(victim, images, split, untargeted, **common).items():
+        for name, found in evaluate_universal(victim, images, split, untargeted, **options).items():
             curves[name] += found
     return UniversalFindings(records, curves)
 
@@ -230,7 +241,7 @@ def _report_manipulator(
     edit = build(load_model(workdir / config["name"], _everywhere(mesh), abstract))
     report = evaluate_manipulator(
         edit,
-        _test_split(config, dataset),
+        test_split(config, dataset),
         low=settings["low"],
         high=settings["high"],
         attributes=dataset.attributes,

@@ -46,7 +46,7 @@ class Problem:
     def evaluate(self, v: Variables, keys: Keys, probe: Any = None) -> Evaluation:
         """Loss, success and logits of each example.
 
-        An image that is not finite, and logits without an answer (`spa_jax.goals.is_answer` is False), are not a success.
+        An image that is not finite, and logits without an answer (`spa_jax.goals.is_answer`), are not a success.
 
         Args:
             v: the variables.

@@ -11,15 +11,27 @@ from spa_jax.benchmarks import matrix
 from spa_jax.benchmarks.heat_map import heat_map_png
 from spa_jax.benchmarks.run import benchmark
 from spa_jax.errors import ConfigError
+from spa_jax.evaluation.records import AttackRecord, ModelReport
+from spa_jax.evaluation.universal import UniversalRecord
 from tests.training.conftest import tiny_config
 
 PGD = {"name": "pgd", "radius": 0.1, "num_steps": 1}
 RANDOM = {"name": "attribute", "edit": "rotation", "method": "random", "num_steps": 2}
 
 
+UNIVERSAL = {
+    "universal": {
+        "attacks": {"UAP": {"name": "uap", "radius": 0.3}},
+        "targets": {"UAP": (0, 1)},
+        "num_images": 200,
+        "num_epochs": 1,
+    }
+}
+
+
 def _config(**changes):
     experiment = tiny_config(baselines=({"name": "pgd", "recipe": {"name": "adversarial", "attack": PGD}},))
-    experiment["evaluation"] = experiment["evaluation"] | {"attacks": {"PGD": PGD, "rotation": RANDOM}}
+    experiment["evaluation"] = experiment["evaluation"] | {"attacks": {"PGD": PGD, "rotation": RANDOM}, **UNIVERSAL}
     experiment["training"] = experiment["training"] | {"num_epochs": 1.0}
     panels = {"noise": {"attacks": {"none": PGD | {"radius": 0.0}}, "models": ("tiny",)}}
     data = experiment.pop("data")
@@ -37,7 +49,7 @@ def filled(tmp_path_factory):
 def test_every_model_stands_under_every_attack(filled):
     workdir, text, rows = filled
     main = [(row["model"], row["attack"]) for row in rows if row["panel"] == "matrix"]
-    attacks = ("clean", "PGD", "rotation", "worst_case")
+    attacks = ("clean", "PGD", "rotation", "UAP", "worst_case")
     assert main == [(model, attack) for model in ("pgd", "tiny") for attack in attacks]
     assert all(len(row["by_seed"]) == 2 and row["low"] <= row["accuracy"] <= row["high"] for row in rows)
     assert "| pgd |" in text and "## noise" in text
@@ -49,6 +61,22 @@ def test_a_panel_of_no_noise_is_the_clean_accuracy(filled):
     panel = {row["attack"]: row["by_seed"] for row in filled[2] if row["panel"] == "noise"}
     main = {row["attack"]: row["by_seed"] for row in filled[2] if (row["panel"], row["model"]) == ("matrix", "tiny")}
     assert panel["none"] == panel["clean"] == main["clean"]
+
+
+def test_the_column_of_universal_perturbations_is_the_strongest_and_the_worst_case_withstands_all():
+    labels = np.zeros(4, int)
+    pgd = AttackRecord(np.array([True, True, True, False]), attacked=4)
+    report = ModelReport(labels, np.ones(4, bool), {"PGD": pgd}, survivors_only=False)
+    answers = ([0, 0, 1, 0], [1, 0, 1, 0], [0, 0, 0, 2])
+    records = [UniversalRecord(labels, labels, np.array(own), 3, {}) for own in answers]
+    found = matrix.with_universal(report, {"UAP": records[:2], "CB-UAP": records[2:]})
+    assert {name: share.value for name, share in found.items()} == {
+        "clean": 1.0,
+        "PGD": 0.75,
+        "UAP": 0.5,
+        "CB-UAP": 0.75,
+        "worst_case": 0.25,
+    }
 
 
 def test_what_was_judged_is_read_and_what_has_changed_is_judged_again(filled, monkeypatch):
