@@ -20,4 +20,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launching.launch(main, collectives=lambda: bool({"strength", "matrix"} & set(launching.config_value(CONFIG))))
+    launching.launch(
+        main, collectives=lambda: bool({"strength", "matrix", "universal"} & set(launching.config_value(CONFIG)))
+    )

@@ -79,6 +79,17 @@ def require_count(name: str, value: Any) -> int:
     return int(value)
 
 
+def require_classes(name: str, classes: Sequence[int], count: int) -> None:
+    """Refuse classes that are not among the `count` that there are.
+
+    Raises:
+        ValueError: naming the first one that is not.
+    """
+    for label in classes:
+        if not is_integer(label) or not 0 <= label < count:
+            raise ValueError(f"{name} holds {label!r}: classes must lie in [0, {count - 1}] for {count} classes")
+
+
 def require_channels_last(name: str, shape: Sequence[int]) -> None:
     """Refuse images that are [..., channels, height, width], as their shape shows: 1 or 3 rows of many channels.
 

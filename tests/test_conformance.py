@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from spa_jax import attribute, chain, make_attack
+from spa_jax import attribute, cb_uap, chain, deepfool_uap, make_attack, uap
 from spa_jax.edits import rotate
 from spa_jax.losses import margin
 from spa_jax.solvers import apgd, grid, l1_apgd, projected_gradient, random_search, shared_mask
@@ -159,3 +159,87 @@ def test_a_grid_leaves_noise_where_it_starts():
     result = attack(KEY, case.victim, case.x, case.y)
     np.testing.assert_array_equal(result.variables["noise"], 0)
     np.testing.assert_allclose(result.value, margins(W, case.x, case.y) + 0.1 * light_gain(), rtol=1e-4, atol=1e-5)
+
+
+# --- universal perturbations ----------------------------------------------------------------------------------------
+
+SIZE = 9
+WIDE, ZEROS, MIXED = images(5, SIZE, low=0.4, high=0.6), jnp.zeros(SIZE, jnp.int32), jnp.arange(SIZE) % 3 // 2
+DUAL = {"linf": lambda w: np.abs(w).sum(), "l2": np.linalg.norm, "l1": lambda w: np.abs(w).max()}
+RADII = {"linf": 0.1, "l2": 0.3, "l1": 0.3}
+BRIGHTNESS = {"brightness": {"low": -0.1, "high": 0.1}}
+
+
+def mean_margin(x, y):
+    return float(margins(W, x, y).mean())
+
+
+def gain(norm, share=1.0):
+    """The most that one noise adds to the mean margin: radius times dual norm of w, of `share` = p(0) - p(1)."""
+    return RADII[norm] * DUAL[norm](np.asarray(W, np.float64)) * share
+
+
+def universal_attack(norm, **options):
+    return uap(RADII[norm], 40, norm, "margin", **options)
+
+
+TO_ONE, TO_OTHER = jnp.ones_like(ZEROS), 1 - MIXED
+UNIVERSAL = {
+    # attack, labels, targets, what it gains at most in the mean margin, the share of it that must be reached
+    "linf": (universal_attack("linf"), ZEROS, None, gain("linf"), 1 - 1e-5),
+    "l2": (universal_attack("l2"), ZEROS, None, gain("l2"), 0.9999),
+    "l1": (universal_attack("l1"), ZEROS, None, gain("l1"), 0.75),  # steps of one size for all chosen pixels
+    "two of three": (universal_attack("linf"), MIXED, None, gain("linf", 1 / 3), 1 - 1e-5),
+    "momentum": (universal_attack("linf", rule="momentum"), ZEROS, None, gain("linf"), 1 - 1e-5),
+    "adam": (universal_attack("linf", rule="adam"), ZEROS, None, gain("linf"), 1 - 1e-5),
+    "linf, targeted": (universal_attack("linf"), ZEROS, TO_ONE, gain("linf"), 1 - 1e-5),
+    "l2, targeted": (uap(RADII["l2"], 40, "l2", "cross_entropy"), ZEROS, TO_ONE, gain("l2"), 0.9999),
+    "bank": (universal_attack("linf", classes=2), MIXED, None, gain("linf"), 1 - 1e-5),
+    "bank, l2": (universal_attack("l2", classes=2), MIXED, None, gain("l2"), 0.9999),
+    "bank, targeted": (universal_attack("linf", classes=2), MIXED, TO_OTHER, gain("linf"), 1 - 1e-5),
+    "brightness": (uap(attributes=BRIGHTNESS, loss="margin"), ZEROS, None, 0.1 * light_gain(), 1 - 1e-5),
+    "class-balanced": (cb_uap(RADII["linf"], 40), ZEROS, None, gain("linf"), 1 - 1e-5),
+    "class-balanced, l2": (cb_uap(RADII["l2"], 40, "l2"), ZEROS, None, gain("l2"), 0.999),
+}
+
+
+@pytest.mark.parametrize("name", UNIVERSAL)
+def test_universal_perturbations_reach_the_known_optimum(name):
+    attack, y, target, most, share = UNIVERSAL[name]
+    found = attack(KEY, linear(W), WIDE, y, target).x
+    reached = (mean_margin(found, y) - mean_margin(WIDE, y)) / most
+    assert share <= reached <= 1 + 1e-4
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("target", [None, TO_ONE], ids=["untargeted", "targeted"])
+def test_deepfool_vectors_sum_up_to_what_fools_all_images_of_one_class(norm, target):
+    """All vectors point along the same w, so the sum is what the image farthest from the boundary needs."""
+    x = jnp.where(margins(W, WIDE, ZEROS)[:, None, None, None] < 0, WIDE, 1 - WIDE)
+    dual = DUAL[norm](np.asarray(W, np.float64))
+    needed = -margins(W, x, ZEROS).min() / dual
+    found = deepfool_uap(2 * needed, 10, norm, success_share=1.0)(KEY, linear(W), x, ZEROS, target)
+    assert found.success.all()
+    size = {"linf": lambda v: np.abs(v).max(), "l2": np.linalg.norm}[norm](np.asarray(found.variables, np.float64))
+    assert needed <= size <= 1.03 * needed + 1e-3 / dual
+
+
+def test_one_angle_for_all_images_is_that_of_an_exhaustive_search():
+    """Three images, each with another best angle: the best common one lies between."""
+    rows, columns = np.mgrid[:6, :6]
+    blob = np.exp(-((rows - 1.0) ** 2) / 2 - (columns - 3.5) ** 2 / 4)[..., None]
+    x = jnp.asarray(np.stack([blob, 0.7 * blob, 0.5 * blob]), jnp.float32)
+    likes = jnp.stack([rotate(image, angle) for image, angle in zip(x, (20.0, 10.0, -5.0), strict=True)])
+    victim, y = Partial(likeness, likes), jnp.zeros(3, jnp.int32)
+
+    def values(angles):
+        turned = jax.vmap(lambda angle: jax.vmap(rotate, (0, None))(x, angle))(angles)
+        return -np.sum((np.asarray(turned, np.float64) - np.asarray(likes, np.float64)) ** 2, axis=(2, 3, 4)).mean(1)
+
+    angles = jnp.linspace(-30, 30, 601)
+    searched = values(angles)
+    attack = uap(None, 80, loss="margin", attributes={"rotation": {"low": -30, "high": 30}}, rel_step_size=0.02)
+    found = attack(KEY, victim, x, y).variables["rotation"]
+    start = searched[300]
+    assert np.abs(found - angles[searched.argmax()]) <= 0.6 + 0.1
+    assert values(found[None])[0] - start >= 0.97 * (searched.max() - start) > 0

@@ -165,6 +165,7 @@ class AccumulatedState(NamedTuple):
         variables: the perturbation [h, w, c].
         best: the one of the passes so far that fooled most.
         rate: the share that it fooled; -1 before any pass.
+        evaluations: int32 [], forward passes plus backward passes of one image.
     """
 
     step: Any
@@ -172,6 +173,7 @@ class AccumulatedState(NamedTuple):
     variables: Any
     best: Any
     rate: Any
+    evaluations: Any
 
 
 @pytree
@@ -201,15 +203,17 @@ class Accumulated(PureAttack):
 
     def begin(self, keys: Keys, predict: Predict, examples: Example) -> AccumulatedState:
         nothing = self.space.identity(examples)
-        return AccumulatedState(jnp.zeros((), jnp.int32), keys, nothing, nothing, jnp.asarray(-1.0, jnp.float32))
+        zero = jnp.zeros((), jnp.int32)
+        return AccumulatedState(zero, keys, nothing, nothing, jnp.asarray(-1.0, jnp.float32), zero)
 
     def move(self, state: AccumulatedState, predict: Predict, examples: Example) -> AccumulatedState:
         def one_pass(state: AccumulatedState) -> AccumulatedState:
-            v = self._pass(state, predict, examples)
+            v, count = self._pass(state, predict, examples)
             rate = self._rate(v, state.key, predict, examples)
             better = rate > state.rate
             best = jnp.where(better, v, state.best)
-            return AccumulatedState(state.step, state.key, v, best, jnp.maximum(rate, state.rate))
+            count = count + len(examples.image)
+            return AccumulatedState(state.step, state.key, v, best, jnp.maximum(rate, state.rate), count)
 
         needed = (state.rate < self.enough).astype(jnp.int32)
         state = branch(needed, [lambda state: state, one_pass], state)
@@ -239,21 +243,28 @@ class Accumulated(PureAttack):
         logits = predict(self._keys(key, examples.image), self.make(v, predict, examples))
         return self.space.summarise(misclassified(logits, examples), examples).astype(jnp.float32)
 
-    def _pass(self, state: AccumulatedState, predict: Predict, examples: Example) -> Any:
-        """Once through the images in a random order, adding for each that is not fooled yet what fools it."""
+    def _pass(self, state: AccumulatedState, predict: Predict, examples: Example) -> tuple[Any, Any]:
+        """Once through the images in a random order, adding for each that is not fooled yet what fools it.
+
+        Returns:
+            The variables, and the evaluations so far.
+        """
         count = len(examples.image)
         order = jax.random.permutation(stream(state.key, START, state.step), count)
         weight = jnp.ones(count) if examples.weight is None else examples.weight
         rows = (examples.replace(weight=weight, prepared=None), self._keys(state.key, examples.image))
 
-        def add(v: Any, i: Any) -> tuple[Any, None]:
+        def add(carry: tuple[Any, Any], i: Any) -> tuple[tuple[Any, Any], None]:
+            v, count = carry
             example, key = jax.tree.map(lambda leaf: leaf[i], rows)
             seen = self.space.space.apply(v, example)
             fooled = _Point(example, key, predict, self.norm, self.overshoot)
-            change = fooled.nearest(seen, self.inner_steps)
-            return jnp.where(example.weight > 0, self.space.space.project(v + change, None), v), None
+            change, own = fooled.nearest(seen, self.inner_steps)
+            counts = example.weight > 0
+            v = jnp.where(counts, self.space.space.project(v + change, None), v)
+            return (v, count + jnp.where(counts, own, 0)), None
 
-        return jax.lax.scan(add, state.variables, order)[0]
+        return jax.lax.scan(add, (state.variables, state.evaluations), order)[0]
 
 
 class _Point(NamedTuple):
@@ -272,8 +283,8 @@ class _Point(NamedTuple):
         batch = jax.tree.map(lambda leaf: leaf[None], (logits, self.example.replace(key=None)))
         return misclassified(*batch)[0]
 
-    def nearest(self, image: Image, num_steps: int) -> Image:
-        """The change that fools, 0 where none was found within the steps or none is needed."""
+    def nearest(self, image: Image, num_steps: int) -> tuple[Image, Any]:
+        """The change that fools, 0 where none was found within the steps or none is needed, and its evaluations."""
 
         def unfinished(carry: tuple[Any, ...]) -> Any:
             _, done, step = carry
@@ -284,25 +295,33 @@ class _Point(NamedTuple):
             moved = moved + (1 + self.overshoot) * self._step(moved)
             return moved, self.reached(self.logits(moved)), step + 1
 
-        start = (image, self.reached(self.logits(image)), jnp.zeros((), jnp.int32))
-        moved, done, _ = jax.lax.while_loop(unfinished, go, start)
-        return jnp.where(done, moved - image, jnp.zeros_like(image))
+        logits = self.logits(image)
+        start = (image, self.reached(logits), jnp.zeros((), jnp.int32))
+        moved, done, steps = jax.lax.while_loop(unfinished, go, start)
+        backward = len(logits) if self.example.target is None else 1
+        return jnp.where(done, moved - image, jnp.zeros_like(image)), 1 + steps * (1 + backward)
 
     def _step(self, image: Image) -> Image:
-        """Onto the nearest boundary of the linearised logits."""
-        logits, jacobian = self.logits(image), jax.jacrev(self.logits)(image)
+        """Onto the nearest boundary of the linearised logits, or onto that of the target."""
+        logits = self.logits(image)
         if self.example.target is None:
-            own = self.example.label
+            own, jacobian = self.example.label, jax.jacrev(self.logits)(image)
             gaps, slopes = logits - logits[own], jacobian - jacobian[own][None]
             distances = jnp.where(jnp.arange(len(logits)) == own, jnp.inf, jnp.abs(gaps) / (self._dual(slopes) + _TINY))
             chosen = jnp.argmin(distances)
+            gap, slope = gaps[chosen], slopes[chosen]
         else:
-            leader, chosen = jnp.argmax(logits), self.example.target
-            gaps, slopes = logits - logits[leader], jacobian - jacobian[leader][None]
-        gap, slope = jnp.abs(gaps[chosen]) + _LINEAR_SURPLUS, slopes[chosen]
+            leader = jnp.argmax(logits)
+            gap, slope = jax.value_and_grad(lambda image: self._behind(image, leader))(image)
+        gap = jnp.abs(gap) + _LINEAR_SURPLUS
         dual = self._dual(slope[None])[0]
         along = jnp.sign(slope) if self.norm == "linf" else slope / (dual + _TINY)
         return gap / (dual + _TINY) * along
+
+    def _behind(self, image: Image, leader: Any) -> Any:
+        """How far the target's logit lies above the leader's."""
+        logits = self.logits(image)
+        return logits[self.example.target] - logits[leader]
 
     def _dual(self, slopes: Any) -> Any:
         """The dual norm of each slope: l1 for l-infinity, l2 for l2."""
@@ -324,7 +343,7 @@ def deepfool_uap(
     Each pass goes through the images of the call one by one in a random order; an image that the perturbation does not
     fool yet adds the smallest change that fools it (DeepFool, Moosavi-Dezfooli et al. 2016), and the sum is projected.
     With a target it accumulates targeted vectors. It is sequential, costs one backward pass for each class and inner
-    step, and is here as a reference: `uap` is faster and stronger.
+    step (with a target one), and is here as a reference: `uap` is faster and stronger.
 
     The paper compares with the clean prediction; this compares with the label, so pass the predictions as labels for
     the paper's rule. One step is one pass; passes after `success_share` was reached change nothing. The result is the

@@ -84,11 +84,11 @@ def attack_cell(
     functions: dict[str, Run] = {
         "run": lambda: jax.block_until_ready(call(jax.random.key(0), victim, bench.images, bench.labels))
     }
-    shares, floors = _bare_passes(bench, mesh, count_passes(made))
+    shares, floors = bare_passes(bench, mesh, count_passes(made))
     return {"parameters": parameter_count(bench.variables), "passes": shares}, functions | floors
 
 
-def _bare_passes(bench: Bench, mesh: Mesh, needed: Passes) -> tuple[dict[str, tuple[int, int]], dict[str, Run]]:
+def bare_passes(bench: Bench, mesh: Mesh, needed: Passes) -> tuple[dict[str, tuple[int, int]], dict[str, Run]]:
     """How many passes of each kind are needed and how many are timed, and the functions that run them."""
     timed = Passes(min(needed.gradients, _MOST_PASSES), min(needed.forwards, _MOST_PASSES))
     kinds = {"gradients": Passes(gradients=timed.gradients), "forwards": Passes(forwards=timed.forwards)}
@@ -150,7 +150,7 @@ def training_cell(
     bench, mesh = Bench(section, network, seed, form), data_mesh(jax.devices()[:devices])
     spec = {**attack, "keep": "last"}
     training = Training(bench, spec, mesh)
-    shares, floors = _bare_passes(bench, mesh, count_passes(attack_from_config(spec)))
+    shares, floors = bare_passes(bench, mesh, count_passes(attack_from_config(spec)))
     for floor in FLOORS:
         arguments = replicate(bench.variables, mesh), *shard_batch((bench.images, bench.labels), mesh)
         update = functools.partial(weight_gradient(bench.model, floor == "prepared"), *arguments)

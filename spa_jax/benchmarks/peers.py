@@ -84,20 +84,25 @@ def make_peer(name: str, task: Task) -> Peer:
     check_peers([name])
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when PyTorch is imported
     if "torch" in REQUIREMENTS[name]:
-        _seed(task.seed)
+        seed_libraries(task.seed)
     return PEERS[name](task)
 
 
-def check_peers(names: Sequence[str]) -> None:
+def check_peers(names: Sequence[str], requirements: Mapping[str, tuple[str, ...]] | None = None) -> None:
     """Check that peers exist and that what they need is installed.
+
+    Args:
+        names: of peers.
+        requirements: the libraries of each peer that there is. Default: `REQUIREMENTS`.
 
     Raises:
         ConfigError: otherwise, naming what to install.
     """
+    requirements = REQUIREMENTS if requirements is None else requirements
     for name in names:
-        if name not in PEERS:
-            raise ConfigError(f"peer={name!r} is unknown{suggest(name, PEERS)}")
-    missing = sorted({library for name in names for library in REQUIREMENTS[name] if not _is_installed(library)})
+        if name not in requirements:
+            raise ConfigError(f"peer={name!r} is unknown{suggest(name, requirements)}")
+    missing = sorted({library for name in names for library in requirements[name] if not _is_installed(library)})
     if missing:
         raise ConfigError(f"peers={list(names)!r} need {', '.join(missing)}: see `bench` in the README")
 
@@ -106,13 +111,15 @@ def _is_installed(library: str) -> bool:
     return importlib.util.find_spec(library) is not None
 
 
-def versions(names: Sequence[str]) -> dict[str, str]:
-    """The versions of the libraries behind the peers."""
-    libraries = sorted({library for name in names for library in REQUIREMENTS[name]})
+def versions(names: Sequence[str], requirements: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, str]:
+    """The versions of the libraries behind the peers, of which `requirements` are as for `check_peers`."""
+    requirements = REQUIREMENTS if requirements is None else requirements
+    libraries = sorted({library for name in names for library in requirements[name]})
     return {library: importlib.metadata.version(_PACKAGES.get(library, library)) for library in libraries}
 
 
-def _seed(seed: int) -> None:
+def seed_libraries(seed: int) -> None:
+    """Set the global seeds of PyTorch and NumPy."""
     import torch
 
     torch.manual_seed(seed)
@@ -122,7 +129,8 @@ def _seed(seed: int) -> None:
 # --- PyTorch --------------------------------------------------------------------------------------------------------
 
 
-def _to_torch_images(images: np.ndarray, channels_last: bool) -> Any:
+def to_torch_images(images: np.ndarray, channels_last: bool) -> Any:
+    """Images [b, h, w, c] as a tensor [b, c, h, w], in memory as they were or channels first."""
     import torch
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -135,7 +143,7 @@ def _in_torch(attack: Callable[[Any, Any], Any], channels_last: bool = False) ->
     def run(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         import torch
 
-        x = _to_torch_images(images, channels_last)
+        x = to_torch_images(images, channels_last)
         adversarial = attack(x, torch.from_numpy(np.array(labels, np.int64)))
         return adversarial.detach().permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -219,13 +227,13 @@ def make_training_peer(name: str, task: Task, learning_rate: float, momentum: fl
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
 
-    _seed(task.seed)
+    seed_libraries(task.seed)
     module = task.torch_module().to(memory_format=torch.channels_last).requires_grad_(True)
     optimizer = torch.optim.SGD(module.parameters(), learning_rate, momentum)
     called = torch.compile(module) if name == "torch_compile_training" else module
 
     def step(images: np.ndarray, labels: np.ndarray) -> float:
-        x, y = _to_torch_images(images, channels_last=True), torch.from_numpy(np.array(labels, np.int64))
+        x, y = to_torch_images(images, channels_last=True), torch.from_numpy(np.array(labels, np.int64))
         module.eval()
         adversarial = _loop(task, called, x, y)
         module.train()
@@ -263,7 +271,7 @@ def _art_pgd(task: Task) -> Peer:
 
     return _in_art(
         ProjectedGradientDescentPyTorch(
-            _art_classifier(task), eps=task.radius, eps_step=task.step_size, max_iter=task.num_steps, **_ART_OPTIONS,
+            art_classifier(task), eps=task.radius, eps_step=task.step_size, max_iter=task.num_steps, **_ART_OPTIONS,
             num_random_init=1,
         )
     )  # fmt: skip
@@ -274,7 +282,7 @@ def _art_apgd(task: Task) -> Peer:
 
     return _in_art(
         AutoProjectedGradientDescent(
-            _art_classifier(task), eps=task.radius, eps_step=2 * task.radius, max_iter=task.num_steps, **_ART_OPTIONS,
+            art_classifier(task), eps=task.radius, eps_step=2 * task.radius, max_iter=task.num_steps, **_ART_OPTIONS,
             nb_random_init=1, loss_type="cross_entropy",
         )
     )  # fmt: skip
@@ -291,7 +299,8 @@ def _in_art(attack: Any) -> Peer:
     return run
 
 
-def _art_classifier(task: Task) -> Any:
+def art_classifier(task: Task) -> Any:
+    """The network as ART takes it."""
     import torch
     from art.estimators.classification import PyTorchClassifier
 

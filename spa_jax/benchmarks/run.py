@@ -13,9 +13,11 @@ import jax
 from spa_jax.benchmarks.device import check_device, time_device
 from spa_jax.benchmarks.generator import check_generator, time_generator
 from spa_jax.benchmarks.matrix import check_matrix, fill_matrix, matrix_table
-from spa_jax.benchmarks.peers import versions
+from spa_jax.benchmarks.peers import REQUIREMENTS, versions
 from spa_jax.benchmarks.speed import Row, check_memory, check_speed, measure_memory, time_attacks
 from spa_jax.benchmarks.strength import check_strength, compare_strength
+from spa_jax.benchmarks.universal import check_universal, check_universal_speed, compare_universal, time_universal
+from spa_jax.benchmarks.universal_peers import UNIVERSAL_REQUIREMENTS
 from spa_jax.configuration import check_keys, freeze, named
 from spa_jax.errors import ConfigError
 from spa_jax.evaluation.files import write_files
@@ -31,8 +33,10 @@ SCHEMA: Mapping[str, Any] = {
     "matrix": Mapping | None,
     "generator": Mapping | None,
     "device": Mapping | None,
+    "universal": Mapping | None,
+    "universal_speed": Mapping | None,
 }
-"""Every key of a config; each of the sections, `speed` to `device`, may be left out."""
+"""Every key of a config; each of the sections, `speed` to `universal_speed`, may be left out."""
 
 
 def benchmark(config: Mapping[str, Any], workdir: str | Path) -> str:
@@ -81,6 +85,8 @@ MEASUREMENTS: Mapping[str, Callable[[Mapping[str, Any], Path], Iterable[Row]]] =
     "matrix": lambda config, workdir: fill_matrix(config["matrix"], config["data"], workdir),
     "generator": lambda config, workdir: time_generator(config["generator"], config["seed"]),
     "device": lambda config, workdir: time_device(config["device"], config["seed"]),
+    "universal_speed": lambda config, workdir: time_universal(config["universal_speed"], config["seed"]),
+    "universal": lambda config, workdir: compare_universal(config["universal"], config["data"], config["seed"]),
 }
 """The sections that a benchmark's config may have, and what each measures."""
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
@@ -90,6 +96,8 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "matrix": lambda config: check_matrix(config["matrix"], config["data"]),
     "generator": lambda config: check_generator(config["generator"]),
     "device": lambda config: check_device(config["device"]),
+    "universal_speed": lambda config: check_universal_speed(config["universal_speed"]),
+    "universal": lambda config: check_universal(config["universal"]),
 }
 _TABLES: Mapping[str, Callable[[str, Sequence[Row]], str]] = {"matrix": lambda title, rows: matrix_table(rows)}
 
@@ -102,7 +110,7 @@ def _checked(config: Any) -> Any:
     asked = [section for section in MEASUREMENTS if config.get(section)]
     if not asked:
         raise ConfigError(f"config has no section to measure; give it one of {', '.join(MEASUREMENTS)}")
-    for section in {"strength", "matrix"} & set(asked):
+    for section in {"strength", "matrix", "universal"} & set(asked):
         if not config.get("data"):
             raise ConfigError(f"config.data is missing: the section `{section}` needs images")
     for section in asked:
@@ -112,15 +120,18 @@ def _checked(config: Any) -> Any:
 
 def _environment(config: Mapping[str, Any]) -> Row:
     """What the numbers depend on; a load average above the machine's idle one means that others used its cores."""
-    matches = (config.get("strength") or {}).get("attacks", {}).values()
-    peers = [*(config.get("speed") or {}).get("peers", ()), *(peer for match in matches for peer in match["peers"])]
+    peers: set[str] = set()
+    for name in ("speed", "strength", "universal", "universal_speed"):
+        section = config.get(name) or {}
+        peers |= set(section.get("peers", ()))
+        peers |= {peer for match in section.get("attacks", {}).values() for peer in match.get("peers", ())}
     own = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "devices": [str(device) for device in jax.devices()],
-        "versions": own | versions(peers),
+        "versions": own | versions(sorted(peers), {**REQUIREMENTS, **UNIVERSAL_REQUIREMENTS}),
         "load_average_before": os.getloadavg(),
     }
 
@@ -139,6 +150,10 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
     "strength": (
         "victim", "radius", "clean_accuracy", "attack", "library", "robust_accuracy", "by_seed", "all_seeds",
         "ours_minus_theirs", "all_seeds_minus_theirs", "logits_off",
+    ),
+    "universal_speed": (
+        "network", "library", "devices", "seconds", "examples_per_s", "first_s", "multiple_of_floor",
+        "cpu_multiple_of_floor", "floor", "slowdown",
     ),
 }  # fmt: skip
 

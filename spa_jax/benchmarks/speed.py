@@ -115,7 +115,7 @@ def time_attacks(section: Mapping[str, Any], seed: int) -> Iterator[Row]:
         first = next(iter(taken.values())).times["run"]
         for (form, devices), found in taken.items():
             common = {"network": network, "work": work, "form": form, "devices": devices}
-            row = _row(found, section["batch_size"])
+            row = row_of(found, section["batch_size"])
             yield common | row | {"slowdown": median_ratio(found.times["run"].wall, first.wall)}
 
 
@@ -153,16 +153,17 @@ def _cells(
     return cells | {(peer, None): {**common, "build": _BUILD + other, "peer": peer} for peer in peers}
 
 
-def _row(taken: Taken, batch_size: int) -> Row:
+def row_of(taken: Taken, batch_size: int) -> Row:
+    """What was taken of one thing in the words of `time_attacks`, with the multiples of its floor where it has one."""
     own = taken.times["run"]
-    floors = {name: _floor(taken, name) for name in FLOORS if taken.facts.get("passes")}
+    floors = {name: floor_of(taken, name) for name in FLOORS if taken.facts.get("passes")}
     floor = min(floors, key=lambda name: statistics.median(floors[name].wall), default=None)
     summary = summarise(own, None if floor is None else floors[floor], batch_size)
     named = {} if floor is None else {"floor": floor, "floor_s": statistics.median(floors[floor].wall)}
     return {"parameters": taken.facts["parameters"], "first_s": own.first} | summary | named
 
 
-def _floor(taken: Taken, name: str) -> Times:
+def floor_of(taken: Taken, name: str) -> Times:
     """The passes that an attack needs, from those that were timed."""
     wall, cpu = np.zeros(1), np.zeros(1)
     for kind, (needed, timed) in taken.facts["passes"].items():

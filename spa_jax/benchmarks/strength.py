@@ -45,13 +45,22 @@ def check_strength(section: Mapping[str, Any]) -> None:
         ValueError: a number out of range.
     """
     check_keys(section, STRENGTH_SCHEMA, "config.strength")
-    for name, victim in section["victims"].items():
-        check_keys(victim, _VICTIM_SCHEMA, f"config.strength.victims.{name}")
-        check_spec(STEPS, victim["recipe"], "recipe", f"config.strength.victims.{name}.recipe", ("learner",))
+    check_victims(section, "config.strength")
     for name, match in section["attacks"].items():
         check_keys(match, _ATTACK_SCHEMA, f"config.strength.attacks.{name}")
         attack_from_config(dict(match["attack"]) | {"radius": 0.0})
         check_peers(match["peers"])
+
+
+def check_victims(section: Mapping[str, Any], path: str) -> None:
+    """Check the `victims` of a section: what `train_victim` takes.
+
+    Raises:
+        ConfigError: an unknown or missing key or name.
+    """
+    for name, victim in section["victims"].items():
+        check_keys(victim, _VICTIM_SCHEMA, f"{path}.victims.{name}")
+        check_spec(STEPS, victim["recipe"], "recipe", f"{path}.victims.{name}.recipe", ("learner",))
 
 
 def compare_strength(section: Mapping[str, Any], data: Mapping[str, Any], seed: int) -> list[Row]:

@@ -26,6 +26,7 @@ from spa_jax.evaluation.universal import (
     clean_answers,
     craft,
     evaluate_universal,
+    measure_transfer,
     measure_universal,
     worst_record,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "evenly_spaced",
     "histograms_png",
     "make_sheet",
+    "measure_transfer",
     "measure_universal",
     "read_report",
     "sanity_checks",

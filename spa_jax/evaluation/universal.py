@@ -20,7 +20,7 @@ from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys,
 from spa_jax.goals import is_answer
 from spa_jax.parallel import data_mesh, shard_batch, to_host
 from spa_jax.types import Key, Variables, Victim
-from spa_jax.validation import require_count
+from spa_jax.validation import require_classes, require_count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class UniversalRecord:
         variables: of the perturbation, as NumPy arrays.
         target: the class it was to lead to, or None.
         crafting_images: how many images it was made from.
-        passes: forward and backward passes of one image that this took.
+        passes: forward passes of one image that this took, each with its backward pass; alone they count half.
         seconds: wall time of the crafting, compilation included.
         parameters: what the attack is made of, as plain data.
     """
@@ -324,12 +324,15 @@ def evaluate_universal(
         For each attack its records, by seed and then by target. `worst_record` picks the strongest.
 
     Raises:
-        ValueError: as `craft`; targets for an attack that is not there.
+        ValueError: as `craft`; targets for an attack that is not there, or that are not classes.
     """
     require_count("seeds", seeds)
     targets = dict(targets or {})
     if unknown := sorted(set(targets) - set(attacks)):
         raise ValueError(f"targets={unknown} name attacks that are not there; there are {', '.join(attacks)}")
+    num_classes = make_sweep(split, batch_size, mesh).check_labels(victim, split.take(np.arange(1))["label"])
+    for name, classes in targets.items():
+        require_classes(f"targets[{name!r}]", classes, num_classes)
     found: dict[str, list[UniversalRecord]] = {name: [] for name in attacks}
     common: dict[str, Any] = {"batch_size": batch_size, "mesh": mesh}
     if clean is None:
@@ -343,9 +346,47 @@ def evaluate_universal(
             variables = jax.block_until_ready(attack.found(state))
             seconds = time.perf_counter() - started
             record = measure_universal(attack, victim, split, variables, key=own, target=target, clean=clean, **common)
-            cost: dict[str, Any] = {"crafting_images": len(crafting), "passes": images, "seconds": seconds}
+            passes = passes_of(state, images)
+            cost: dict[str, Any] = {"crafting_images": len(crafting), "passes": passes, "seconds": seconds}
             found[name].append(dataclasses.replace(record, parameters=described(attack), **cost))
     return found
+
+
+def passes_of(state: Any, images: int) -> int:
+    """The passes of `UniversalRecord` that a state of `craft` took, which was shown so many images."""
+    return int(state.evaluations) // 2 if hasattr(state, "evaluations") else images
+
+
+def measure_transfer(
+    attacks: Mapping[str, Any],
+    found: Mapping[str, Sequence[UniversalRecord]],
+    victim: Victim,
+    split: Examples,
+    *,
+    key: Key,
+    batch_size: int,
+    clean: ExampleLabels | None = None,
+    mesh: Mesh | None = None,
+) -> dict[str, list[UniversalRecord]]:
+    """Show a victim the perturbations that were made against another one.
+
+    Args:
+        attacks: by name, those that made them.
+        found: of `evaluate_universal` for the other victim, whose cost the records keep.
+        victim, split, key, batch_size, clean, mesh: as for `evaluate_universal`.
+
+    Raises:
+        ValueError: as `measure_universal`.
+    """
+    common: dict[str, Any] = {"key": key, "batch_size": batch_size, "mesh": mesh}
+    if clean is None:
+        clean = clean_answers(victim, split, **common)
+
+    def shown(attack: Any, record: UniversalRecord) -> UniversalRecord:
+        own = measure_universal(attack, victim, split, record.variables, target=record.target, clean=clean, **common)
+        return dataclasses.replace(record, labels=own.labels, clean=own.clean, answers=own.answers)
+
+    return {name: [shown(attacks[name], record) for record in records] for name, records in found.items()}
 
 
 def _named_progress(on_batch: Progress | None, name: str) -> Progress | None:
@@ -409,8 +450,7 @@ def _logits(predict: Any, key: Key, index: Any, images: Any) -> Any:
 def nearest_to(logits: Float[np.ndarray, "n k"], labels: ExampleLabels, target: int, count: int) -> IndexArray:
     """`boundary_points` of logits that are known, for one target after the other."""
     require_count("count", count)
-    if not 0 <= target < logits.shape[1]:
-        raise ValueError(f"target={target}: classes must lie in [0, {logits.shape[1] - 1}]")
+    require_classes("target", (target,), logits.shape[1])
     gaps = logits[np.arange(len(labels)), labels] - logits[:, target]
     is_correct = np.asarray(is_answer(jax.numpy.asarray(logits))) & (np.argmax(logits, axis=-1) == labels)
     usable = is_correct & (labels != target)

@@ -23,10 +23,20 @@ class UniversalFindings(NamedTuple):
     Attributes:
         records: of `evaluate_universal`, by attack.
         curves: by attack, records of perturbations that were made from ever more images.
+        transferred: by attack, records of perturbations that were made against the model `source`.
+        source: its name; empty where there are none.
     """
 
     records: Mapping[str, Sequence[UniversalRecord]]
     curves: Mapping[str, Sequence[UniversalRecord]] = {}
+    transferred: Mapping[str, Sequence[UniversalRecord]] = {}
+    source: str = ""
+
+    @property
+    def everything(self) -> dict[str, Sequence[UniversalRecord]]:
+        """All records by the name of their row."""
+        moved = {f"{attack}, made against {self.source}": own for attack, own in self.transferred.items()}
+        return {**self.records, **moved}
 
 
 Models = Mapping[str, UniversalFindings]
@@ -109,6 +119,10 @@ that leaves the lowest accuracy, and the last column says how many there were.
 | at the target | share of images of other classes that are answered with the target, of targeted attacks |
 | passes | forward and backward passes of single images that crafting took |"""
 
+_HOW_TO_READ_TARGETS = """\
+Share of the images of other classes that are answered with the target of a perturbation, mean over seeds: over all
+targets, at the target where it is highest, and at each."""
+
 
 def _markdown(models: Models, setting: Setting, pictures: Mapping[str, str]) -> Iterator[str]:
     count = len(_first(models).labels)
@@ -121,6 +135,9 @@ def _markdown(models: Models, setting: Setting, pictures: Mapping[str, str]) -> 
     yield from _broken(models)
     yield from ("", _HOW_TO_READ, "", "## Worst case", "")
     yield from table(["model", "clean", "worst accuracy", "by"], _worst_rows(models))
+    if targeted := _target_rows(models):
+        yield from ("", "## By target", "", _HOW_TO_READ_TARGETS, "")
+        yield from table(targeted[0], targeted[1:])
     if curves := _curve_rows(models):
         yield from ("", "## By the number of crafting images", "")
         yield from table(["model", "attack", "images", "accuracy", "fooling ratio"], curves)
@@ -133,7 +150,7 @@ def _markdown(models: Models, setting: Setting, pictures: Mapping[str, str]) -> 
 def _broken(models: Models) -> Iterator[str]:
     """A line for each attack under which some answers were not finite."""
     for model, found in models.items():
-        for attack, records in found.records.items():
+        for attack, records in found.everything.items():
             if broken := max(record.broken for record in records):
                 yield from (
                     "",
@@ -146,10 +163,34 @@ def _broken(models: Models) -> Iterator[str]:
 def _rows(models: Models) -> list[list[str]]:
     rows = []
     for model, found in models.items():
-        for attack, records in found.records.items():
+        for attack, records in found.everything.items():
             worst = worst_record(records)
             rows.append([model, attack, *_cells(worst), f"{worst.passes:,}", str(len(records))])
     return rows
+
+
+def _target_rows(models: Models) -> list[list[str]]:
+    """The shares of images answered with each target, the mean over seeds, after a header; empty without targets."""
+    shares: dict[tuple[str, str], dict[int, float]] = {}
+    for model, found in models.items():
+        for attack, records in found.everything.items():
+            if targets := sorted({record.target for record in records if record.target is not None}):
+                shares[model, attack] = {target: _mean_share(records, target) for target in targets}
+    columns = sorted({target for own in shares.values() for target in own})
+    columns = columns if len(columns) <= _MOST_NUMBERED else []
+    rows = [
+        [
+            *names,
+            *(f"{100 * value:.1f} %" for value in (np.mean(list(own.values())), max(own.values()))),
+            *(f"{100 * own[target]:.1f} %" if target in own else "" for target in columns),
+        ]
+        for names, own in shares.items()
+    ]
+    return [["model", "attack", "mean", "highest", *map(str, columns)], *rows] if rows else []
+
+
+def _mean_share(records: Sequence[UniversalRecord], target: int) -> float:
+    return float(np.mean([record.target_share.value for record in records if record.target == target]))
 
 
 def _cells(record: UniversalRecord) -> list[str]:
@@ -217,6 +258,10 @@ def _as_json(models: Models, setting: Setting, pictures: Sequence[str]) -> str:
         },
         "curves": {
             model: {attack: list(map(_as_data, records)) for attack, records in found.curves.items()}
+            for model, found in models.items()
+        },
+        "transferred": {
+            model: {attack: list(map(_as_data, records)) for attack, records in found.transferred.items()}
             for model, found in models.items()
         },
     }

@@ -30,6 +30,7 @@ from spa_jax.training.placement import Engine, make_engine
 from spa_jax.training.recipes import STEPS, Start, Validation, becomes, options_of
 from spa_jax.training.weight_perturbation import WeightPerturbation
 from spa_jax.types import Example
+from spa_jax.validation import require_classes
 
 _CARRIED = 4
 _OTHER = {True: "evaluation.attacks", False: "evaluation.universal.attacks"}
@@ -57,6 +58,10 @@ def check_config(config: Any) -> dict[str, Any]:
         path = "config" if name == own else f"config.baselines[{name}]"
         _check_sections(models[name], path)
         check_parts(models[name], models, path)
+    source = (models[own]["evaluation"]["universal"] or {}).get("transfer_from")
+    if source is not None and source not in others:
+        hint = suggest(source, others)
+        raise ConfigError(f"config.evaluation.universal.transfer_from={source!r} must be a baseline{hint}")
     return {**models[own], "baselines": config.get("baselines") or []}
 
 
@@ -401,7 +406,7 @@ def _check_attacks(
     """Build every attack whose parts are known and apply its space to an image, and its loss to logits, abstractly.
 
     A colour edit of grey images fails here, a manipulator without the attribute that the attack names, or a loss that
-    needs more classes.
+    needs more classes, or a target that is not a class.
     """
     image_shape = dataset.image_shape
     builders = {name: part.build for name, part in parts.items()} | dict(learner.builders)
@@ -418,6 +423,22 @@ def _check_attacks(
                 jax.eval_shape(fits, own, jax.ShapeDtypeStruct(image_shape, np.float32))
             except ValueError as error:
                 raise ConfigError(f"config.{key}: {error}") from error
+    if num_classes is not None:
+        _check_targets(config, num_classes)
+
+
+def _check_targets(config: Mapping[str, Any], num_classes: int) -> None:
+    """The classes that universal perturbations are made for, in training and in the report, are there."""
+    named = {"config.recipe.targets": config["recipe"].get("targets", "all")}
+    if section := config["evaluation"]["universal"]:
+        path = "config.evaluation.universal.targets"
+        named |= {f"{path}.{name}": targets for name, targets in section["targets"].items()}
+    for path, targets in named.items():
+        if not isinstance(targets, str):
+            try:
+                require_classes(path, targets, num_classes)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
 
 
 def _fits(
@@ -429,7 +450,7 @@ def _fits(
 ) -> Any:
     attack = attack_from_config(spec, {name: builders[name](own) for name, own in variables.items()})
     if num_classes is not None:
-        attack.inside(functools.partial(_check_loss, num_classes))
+        attack.inside(functools.partial(_check_classes, num_classes))
     example = Example(image, np.int32(0))
     for space in attack.members().values():
         if space.grid_axes:
@@ -437,8 +458,9 @@ def _fits(
     return image
 
 
-def _check_loss(num_classes: int, attack: Any) -> Any:
-    """The innermost attack, after its loss was applied to logits of so many classes."""
+def _check_classes(num_classes: int, attack: Any) -> Any:
+    """The innermost attack, after its loss was applied to logits of so many classes; a bank has a set for each."""
+    attack.check_classes(num_classes)
     logits = jnp.zeros((1, num_classes))
     if hasattr(attack, "loss"):
         attack.loss(logits, Example(jnp.zeros((1, 1, 1, 1)), jnp.zeros(1, jnp.int32), reference=logits))

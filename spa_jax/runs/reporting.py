@@ -25,7 +25,7 @@ from spa_jax.evaluation.pictures import Sheet, make_sheet
 from spa_jax.evaluation.records import Curve, ModelReport
 from spa_jax.evaluation.report import write_report
 from spa_jax.evaluation.sweep import evenly_spaced
-from spa_jax.evaluation.universal import UniversalRecord, clean_answers, evaluate_universal
+from spa_jax.evaluation.universal import UniversalRecord, clean_answers, evaluate_universal, measure_transfer
 from spa_jax.evaluation.universal_report import UniversalFindings, write_universal_report
 from spa_jax.models import abstract_variables
 from spa_jax.parallel import data_mesh
@@ -145,7 +145,8 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
                 sheets |= {name: sheet} if sheet else {}
                 if variant["evaluation"]["universal"]:
                     common = _common(variant, mesh) | {"on_batch": show.batch}
-                    universal[name] = craft_universal(variant, victim, dataset, split, common)
+                    other = universal.get(variant["evaluation"]["universal"]["transfer_from"])
+                    universal[name] = craft_universal(variant, victim, dataset, split, common, other)
     written = [_report_manipulator(variant, everyone, workdir, mesh, load) for variant in _manipulators(everyone)]
     if models:
         written.append(_write(config, workdir / "report", dataset, models, sheets))
@@ -191,7 +192,12 @@ def crafting_split(config: Mapping[str, Any], dataset: Dataset, count: int | Non
 
 
 def craft_universal(
-    config: Mapping[str, Any], victim: Victim, dataset: Dataset, split: Examples, common: Mapping[str, Any]
+    config: Mapping[str, Any],
+    victim: Victim,
+    dataset: Dataset,
+    split: Examples,
+    common: Mapping[str, Any],
+    other: UniversalFindings | None = None,
 ) -> UniversalFindings:
     """Craft the universal perturbations that a config asks for against a victim, and measure them on a split.
 
@@ -202,13 +208,15 @@ def craft_universal(
         split: to measure on.
         common: `key`, `batch_size`, `mesh` and perhaps `on_batch` of `spa_jax.evaluation.evaluate_universal`; its
             perturbations are made and measured in batches of the section's own size.
+        other: what was found of the model of `transfer_from`, or None.
     """
     settings = config["evaluation"]["universal"]
     attacks = {name: attack_from_config(spec) for name, spec in universal_specs(config).items()}
     everything = tuple(range(dataset.num_classes))
     targets = {name: everything if own == "all" else own for name, own in settings["targets"].items()}
-    clean = clean_answers(victim, split, **{name: common[name] for name in ("key", "batch_size", "mesh")})
-    options = {**common, "clean": clean} | {name: settings[name] for name in ("batch_size", "num_epochs")}
+    judged = {name: common[name] for name in ("key", "batch_size", "mesh")}
+    judged |= {"clean": clean_answers(victim, split, **judged)}
+    options = {**common, "clean": judged["clean"]} | {name: settings[name] for name in ("batch_size", "num_epochs")}
     images = crafting_split(config, dataset, settings["num_images"])
     records = evaluate_universal(victim, images, split, attacks, seeds=settings["seeds"], targets=targets, **options)
     untargeted = {name: attack for name, attack in attacks.items() if name not in targets}
@@ -217,7 +225,10 @@ def craft_universal(
         images = crafting_split(config, dataset, count)
         for name, found in evaluate_universal(victim, images, split, untargeted, **options).items():
             curves[name] += found
-    return UniversalFindings(records, curves)
+    if other is None:
+        return UniversalFindings(records, curves)
+    transferred = measure_transfer(attacks, other.records, victim, split, **judged)
+    return UniversalFindings(records, curves, transferred, settings["transfer_from"])
 
 
 def _manipulators(models: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:

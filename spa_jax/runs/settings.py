@@ -220,6 +220,7 @@ class Universal:
         batch_size: of all devices together, when crafting.
         num_epochs: passes over the crafting images.
         seeds: how often each is made.
+        transfer_from: a baseline; the perturbations that were made against it are shown to the other models too.
 
     Raises:
         ValueError: a number out of range, another split, or targets for an attack that is not there.
@@ -233,6 +234,7 @@ class Universal:
     batch_size: int = 200
     num_epochs: int = 5
     seeds: int = 1
+    transfer_from: str | None = None
 
     def __post_init__(self) -> None:
         _check_attack_names(self.attacks)

@@ -113,6 +113,20 @@ def test_it_fools_what_the_radius_allows_and_stops_at_the_share_asked_for():
     assert everything.success.all()
 
 
+@pytest.mark.parametrize("target", [None, jnp.ones_like(ZEROS)], ids=["untargeted", "targeted"])
+def test_evaluations_are_counted(target):
+    """On a linear victim DeepFool needs one step: a look, and for an image that is not fooled yet one step more."""
+    x = jnp.where(margins(W, X, ZEROS)[:, None, None, None] < 0, X, 1 - X)
+    attack = deepfool_uap(1.0, 1, success_share=1.0)
+    state = attack.init(KEY, linear(W), x, ZEROS, target)
+    state = attack.step(state, linear(W), x, ZEROS, target)
+    looks, judged, step = 8, 8, 1 + (2 if target is None else 1)
+    steps = (int(state.evaluations) - looks - judged) / step
+    assert steps == int(steps) and 1 <= steps <= 8 and state.rate == 1
+    again = attack.step(state, linear(W), x, ZEROS, target)
+    assert again.evaluations == state.evaluations
+
+
 def test_targeted_vectors_lead_to_the_target():
     victim = mlp()
     x = images(batch=16)

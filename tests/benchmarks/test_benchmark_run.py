@@ -194,7 +194,10 @@ def get_config(name, arg=""):
     return load_config(f"{CONFIGS / name}.py:{arg}")
 
 
-@pytest.mark.parametrize("name", ["bench_attacks", "bench_device", "bench_generator", "bench_spa", "bench_strength"])
+BENCHMARKS = ["bench_attacks", "bench_device", "bench_generator", "bench_spa", "bench_strength", "bench_universal"]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_the_configs_of_the_repository_are_well_formed(name):
     asked = get_config(name)
     check_keys(asked, SCHEMA)

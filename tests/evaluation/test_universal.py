@@ -13,6 +13,7 @@ from spa_jax.evaluation import (
     clean_answers,
     craft,
     evaluate_universal,
+    measure_transfer,
     measure_universal,
     worst_record,
 )
@@ -224,6 +225,7 @@ def test_boundary_points_that_cannot_be_are_refused(target, count, message):
         (ATTACK, {"num_epochs": 0}, "num_epochs=0 must be an integer of at least 1"),
         (ATTACK, {"split": split(0)}, "the crafting set is empty"),
         (ATTACK, {"target": 0}, "the crafting set is empty without target=0"),
+        (uap(0.1, classes=3), {}, "bank of size=3 by 'label': the victim has 2 classes, one set for each"),
         (ATTACK, {"target": 5, "split": split(one_class=False)}, r"target.max\(\)=5: classes must lie in \[0, 1\]"),
     ],
 )
@@ -233,10 +235,39 @@ def test_what_cannot_be_is_refused(attack, options, message):
         craft(attack, linear(W), options.pop("split"), **options)
 
 
+def test_transferred_perturbations_keep_their_cost_and_are_answered_by_the_other_victim():
+    data, common = split(10, 5, one_class=False), {"key": KEY, "batch_size": 8, "mesh": mesh(2)}
+    attacks = {"a": ATTACK}
+    found = evaluate_universal(linear(W), split(), data, attacks, num_epochs=2, **common)
+    moved = measure_transfer(attacks, found, linear(-W), data, **common)["a"][0]
+    noise = found["a"][0].variables
+    np.testing.assert_array_equal(moved.answers, margins(-W, data.images + noise, np.zeros(10)) > 0)
+    np.testing.assert_array_equal(moved.clean, margins(-W, data.images, np.zeros(10)) > 0)
+    assert moved.passes == found["a"][0].passes == 32 and moved.variables is noise
+
+
 def test_targets_of_an_attack_that_is_not_there_are_refused():
     with pytest.raises(ValueError, match="name attacks that are not there; there are a"):
         evaluate_universal(
             linear(W), split(), split(), {"a": ATTACK}, key=KEY, batch_size=8, targets={"b": (0,)}, mesh=mesh(2)
+        )
+
+
+def test_targets_that_are_not_classes_are_refused_before_anything_is_crafted():
+    def count(what, done, total):
+        raise AssertionError(what)
+
+    with pytest.raises(ValueError, match=r"targets\['b'\] holds 2: classes must lie in \[0, 1\] for 2 classes"):
+        evaluate_universal(
+            linear(W),
+            split(),
+            split(),
+            {"a": ATTACK, "b": ATTACK},
+            key=KEY,
+            batch_size=8,
+            targets={"b": (0, 2)},
+            mesh=mesh(2),
+            on_batch=count,
         )
 
 

@@ -56,6 +56,19 @@ def test_json_holds_every_record(tmp_path):
         assert png_size((tmp_path / "report" / name).read_bytes())[0] > 1000
 
 
+def test_success_by_target_of_fresh_and_of_transferred_perturbations(tmp_path):
+    found = {"to each": [record(1, target=1), record(3, target=1), record(0, target=2)], "UAP": [record(1)]}
+    models = {"standard": UniversalFindings(found)}
+    models["tuned"] = UniversalFindings(found, {}, {"to each": [record(0, target=1)]}, "standard")
+    written(tmp_path, models)
+    text = (tmp_path / "report" / "universal.md").read_text()
+    assert "| model | attack | mean | highest | 1 | 2 |" in text
+    assert "| standard | to each | 6.7 % | 13.3 % | 13.3 % | 0.0 % |" in text
+    assert "| tuned | to each, made against standard | 0.0 % | 0.0 % | 0.0 % |  |" in text
+    content = json.loads((tmp_path / "report" / "universal.json").read_text())
+    assert content["transferred"]["tuned"]["to each"][0]["target"] == 1 and content["transferred"]["standard"] == {}
+
+
 def test_answers_that_are_not_finite_are_told(tmp_path):
     broken = record(2)
     broken.answers[:3] = -1

@@ -102,11 +102,22 @@ def test_a_run_starts_from_the_network_before_it_on_a_share_of_the_data(tmp_path
         ({"num_images": 0}, "num_images=0 must be an integer of at least 1"),
         ({"norm": "l1"}, "norm='l1' must be one of linf, l2"),
         ({"outer": "spa"}, "sees edited images"),
+        ({"targets": "al"}, "targets='al' must be 'all' or some classes"),
+        ({"targets": ()}, r"targets=\(\) must be 'all' or some classes"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message, plain_net):
     with pytest.raises(ValueError, match=message):
         region(Learner(plain_net, optax.sgd(0.1)), MODEL, RADIUS, **options)
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_target_outside_of_the_classes_is_refused_before_anything_is_crafted(is_resumed, plain_net):
+    learner = Learner(plain_net, optax.sgd(0.1))
+    victim = classifier(plain_net, learner.init(jax.random.key(0), SHAPE).variables())
+    start = Start(learner, jax.random.key(1), 16, SHAPE, None, {"base": victim}, is_resumed)
+    with pytest.raises(ValueError, match=r"targets holds 10: classes must lie in \[0, 9\] for 10 classes"):
+        carry_region(start, MODEL, RADIUS, targets=(1, 10))
 
 
 def test_a_start_from_another_network_is_refused(plain_net, tiny_net):

@@ -14,7 +14,7 @@ from spa_jax.training.recipes.base import Start
 from spa_jax.training.recipes.universal import objective_without_edits
 from spa_jax.training.state import Carried, TrainState
 from spa_jax.types import Example, Images
-from spa_jax.validation import require_choice, require_count
+from spa_jax.validation import require_choice, require_classes, require_count
 
 _TARGET = 8
 _CRAFTING_BATCH, _LOGITS_BATCH = 50, 500
@@ -59,9 +59,11 @@ def region(
 
     Raises:
         ConfigError: an unknown name or option.
-        ValueError: a number out of range; an objective that sees edited images, or no attacked ones.
+        ValueError: a number out of range; an objective that sees edited images, or no attacked ones; targets that
+            are not 'all' or some classes.
     """
     objective = objective_without_edits(outer)
+    _check_targets(targets)
     _crafting_attack(crafting, radius, norm, num_epochs, success_share)
     require_count("num_images", num_images)
     space = noise_ball(norm, radius)
@@ -93,12 +95,10 @@ def carry_region(
     """
     attack = _crafting_attack(crafting, radius, norm, num_epochs, success_share)
     victim = start.parts[model["part"]]
+    chosen = _chosen(targets, jax.eval_shape(victim, jnp.zeros((1, *start.image_shape))).shape[-1])
     if start.is_resumed:
-        classes = jax.eval_shape(victim, jnp.zeros((1, *start.image_shape))).shape[-1]
-        chosen = _chosen(targets, classes)
         return Carried({"noise": jnp.zeros((len(chosen), *start.image_shape)), "target": chosen})
     logits, labels = logits_of(victim, start.train, key=start.key, batch_size=_LOGITS_BATCH)
-    chosen = _chosen(targets, logits.shape[1])
     sequential = crafting == "sequential"
     made = []
     for target in chosen.tolist():
@@ -110,8 +110,16 @@ def carry_region(
     return Carried({"noise": jnp.stack(made), "target": chosen})
 
 
+def _check_targets(targets: str | Sequence[int]) -> None:
+    if not len(targets) or (isinstance(targets, str) and targets != "all"):
+        raise ValueError(f"targets={targets!r} must be 'all' or some classes")
+
+
 def _chosen(targets: str | Sequence[int], classes: int) -> Any:
-    return jnp.arange(classes) if isinstance(targets, str) else jnp.asarray(targets, jnp.int32)
+    if isinstance(targets, str):
+        return jnp.arange(classes)
+    require_classes("targets", targets, classes)
+    return jnp.asarray(targets, jnp.int32)
 
 
 def _crafting_attack(crafting: str, radius: float, norm: str, num_epochs: int, success_share: float) -> Any:
