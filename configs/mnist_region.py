@@ -9,8 +9,9 @@ perturbations made afresh against it, by those made against the standard network
 margin (Carlini and Wagner's loss). report/universal.md has the success by target.
 
 Ten minutes on two cores that did much other work, with `epochs=1,tuning_epochs=20,images=1000,examples=500`. Seen with
-seed 0: fresh perturbations to the one target succeed on 43.4 % of the images instead of 96.8 %, those to the nine others
-on 64.8 % instead of 67.0 %; with all targets the mean of ten falls from 70.0 % to 37.5 %. Under PGD nothing is left.
+seed 0: fresh perturbations to the one target succeed on 43.4 % of the images instead of 96.8 %, those to the nine
+others on 64.8 % instead of 67.0 %; with all targets the mean of ten falls from 70.0 % to 37.5 %. Under PGD nothing is
+left.
 """
 
 from typing import Any
