@@ -105,6 +105,63 @@ def universal_experiment(radius: float, num_classes: int) -> Config:
     }
 
 
+def spat_experiment(radius: float, num_steps: int, smoothing: float = 0.3, apgd_steps: int = 50) -> Config:
+    """Training on examples that keep their meaning (SPAT) beside other trainings of the same attack budget.
+
+    Every network is trained against `num_steps` steps. `spat` moves away from smoothed labels and learns hard ones;
+    `outer`, `both` and `pgd` are the other three ways to smooth inside, outside, both or neither. The network `judge`,
+    trained by PGD from another seed, is where transfer attacks search, and says what it still reads in the examples.
+
+    Args:
+        radius: of all attacks.
+        num_steps: of each attack in training.
+        smoothing: of the labels, inside and outside.
+        apgd_steps: of APGD in the report.
+    """
+    pgd = {"name": "pgd", "radius": radius}
+    hard = pgd | {"num_steps": num_steps, "keep": "last"}
+    soft = {"name": "spat", "radius": radius, "num_steps": num_steps, "smoothing": smoothing}
+    own = {"name": "trades", "attack_maximises": "own"}
+    awp = {"training": {"weight_perturbation": {"gamma": 5e-3}}}
+    outside = {"name": "cross_entropy", "label_smoothing": smoothing}
+
+    def trained(name: str, attack: Config, outer: Any = "cross_entropy", **changes: Any) -> Config:
+        return {"name": name, "recipe": {"name": "adversarial", "attack": attack, "outer": outer}, **changes}
+
+    names = {"APGD-CE": "apgd_ce", "APGD-DLR": "apgd_dlr"}
+    apgd = {title: {"name": name, "radius": radius, "num_steps": apgd_steps} for title, name in names.items()}
+    return {
+        **trained("spat", soft),
+        "parts": {"judge": {"model": "judge"}},
+        "evaluation": {
+            "attacks": {
+                "PGD-50": pgd | {"num_steps": 50},
+                **apgd,
+                "C&W": pgd | {"num_steps": 50, "loss": "margin"},
+                "transfer": pgd | {"num_steps": 50, "crafted_on": {"part": "judge"}},
+            },
+            "survivors_only": False,
+            "selection_attack": pgd | {"num_steps": 10},
+            "training_examples": {"judge": {"part": "judge"}, "attacks": {"PGD": hard, "SPAT": soft}},
+        },
+        "baselines": (
+            trained("judge", hard, seed=1000),
+            trained("pgd", hard),
+            trained("trades", hard, "trades"),
+            trained("mart", hard, "mart"),
+            trained("awp", hard, **awp),
+            trained("outer", hard, outside),
+            trained("both", soft, outside),
+            trained("spat_guarded", soft | {"guard": "anneal"}),
+            trained("spat_bce", soft | {"loss": "independent_bce"}),
+            trained("spat_mask", soft | {"smoothing": 0.0, "mask": "mean"}),
+            trained("spat_trades", soft, own),
+            trained("spat_mart", soft, "mart"),
+            trained("spat_awp", soft, **awp),
+        ),
+    }
+
+
 def learned_attacks(title: str, box: Config, joint: Config, generated: Config) -> Config:
     """PGD, the manipulator alone (`title`), and both joint attacks."""
     return {

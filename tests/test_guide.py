@@ -9,11 +9,22 @@ import pytest
 GUIDE = Path(__file__).parents[1] / "docs" / "guide.md"
 
 
-def test_the_example_of_universal_perturbations_runs():
+def _after_the_first_example(page):
+    """The names that the first example of a page leaves, run as in a program of one's own."""
     names = {}
-    (block, *_) = re.findall(r"```python\n(.*?)```", (GUIDE.parent / "universal.md").read_text(), flags=re.DOTALL)
+    (block, *_) = re.findall(r"```python\n(.*?)```", (GUIDE.parent / f"{page}.md").read_text(), flags=re.DOTALL)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        exec(compile(block, "universal", "exec"), names)
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def test_the_example_of_semantics_preserving_training_runs():
+    metrics = _after_the_first_example("spat")["metrics"]
+    assert 0 <= metrics["reversed_clean"] <= 1 and metrics["loss"] > 0
+
+
+def test_the_example_of_universal_perturbations_runs():
+    names = _after_the_first_example("universal")
     assert names["perturbed"].shape == (64, 8, 8, 1)
     assert names["state"].step == 4
 

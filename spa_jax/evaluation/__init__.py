@@ -14,12 +14,15 @@ from spa_jax.evaluation.records import (
     Check,
     Curve,
     Distance,
+    Mean,
     ModelReport,
     Proportion,
 )
 from spa_jax.evaluation.report import read_report, write_report
 from spa_jax.evaluation.sanity import sanity_checks
 from spa_jax.evaluation.sweep import evenly_spaced
+from spa_jax.evaluation.training_examples import TrainingExamplesRecord, measure_training_examples, sharedness
+from spa_jax.evaluation.training_examples_report import write_training_examples_report
 from spa_jax.evaluation.universal import (
     UniversalRecord,
     boundary_points,
@@ -39,10 +42,12 @@ __all__ = [
     "Curve",
     "Distance",
     "ManipulationReport",
+    "Mean",
     "ModelReport",
     "Proportion",
     "Sheet",
     "SheetRow",
+    "TrainingExamplesRecord",
     "UniversalRecord",
     "accuracy_by_attribute",
     "accuracy_by_radius",
@@ -59,15 +64,18 @@ __all__ = [
     "evenly_spaced",
     "histograms_png",
     "make_sheet",
+    "measure_training_examples",
     "measure_transfer",
     "measure_universal",
     "read_report",
     "sanity_checks",
+    "sharedness",
     "sheet_png",
     "sweep_png",
     "universal_png",
     "worst_record",
     "write_manipulation_report",
     "write_report",
+    "write_training_examples_report",
     "write_universal_report",
 ]

@@ -79,6 +79,24 @@ class Proportion:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mean:
+    """The mean of a number over examples, with the half-width of its 95 % interval (normal approximation)."""
+
+    value: float
+    half_width: float
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, " n"]) -> "Mean":
+        """The mean of n >= 1 values; of a single one the half-width is 0."""
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        return cls(float(np.mean(values)), _NORMAL_QUANTILE_975 * spread / math.sqrt(len(values)))
+
+    def __str__(self) -> str:
+        """As in a table: `0.412 +- 0.020`."""
+        return f"{self.value:.3f} +- {self.half_width:.3f}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Distance:
     """How far the images that fooled a model lie from where they came from.
 

@@ -375,6 +375,8 @@ def attack_specs(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     named = {"recipe.attack": config["recipe"].get("attack"), "evaluation.selection_attack": selection_attack(config)}
     named |= {f"evaluation.attacks.{name}": spec for name, spec in evaluation["attacks"].items()}
     named |= {f"evaluation.universal.attacks.{name}": spec for name, spec in universal_specs(config).items()}
+    if section := evaluation["training_examples"]:
+        named |= {f"evaluation.training_examples.attacks.{name}": spec for name, spec in section["attacks"].items()}
     return {key: spec for key, spec in named.items() if spec is not None}
 
 

@@ -25,6 +25,8 @@ from spa_jax.evaluation.pictures import Sheet, make_sheet
 from spa_jax.evaluation.records import Curve, ModelReport
 from spa_jax.evaluation.report import write_report
 from spa_jax.evaluation.sweep import evenly_spaced
+from spa_jax.evaluation.training_examples import TrainingExamplesRecord
+from spa_jax.evaluation.training_examples_report import write_training_examples_report
 from spa_jax.evaluation.universal import UniversalRecord, clean_answers, evaluate_universal, measure_transfer
 from spa_jax.evaluation.universal_report import UniversalFindings, write_universal_report
 from spa_jax.models import abstract_variables
@@ -40,6 +42,7 @@ from spa_jax.runs.experiment import (
     variants,
 )
 from spa_jax.runs.parts import load_model, stored_config
+from spa_jax.runs.training_examples import judge_training_examples
 from spa_jax.training.learner import Learner
 from spa_jax.training.recipes import becomes
 from spa_jax.types import Victim
@@ -135,23 +138,30 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
     models: dict[str, ModelReport] = {}
     sheets: dict[str, Sheet] = {}
     universal: dict[str, UniversalFindings] = {}
+    training: dict[str, dict[str, TrainingExamplesRecord]] = {}
     with _progress() as show:
         for name, variant in everyone.items():
             if classifies(variant):
                 show(name)
-                parts = load_parts(variant, variant["evaluation"]["attacks"], everyone, workdir, mesh, load)
+                wanted = [variant["evaluation"][key] for key in ("attacks", "training_examples")]
+                parts = load_parts(variant, wanted, everyone, workdir, mesh, load)
                 victim = load_victim(variant, workdir, dataset, mesh)
                 models[name], sheet = _judge(variant, parts, victim, split, mesh, show)
                 sheets |= {name: sheet} if sheet else {}
+                common = _common(variant, mesh) | {"on_batch": show.batch}
                 if variant["evaluation"]["universal"]:
-                    common = _common(variant, mesh) | {"on_batch": show.batch}
                     other = universal.get(variant["evaluation"]["universal"]["transfer_from"])
                     universal[name] = craft_universal(variant, victim, dataset, split, common, other)
+                if variant["evaluation"]["training_examples"]:
+                    training[name] = judge_training_examples(variant, parts, victim, dataset, common)
     written = [_report_manipulator(variant, everyone, workdir, mesh, load) for variant in _manipulators(everyone)]
     if models:
         written.append(_write(config, workdir / "report", dataset, models, sheets))
     if universal and jax.process_index() == 0:
         written.append(write_universal_report(universal, workdir / "report", **_heading(config, dataset)))
+    if training and jax.process_index() == 0:
+        heading = _heading(config, dataset) | {"dataset": f"{dataset.name}, training split"}
+        written.append(write_training_examples_report(training, workdir / "report", **heading))
     return "\n".join(written)
 
 

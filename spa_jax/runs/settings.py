@@ -11,6 +11,8 @@ from spa_jax.evaluation.accuracy import RESERVED_NAMES
 from spa_jax.training.placement import ENGINES
 from spa_jax.validation import require_choice, require_count, require_number
 
+OWN = "own"
+"""The name of the attack that a model was trained with, in the report on training examples."""
 _LARGEST_SEED = 2**32 - 1
 _NAMED = ("data", "model", "recipe", "optimizer", "schedule")
 
@@ -150,6 +152,7 @@ class Evaluation:
         attribute_points: how many values of each attribute the accuracy is measured at; 0 for no such curve.
         manipulation: how manipulators are judged, see `Manipulation`; None for no such report.
         universal: which universal perturbations are crafted against classifiers, see `Universal`; None for none.
+        training_examples: how the examples that models train on are judged, see `TrainingExamples`; None: not at all.
 
     Raises:
         ValueError: a number out of range, or an attack whose name the report uses for itself.
@@ -166,6 +169,7 @@ class Evaluation:
     attribute_points: int = 0
     manipulation: Mapping | None = None
     universal: Mapping | None = None
+    training_examples: Mapping | None = None
 
     def __post_init__(self) -> None:
         require_count("batch_size", self.batch_size)
@@ -250,6 +254,32 @@ class Universal:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingExamples:
+    """Whether an independent network still reads the examples that models train on. The defaults are our choice.
+
+    Attributes:
+        judge: a part, `{"part": NAME}`: a robust network that is none of those judged.
+        attacks: by name, against every classifier beside the attack of its own recipe, which is called "own".
+        num_images: of the training split, evenly spaced.
+
+    Raises:
+        ValueError: a number below 1, a judge that names no part, or a reserved name.
+    """
+
+    judge: Mapping
+    attacks: Mapping = dataclasses.field(default_factory=dict)
+    num_images: int = 1000
+
+    def __post_init__(self) -> None:
+        require_count("num_images", self.num_images)
+        _check_attack_names(self.attacks)
+        if set(self.judge) != {"part"}:
+            raise ValueError(f"judge={self.judge!r} must name a part: {{'part': NAME}}")
+        if OWN in self.attacks:
+            raise ValueError(f"attacks holds the name {OWN!r}, which stands for the attack of each recipe")
+
+
+@dataclasses.dataclass(frozen=True)
 class NetworkSettings:
     """A network that a recipe trains beside the model; see `Settings` for the keys."""
 
@@ -323,9 +353,15 @@ def _complete_evaluation(section: Mapping[str, Any], path: str) -> dict[str, Any
     if full["manipulation"] is not None:
         full["manipulation"] = with_defaults(full["manipulation"], Manipulation, f"{path}.manipulation")
     if full["universal"] is not None:
-        own = with_defaults(full["universal"], Universal, f"{path}.universal")
-        full["universal"] = own | {"attacks": {name: named(spec) for name, spec in own["attacks"].items()}}
+        full["universal"] = _with_attacks(with_defaults(full["universal"], Universal, f"{path}.universal"))
+    if full["training_examples"] is not None:
+        own = with_defaults(full["training_examples"], TrainingExamples, f"{path}.training_examples")
+        full["training_examples"] = _with_attacks(own)
     return full
+
+
+def _with_attacks(section: dict[str, Any]) -> dict[str, Any]:
+    return section | {"attacks": {name: named(spec) for name, spec in section["attacks"].items()}}
 
 
 def _complete_network(section: Mapping[str, Any], path: str) -> dict[str, Any]:

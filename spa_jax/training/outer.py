@@ -156,7 +156,7 @@ class Trades:
 
 @dataclasses.dataclass(frozen=True)
 class Mart:
-    """MART: BCE(x') + beta * KL(p(x) || p(x')) * (1 - p_y(x)) (Wang et al. 2020, section 3.3).
+    """MART: BCE(x') + beta * KL(p(x) || p(x')) * (1 - p_y(x)) (Wang et al. 2020).
 
     BCE(x') = -log p_y(x') - log(1 - max_{k != y} p_k(x')), the cross entropy boosted by a margin. The divergence counts
     the more the less the network is sure of the clean image; gradients go through that weight too, as in the authors'

@@ -13,7 +13,7 @@ from spa_jax.validation import require_number
 
 @dataclasses.dataclass(frozen=True)
 class WeightPerturbation:
-    """AWP (Wu et al. 2020, algorithm 1): each layer moves up the training loss by a share of its own norm.
+    """AWP (Wu et al. 2020): each layer moves up the training loss by a share of its own norm.
 
     The update takes its gradient at the moved weights and is applied to the original ones, and so is weight decay,
     which the authors apply at the moved ones. Running BatchNorm statistics and the training metrics are those of the

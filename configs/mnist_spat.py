@@ -1,0 +1,39 @@
+"""Semantics-preserving adversarial training (SPAT) beside PGD, TRADES, MART and AWP, on MNIST or Fashion-MNIST.
+
+python launch/train.py --config configs/mnist_spat.py --workdir runs/mnist_spat --data_dir DIR
+
+DIR holds `mnist` as tensorflow-datasets prepares it; `mnist_spat.py:data=fashion_mnist` takes the other.
+"""
+
+from common import small_network, spat_experiment
+from ml_collections import ConfigDict
+
+from spa_jax.configuration import parse_arguments
+
+RADII = {"mnist": 0.3, "fashion_mnist": 0.1}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The experiment; `arg` may set these, as in `mnist_spat.py:data=fashion_mnist,epochs=2,seed=1`.
+
+    `images` is the number of test images, 0 for all; `train_share` the share of the training images.
+    """
+    args = parse_arguments(
+        arg, data="mnist", epochs=5.0, seed=0, radius=0.0, smoothing=0.3, steps=10, images=0, train_share=1.0
+    )
+    experiment = spat_experiment(args["radius"] or RADII[args["data"]], args["steps"], args["smoothing"])
+    experiment["evaluation"] |= {"num_examples": args["images"] or None}
+    return ConfigDict(
+        experiment
+        | {
+            "seed": args["seed"],
+            "data": {"name": args["data"], "validation_size": 2000},
+            "model": small_network(),
+            "training": {
+                "batch_size": 256,
+                "num_epochs": args["epochs"],
+                "attack_warmup": 0.3,
+                "train_share": args["train_share"],
+            },
+        }
+    )
