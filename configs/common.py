@@ -122,7 +122,7 @@ def spat_experiment(radius: float, num_steps: int, smoothing: float = 0.3, apgd_
     hard = pgd | {"num_steps": num_steps, "keep": "last"}
     soft = {"name": "spat", "radius": radius, "num_steps": num_steps, "smoothing": smoothing}
     own = {"name": "trades", "attack_maximises": "own"}
-    awp = {"training": {"weight_perturbation": {"gamma": 5e-3}}}
+    awp = {"training": {"weight_perturbation": {"gamma": 5e-3, "warmup": 0.1}}}
     outside = {"name": "cross_entropy", "label_smoothing": smoothing}
 
     def trained(name: str, attack: Config, outer: Any = "cross_entropy", **changes: Any) -> Config:
