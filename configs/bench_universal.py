@@ -4,6 +4,10 @@ python launch/benchmark.py --config configs/bench_universal.py --workdir runs/be
 
 DIR holds `mnist` as tensorflow-datasets prepares it; `bench_universal.py:dataset=digits` needs none. `parts=speed` and
 `parts=strength` make one of the two tables; `peers=` does without PyTorch, else needs the `bench` extra.
+
+Seen with `parts=strength,crafting=500,epochs=3,images=1000`, mean of seeds 0, 1, 2: `uap` leaves 83.2 % (fooling ratio
+16.4 %) and the PyTorch loop 83.1 % (16.4 %) after 1,500 passes each. ART's rows and quiet timings are not there yet: on
+a busy machine an epoch of `uap` took 1.03 floors of processor time on one device, and the loop 1.47.
 """
 
 from common import small_network
