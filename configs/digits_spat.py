@@ -2,7 +2,7 @@
 
 python launch/train.py --config configs/digits_spat.py --workdir runs/digits_spat
 
-Fourteen trainings on embedded data.
+Fourteen trainings on embedded data. Not run to its end yet; with `epochs=1` it is.
 """
 
 from common import digits, spat_experiment

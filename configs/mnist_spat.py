@@ -3,6 +3,7 @@
 python launch/train.py --config configs/mnist_spat.py --workdir runs/mnist_spat --data_dir DIR
 
 DIR holds `mnist` as tensorflow-datasets prepares it; `mnist_spat.py:data=fashion_mnist` takes the other.
+Not run to its end yet.
 """
 
 from common import small_network, spat_experiment
