@@ -103,6 +103,8 @@ class ClassBalanced:
     temperature: Any
     penalty: Any
     margin: Any
+    adjustment: Any
+    penalise: str = static(default="mass")
     off_label: Any = None
 
     def with_off_label(self, mass: Float[Array, " k"]) -> "ClassBalanced":
@@ -112,8 +114,8 @@ class ClassBalanced:
     def __call__(self, logits: Logits, examples: Example) -> Values:
         if examples.target is not None:
             raise ValueError("class_balanced spreads predictions over all classes and takes no target")
-        attack = CappedCrossEntropy(self.cap)(logits, examples)
         p, share = off_label(logits, examples.label), self._share(logits)
+        attack = CappedCrossEntropy(self.cap)(self._adjusted(logits, share, examples.label), examples)
         calibrated = jax.lax.stop_gradient(self._calibrated(p, share))
         log_p = jnp.where(calibrated > 0, jax.nn.log_softmax(logits), 0)
         spread = attack + self.calibration * jnp.sum(calibrated * log_p, axis=-1)
@@ -126,10 +128,14 @@ class ClassBalanced:
         total = jnp.sum(mass)
         return jnp.where(total > _TINY, mass / jnp.where(total > _TINY, total, 1), 1 / classes)
 
+    def _adjusted(self, logits: Logits, share: Any, labels: Labels) -> Logits:
+        """The logits with log((K share_k)^-adjustment) added off the label."""
+        rarity = -jnp.log(_counted(share) * len(share)) * in_dtype_of(self.adjustment, logits)
+        return logits + jnp.where(jax.nn.one_hot(labels, len(share), dtype=bool), 0, rarity[None])
+
     def _calibrated(self, p: Any, share: Any) -> Any:
         """q_k in proportion to p_k off the label times share_k^-temperature."""
-        classes = p.shape[-1]
-        weighted = p * (jnp.maximum(share, _RAREST / classes) ** -self.temperature)[None]
+        weighted = p * (_counted(share) ** -self.temperature)[None]
         total = jnp.sum(weighted, axis=-1, keepdims=True)
         return weighted / jnp.where(total > 0, total, 1)
 
@@ -138,43 +144,70 @@ class ClassBalanced:
         above = jnp.maximum(share - (1 + self.margin) / p.shape[-1], 0)
         mass = 0.0 if self.off_label is None else jnp.sum(self.off_label)
         moved = (p - share[None] * jnp.sum(p, axis=-1, keepdims=True)) / jnp.maximum(mass, _TINY)
-        return jnp.sum(above**2) + 2 * moved @ above
+        excess = jnp.sum(above**2) + 2 * moved @ above
+        return mass * excess if self.penalise == "mass" else excess
 
 
 def class_balanced(
-    cap: Scalar = 9.0,
-    calibration: Scalar = 1.0,
+    cap: Scalar = 2.0,
+    calibration: Scalar = 0.0,
     temperature: Scalar = 1.0,
     penalty: Scalar = 1.0,
     margin: Scalar = 0.5,
+    adjustment: Scalar = 0.25,
+    penalise: str = "mass",
 ) -> ClassBalanced:
     """The diversity objective of class-balanced universal perturbations: fool, and spread the wrong answers.
 
-    J = min(CE, cap) + calibration * C - penalty * R, from the probabilities r_k of the classes off the label:
-    C = sum_k q_k log p_k with q_k in proportion to r_k share_k^-temperature rewards classes that are plausible for this
-    image and rare among all answers; R = sum_k max(0, share_k - (1 + margin) / K)^2 is what frequent classes have too
-    much. Shares are those of the probability off the labels, since the mean prediction of a well classified balanced
-    batch is uniform already. They are a running mean that `spa_jax.solvers.track_labels` keeps and sets; by itself the
-    loss takes them as uniform. R is used to first order around the running shares, so that examples do not depend on
-    each other within a batch.
+    J = A + calibration * C - penalty * R, from the shares of the classes in the wrong answers so far:
+
+    - A = min(-log softmax(z + b)_y, cap) with b_k = -adjustment * log(K share_k) off the label: calibrated
+      probabilities. Every image moves away from its label, and rather to a rare class than to a frequent one.
+    - C = sum_k q_k log p_k with q_k in proportion to r_k share_k^-temperature, where r_k are the probabilities off the
+      label: it rewards classes that are plausible for this image and rare. Where the victim is sure of the label, its
+      gradient is as large as ever while that of A vanishes, so even a small weight turns the perturbation to images
+      that cannot be fooled.
+    - R = m sum_k max(0, share_k - (1 + margin) / K)^2 is what frequent classes have too much, m being the mean
+      probability off the labels, taken as constant: without it R outweighs A while few images are fooled.
+
+    Shares are those of the probability off the labels, since the mean prediction of a well classified balanced batch is
+    uniform already. They are a running mean that `spa_jax.solvers.track_labels` keeps and sets; by itself the loss
+    takes them as uniform. R is used to first order around the running shares, so that examples do not depend on each
+    other within a batch.
 
     Only the abstract of the method (CB-UAP) is public: it names a diversity objective of a calibration of
-    probabilities and a penalty. The formulas and defaults are our choice.
+    probabilities and a penalty. The formulas and defaults are our choice. The first reading of it, without adjustment,
+    is `class_balanced(9.0, 1.0, adjustment=0.0, penalise="share")`; it fools far less than a plain perturbation.
 
     Args:
-        cap: of the cross entropy, in nats.
-        calibration: weight of C; 0 leaves it out.
-        temperature: how much rare classes are preferred.
+        cap: of A, in nats. Low, so that images that are fooled stop counting and leave the rest their weight.
+        calibration: weight of C; 0, the default, leaves it out.
+        temperature: how much rare classes are preferred by C.
         penalty: weight of R; 0 leaves it out.
         margin: how far above 1 / K a share may be, as a fraction.
+        adjustment: how much rare classes are preferred by A; 0 leaves it out.
+        penalise: "mass": R as above; "share": without m.
 
     Raises:
-        ValueError: a negative number; when called, examples with targets.
+        ValueError: a negative number, another `penalise`; when called, examples with targets.
     """
-    numbers = {"cap": cap, "calibration": calibration, "temperature": temperature, "penalty": penalty, "margin": margin}
-    return ClassBalanced(
-        *(require_number(name, value, "0 or larger", lambda n: n >= 0) for name, value in numbers.items())
-    )
+    numbers = {
+        "cap": cap,
+        "calibration": calibration,
+        "temperature": temperature,
+        "penalty": penalty,
+        "margin": margin,
+        "adjustment": adjustment,
+    }
+    require_choice("penalise", penalise, ("mass", "share"))
+    for name, value in numbers.items():
+        require_number(name, value, "0 or larger", lambda n: n >= 0)
+    return ClassBalanced(cap, calibration, temperature, penalty, margin, adjustment, penalise)
+
+
+def _counted(share: Float[Array, " k"]) -> Float[Array, " k"]:
+    """Shares of classes, none so small that its rarity outweighs everything."""
+    return jnp.maximum(share, _RAREST / len(share))
 
 
 class _Smoothed:

@@ -90,13 +90,16 @@ def cb_uap(
     num_steps: int = 10,
     norm: str = "linf",
     *,
-    cap: Scalar = 9.0,
-    calibration: Scalar = 1.0,
+    cap: Scalar = 2.0,
+    calibration: Scalar = 0.0,
     temperature: Scalar = 1.0,
     penalty: Scalar = 1.0,
     margin: Scalar = 0.5,
+    adjustment: Scalar = 0.25,
+    penalise: str = "mass",
     decay: Scalar = 0.9,
     attributes: Any = (),
+    classes: int | None = None,
     rule: str = "sign",
     step_size: Scalar | None = None,
     rel_step_size: Scalar | None = None,
@@ -107,8 +110,9 @@ def cb_uap(
 
     Args:
         radius, num_steps, norm, attributes, rule, step_size, rel_step_size, random_start, axis_name: as for `uap`.
-        cap, calibration, temperature, penalty, margin: of the loss `spa_jax.losses.class_balanced`, which says what is
-            published and what is our choice.
+        cap, calibration, temperature, penalty, margin, adjustment, penalise: of the loss
+            `spa_jax.losses.class_balanced`, which says what is published and what is our choice.
+        classes: as for `uap`: one perturbation for each class, which needs the labels; for training. Our choice.
         decay: of the running shares of the classes, see `spa_jax.solvers.track_labels`.
 
     Raises:
@@ -124,9 +128,9 @@ def cb_uap(
         >>> print(result.success, result.variables.shape)
         [ True  True] (4, 4, 1)
     """
-    loss = class_balanced(cap, calibration, temperature, penalty, margin)
+    loss = class_balanced(cap, calibration, temperature, penalty, margin, adjustment, penalise)
     solver = track_labels(_solver(rule, radius, num_steps, step_size, rel_step_size), decay)
-    lift, space = functools.partial(universal, axis_name=axis_name), _space(radius, norm, attributes, None)
+    lift, space = functools.partial(universal, axis_name=axis_name), _space(radius, norm, attributes, classes)
     return make_attack(space, loss, solver, num_steps, lift=lift, keep="last", random_start=random_start)
 
 

@@ -116,6 +116,13 @@ class UniversalRecord:
         return min(share.value for share in self.class_accuracies.values())
 
     @property
+    def smallest_drop(self) -> float:
+        """The smallest loss of accuracy of a class: below 0 where a class gains from answers that all go to it."""
+        correct = self.clean == self.labels
+        clean = {label: float(np.mean(correct[self.labels == label])) for label in self.class_accuracies}
+        return min(clean[label] - share.value for label, share in self.class_accuracies.items())
+
+    @property
     def class_spread(self) -> float:
         """Standard deviation of the classes' accuracies."""
         return float(np.std([share.value for share in self.class_accuracies.values()]))

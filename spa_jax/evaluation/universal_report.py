@@ -41,7 +41,7 @@ class UniversalFindings(NamedTuple):
 
 Models = Mapping[str, UniversalFindings]
 
-_WIDTH = 190
+_WIDTH = 205
 _CELL, _MOST_NUMBERED, _MOST_NOISES = 0.42, 20, 10
 
 
@@ -99,6 +99,7 @@ _COLUMNS = (
     "effective labels",
     "effective wrong labels",
     "lowest class",
+    "smallest drop",
     "spread of classes",
     "at the target",
 )
@@ -116,6 +117,7 @@ that leaves the lowest accuracy, and the last column says how many there were.
 | effective labels | exp of the entropy of the answers: over how many classes they are spread |
 | effective wrong labels | the same of the answers to misclassified images |
 | lowest class, spread of classes | lowest accuracy of a class, and the standard deviation over classes |
+| smallest drop | the least accuracy that a class loses, in percentage points; below 0 where one gains |
 | at the target | share of images of other classes that are answered with the target, of targeted attacks |
 | passes | forward and backward passes of single images that crafting took |"""
 
@@ -201,6 +203,7 @@ def _cells(record: UniversalRecord) -> list[str]:
         f"{record.effective_labels:.2f}",
         f"{record.effective_wrong_labels:.2f}",
         f"{100 * record.class_minimum:.1f} %",
+        f"{100 * record.smallest_drop:.1f}",
         f"{100 * record.class_spread:.1f}",
         "" if record.target is None else f"{record.target_share} at {record.target}",
     ]
@@ -275,6 +278,7 @@ def _as_data(record: UniversalRecord) -> dict[str, Any]:
         "effective_labels",
         "effective_wrong_labels",
         "class_minimum",
+        "smallest_drop",
         "class_spread",
     )
     return {

@@ -40,6 +40,13 @@ def test_one_brightness_for_all_images():
 def test_class_wise_perturbations():
     found = uap(0.1, 20, classes=2)(KEY, linear(W), X, labels(8))
     np.testing.assert_allclose(found.variables, 0.1 * np.stack([np.sign(W), -np.sign(W)]), atol=1e-6)
+    balanced = cb_uap(0.1, 20, classes=2)(KEY, linear(W), X, labels(8))
+    np.testing.assert_allclose(balanced.variables, found.variables, atol=1e-6)
+
+
+def test_with_two_classes_and_one_label_class_balanced_noise_is_the_plain_optimum():
+    found = cb_uap(0.1, 20, cap=9.0)(KEY, linear(W), X, ZEROS)
+    np.testing.assert_allclose(found.variables, 0.1 * np.sign(W), atol=1e-6)
 
 
 # --- class-balanced ---------------------------------------------------------------------------------------------------

@@ -171,7 +171,10 @@ def test_numbers_of_one_dominant_label():
     assert found.top_share == 1 and found.label_entropy == 0
     assert found.effective_labels == found.effective_wrong_labels == 1
     assert found.class_minimum == 0 and found.class_spread == pytest.approx(np.std([0, 0, 0, 1]))
+    assert found.smallest_drop == 0
     np.testing.assert_array_equal(found.flow, [[0, 0, 0, 2]] * 4)
+    gained = record([3] * 8, [0, 0, 1, 1, 2, 2, 3, 3], clean=[0, 0, 1, 2, 2, 2, 3, 0])
+    assert gained.smallest_drop == -0.5
 
 
 def test_numbers_of_answers_spread_evenly():
@@ -179,6 +182,7 @@ def test_numbers_of_answers_spread_evenly():
     found = record((labels + 1) % 4, labels)
     assert found.label_entropy == pytest.approx(1) and found.effective_labels == pytest.approx(4)
     assert found.effective_wrong_labels == pytest.approx(4)
+    assert found.smallest_drop == 1
     correct = record(labels, labels)
     assert correct.effective_labels == pytest.approx(4)
     assert correct.effective_wrong_labels == 1

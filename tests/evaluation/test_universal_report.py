@@ -37,7 +37,10 @@ def test_rows_are_the_strongest_perturbation_of_each_attack(tmp_path):
     shown = written(tmp_path)
     assert "plain" in shown and "20.0 % [8.1, 41.6]" in shown
     text = (tmp_path / "report" / "universal.md").read_text()
-    assert "| plain | UAP | 20.0 % [8.1, 41.6] | 80.0 % | 25.0 % | 4.00 | 4.00 | 20.0 % | 0.0 |  | 800 | 2 |" in text
+    assert (
+        "| plain | UAP | 20.0 % [8.1, 41.6] | 80.0 % | 25.0 % | 4.00 | 4.00 | 20.0 % | 80.0 | 0.0 |  | 800 | 2 |"
+        in text
+    )
     assert "| plain | 100.0 % | 20.0 % [8.1, 41.6] | UAP |" in text
     assert "13.3 %" in text and " at 1 |" in text
     assert "| plain | UAP | 100 | 80.0 % [58.4, 91.9] | 20.0 % |" in text

@@ -61,9 +61,9 @@ def test_over_devices_the_mean_is_that_of_the_whole_batch():
     np.testing.assert_allclose(variables[1], state.variables, atol=1e-5)
 
 
-def test_without_calibration_and_penalty_it_is_the_plain_attack():
+def test_without_its_terms_and_at_the_same_cap_it_is_the_plain_attack():
     plain = uap(0.2, 3, rel_step_size=0.1, random_start=True)
-    found = attack(class_balanced(calibration=0.0, penalty=0.0))(KEY, VICTIM, X, Y)
+    found = attack(class_balanced(9.0, calibration=0.0, penalty=0.0, adjustment=0.0))(KEY, VICTIM, X, Y)
     np.testing.assert_allclose(found.variables, plain(KEY, VICTIM, X, Y).variables, atol=1e-6)
 
 
