@@ -200,9 +200,8 @@ def class_balanced(
         "adjustment": adjustment,
     }
     require_choice("penalise", penalise, ("mass", "share"))
-    for name, value in numbers.items():
-        require_number(name, value, "0 or larger", lambda n: n >= 0)
-    return ClassBalanced(cap, calibration, temperature, penalty, margin, adjustment, penalise)
+    checked = {name: require_number(name, value, "0 or larger", lambda n: n >= 0) for name, value in numbers.items()}
+    return ClassBalanced(**checked, penalise=penalise)
 
 
 def _counted(share: Float[Array, " k"]) -> Float[Array, " k"]:
