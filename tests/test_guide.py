@@ -29,6 +29,15 @@ def test_the_example_of_universal_perturbations_runs():
     assert names["state"].step == 4
 
 
+def test_the_example_of_purifiers_runs():
+    names = {}
+    (block, *_) = re.findall(r"```python\n(.*?)```", (GUIDE.parent / "atop.md").read_text(), flags=re.DOTALL)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(block, "atop", "exec"), names)
+    assert names["bpda"].x.shape == names["result"].x.shape == (8, 12, 12, 1)
+    assert names["alone"].is_randomized and names["system"].is_randomized
+
+
 @pytest.mark.slow
 def test_the_snippets_of_the_guide_run_in_their_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

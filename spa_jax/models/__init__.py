@@ -1,7 +1,8 @@
-"""Classifiers by name, and the adapter for networks written with flax.nnx.
+"""Networks by name, and the adapter for classifiers written with flax.nnx.
 
-Every network is a flax.linen module called as `model.apply(variables, images, train=False) -> logits`. Normalisation of
-images belongs to the victim, not to the network.
+Every classifier is a flax.linen module called as `model.apply(variables, images, train=False) -> logits`, and every
+network of a purifier as `model.apply(variables, images, masks, train=False) -> images`, see `spa_jax.victims.purifier`.
+Normalisation of images belongs to the victim, not to the network.
 """
 
 import dataclasses
@@ -17,25 +18,31 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spa_jax.errors import suggest
+from spa_jax.models.inpainter import Inpainter
 from spa_jax.models.layers import require_images
 from spa_jax.models.lenet5 import LeNet5
+from spa_jax.models.masked_autoencoder import MaskedAutoencoder
 from spa_jax.models.msp import MSP
 from spa_jax.models.noise_generator import NoiseGenerator
 from spa_jax.models.patch_discriminator import PatchDiscriminator
 from spa_jax.models.preact_resnet18 import PreActResNet18
 from spa_jax.models.resnet20 import ResNet20
 from spa_jax.models.small_cnn import SmallCNN
+from spa_jax.models.unet import UNet
 from spa_jax.models.wide_resnet28_10 import WideResNet28x10
 
 __all__ = [
     "MODELS",
     "MSP",
+    "Inpainter",
     "LeNet5",
+    "MaskedAutoencoder",
     "NoiseGenerator",
     "PatchDiscriminator",
     "PreActResNet18",
     "ResNet20",
     "SmallCNN",
+    "UNet",
     "WideResNet28x10",
     "abstract_variables",
     "create_model",
@@ -45,13 +52,16 @@ __all__ = [
 ]
 
 MODELS: dict[str, type[nn.Module]] = {
+    "inpainter": Inpainter,
     "lenet5": LeNet5,
+    "masked_autoencoder": MaskedAutoencoder,
     "msp": MSP,
     "noise_generator": NoiseGenerator,
     "patch_discriminator": PatchDiscriminator,
     "preact_resnet18": PreActResNet18,
     "resnet20": ResNet20,
     "small_cnn": SmallCNN,
+    "unet": UNet,
     "wide_resnet28_10": WideResNet28x10,
 }
 """The networks that a config may name."""

@@ -1,12 +1,16 @@
 """What the networks share: initialisation and padding of convolutions, an explicit BatchNorm policy, checks."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spa_jax.numerics import at_least_float32
+
+_GROUPS = 8
 
 # --- building blocks of the networks --------------------------------------------------------------------------------
 
@@ -77,6 +81,58 @@ def classify(x: Float[Array, "b d"], num_classes: int, dtype: Any) -> Float[Arra
     """Logits of a last dense layer (name "logits"), float32 or wider; call it inside a compact method."""
     logits = nn.Dense(num_classes, dtype=dtype, name="logits")(x)
     return logits.astype(at_least_float32(logits.dtype))
+
+
+def group_norm(x: Float[Array, "b h w c"], dtype: Any) -> Float[Array, "b h w c"]:
+    """GroupNorm (Wu & He 2018) in at most 8 groups, which treats every example by itself; call it compactly."""
+    return nn.GroupNorm(num_groups=math.gcd(_GROUPS, x.shape[-1]), dtype=dtype)(x)
+
+
+def widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x` in float32 or wider."""
+    return x.astype(at_least_float32(x.dtype))
+
+
+# --- pixels as channels ---------------------------------------------------------------------------------------------
+
+
+def pixels_to_channels(x: Float[Array, "b h w c"]) -> Float[Array, "b p q four_c"]:
+    """Every 2x2 tile as the channels of one pixel; an odd side gets a line of zeros."""
+    batch, height, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    rows, columns = -(-height // 2), -(-width // 2)
+    tiles = x.reshape(batch, rows, 2, columns, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    return tiles.reshape(batch, rows, columns, 4 * channels)
+
+
+def channels_to_pixels(x: Float[Array, "b p q four_c"], size: Sequence[int]) -> Float[Array, "b h w c"]:
+    """The way back, cut to `size`."""
+    batch, rows, columns, channels = x.shape
+    tiles = x.reshape(batch, rows, columns, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
+    return tiles.reshape(batch, 2 * rows, 2 * columns, channels // 4)[:, : size[0], : size[1]]
+
+
+# --- networks that complete images ----------------------------------------------------------------------------------
+
+
+def image_and_mask(image_shape: tuple[int, int, int]) -> tuple[Any, Any]:
+    """Inputs of batch 1, to initialise a network that completes images (h, w, c)."""
+    return jnp.zeros((1, *image_shape), jnp.float32), jnp.zeros((1, *image_shape[:2], 1), jnp.float32)
+
+
+def seen_with_mask(
+    network: str, images: Float[Array, "..."], masks: Float[Array, "..."], minimum_size: int
+) -> Float[Array, "b h w c_plus_1"]:
+    """Images about 0, and their masks as a further channel.
+
+    Raises:
+        ValueError: images are not [b, h, w, c] or too small, or masks are not [b, h, w, 1].
+    """
+    require_images(network, images.shape, minimum_size)
+    wanted = (*images.shape[:3], 1)
+    if masks.shape != wanted:
+        raise ValueError(f"masks.shape={masks.shape} must be {wanted} for images.shape={images.shape}")
+    return jnp.concatenate([images - 0.5, masks.astype(images.dtype)], axis=-1)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------

@@ -8,12 +8,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spa_jax.manipulators import attributes_of, set_attributes
-from spa_jax.models.layers import conv, require_images, require_positive
-from spa_jax.numerics import at_least_float32
+from spa_jax.models.layers import (
+    channels_to_pixels,
+    conv,
+    group_norm,
+    pixels_to_channels,
+    require_images,
+    require_positive,
+    widened,
+)
 
 _SMALLEST_SIDE = 4
 _WIDEST = 8
-_GROUPS = 8
 _Size = tuple[int, int]
 
 
@@ -138,10 +144,10 @@ class _Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b twice_d"]:
         for stage in range(self.stages):
-            x = conv(_channels(self.width, stage), use_bias=True, dtype=self.dtype)(_pixels_to_channels(x))
-            x = nn.relu(_group_norm(x, self.dtype) if stage else x)
+            x = conv(_channels(self.width, stage), use_bias=True, dtype=self.dtype)(pixels_to_channels(x))
+            x = nn.relu(group_norm(x, self.dtype) if stage else x)
         x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
-        return _widened(nn.Dense(2 * self.latent_dim, dtype=self.dtype)(x))
+        return widened(nn.Dense(2 * self.latent_dim, dtype=self.dtype)(x))
 
 
 class _Decoder(nn.Module):
@@ -161,30 +167,6 @@ class _Decoder(nn.Module):
         x = nn.relu(nn.Dense(math.prod(grid), dtype=self.dtype)(x).reshape(-1, *grid))
         for stage in range(last, 0, -1):
             x = conv(4 * _channels(self.width, stage - 1), use_bias=True, dtype=self.dtype)(x)
-            x = nn.relu(_group_norm(_channels_to_pixels(x, self.sizes[stage]), self.dtype))
+            x = nn.relu(group_norm(channels_to_pixels(x, self.sizes[stage]), self.dtype))
         x = conv(4 * self.channels, use_bias=True, dtype=self.dtype)(x)
-        return nn.sigmoid(_widened(_channels_to_pixels(x, self.sizes[0])))
-
-
-def _widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return x.astype(at_least_float32(x.dtype))
-
-
-def _group_norm(x: Float[Array, "b h w c"], dtype: Any) -> Float[Array, "b h w c"]:
-    return nn.GroupNorm(num_groups=math.gcd(_GROUPS, x.shape[-1]), dtype=dtype)(x)
-
-
-def _pixels_to_channels(x: Float[Array, "b h w c"]) -> Float[Array, "b p q four_c"]:
-    """Every 2x2 tile as the channels of one pixel; an odd side gets a line of zeros."""
-    batch, height, width, channels = x.shape
-    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-    rows, columns = -(-height // 2), -(-width // 2)
-    tiles = x.reshape(batch, rows, 2, columns, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    return tiles.reshape(batch, rows, columns, 4 * channels)
-
-
-def _channels_to_pixels(x: Float[Array, "b p q four_c"], size: _Size) -> Float[Array, "b h w c"]:
-    """The way back, cut to `size`."""
-    batch, rows, columns, channels = x.shape
-    tiles = x.reshape(batch, rows, columns, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
-    return tiles.reshape(batch, 2 * rows, 2 * columns, channels // 4)[:, : size[0], : size[1]]
+        return nn.sigmoid(widened(channels_to_pixels(x, self.sizes[0])))

@@ -10,7 +10,7 @@ from spa_jax.models import create_model, init_variables, parameter_count
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("resnet2O", {}, r"name='resnet2O' is not a model; did you mean 'resnet20'\? valid: lenet5, .*wide_resnet28"),
+        ("resnet2O", {}, r"name='resnet2O' is not a model; did you mean 'resnet20'\? valid: inpainter, .*wide_res"),
         (None, {}, "name=None is not a model"),
         (
             "resnet20",

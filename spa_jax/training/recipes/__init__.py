@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from spa_jax.training.recipes.adversarial import adversarial
+from spa_jax.training.recipes.atop import atop, atop_accuracies
 from spa_jax.training.recipes.base import Recipe, Start, Validation
 from spa_jax.training.recipes.manipulator import as_edit, manipulator, manipulator_errors
 from spa_jax.training.recipes.noise_generator import GENERATOR, as_noise, generator_success, noise_generator
+from spa_jax.training.recipes.purifier import as_purifier, purifier, purifier_errors
 from spa_jax.training.recipes.region import carry_region, region
 from spa_jax.training.recipes.regressor import as_regressor, regressor, regressor_errors
 from spa_jax.training.recipes.standard import standard
@@ -19,10 +21,12 @@ __all__ = [
     "Start",
     "Validation",
     "adversarial",
+    "atop",
     "becomes",
     "free",
     "manipulator",
     "options_of",
+    "purifier",
     "region",
     "standard",
     "universal",
@@ -30,6 +34,7 @@ __all__ = [
 
 RECIPES: Mapping[str, Recipe] = {
     "adversarial": Recipe(adversarial, networks={GENERATOR: as_noise}),
+    "atop": Recipe(atop, validation=Validation(atop_accuracies, "robust_accuracy", 1), becomes=as_purifier),
     "manipulator": Recipe(
         manipulator,
         validation=Validation(manipulator_errors, "round_trip_psnr", 1),
@@ -37,6 +42,7 @@ RECIPES: Mapping[str, Recipe] = {
         needs_attributes=True,
     ),
     "noise_generator": Recipe(noise_generator, validation=Validation(generator_success, "fooled", 1), becomes=as_noise),
+    "purifier": Recipe(purifier, validation=Validation(purifier_errors, "l1", -1), becomes=as_purifier),
     "regressor": Recipe(
         regressor,
         validation=Validation(regressor_errors, "absolute_error", -1),

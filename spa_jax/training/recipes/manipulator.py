@@ -14,12 +14,12 @@ from spa_jax.edits import EditFunction, get_edit
 from spa_jax.manipulators import attributes_of, set_attributes
 from spa_jax.manipulators import manipulator as learned_edit
 from spa_jax.solvers import fold_in
-from spa_jax.training.learner import Learner, Metrics, TrainStep, interleave
-from spa_jax.training.state import NetworkState, TrainState, as_variables
+from spa_jax.training.discriminator import require_discriminator, scores, teach_discriminator
+from spa_jax.training.learner import Learner, Metrics, TrainStep
+from spa_jax.training.state import TrainState, as_variables
 from spa_jax.types import Images, Keys, Values
 from spa_jax.validation import require_number
 
-DISCRIMINATOR = "discriminator"
 _NOISE, _TARGET, _KNOWN, _CYCLE = 0, 1, 2, 3
 _LEAST_VARIANCE = 0.02
 
@@ -125,8 +125,8 @@ def manipulator(
     require_number("cycle_noise", cycle_noise, "0 or larger", lambda value: value >= 0)
     require_number("span", span, "larger than 0", lambda value: value > 0)
     known = _known_edits(learner, known_edits or {})
-    if patch_weight and DISCRIMINATOR not in learner.networks:
-        raise ValueError(f"patch_weight={patch_weight!r} needs networks={{'{DISCRIMINATOR}': ...}} in the config")
+    if patch_weight:
+        require_discriminator(learner, "patch_weight", patch_weight)
 
     def train_step(state: TrainState, batch: Mapping[str, Any], key: Any) -> tuple[TrainState, Metrics]:
         examples = learner.examples(state, batch, key)
@@ -143,7 +143,7 @@ def manipulator(
             if known:
                 terms["known"] = drawn.only_known * _squares(seen.edited - _known_images(net, drawn, seen, known))
             if weights.patch:
-                terms["patch"] = -_scores(learner, state.networks[DISCRIMINATOR], seen.edited)
+                terms["patch"] = -scores(learner, state, seen.edited)
             shared = {name: average(term) for name, term in terms.items()}
             value = sum(getattr(weights, name) * term for name, term in shared.items())
             return value, (state.batch_stats, shared)
@@ -152,7 +152,7 @@ def manipulator(
         if not weights.patch:
             return after, metrics
         edited = _seen(_Net(learner.model, state.training_variables()), drawn, known).edited
-        return _teach_discriminator(learner, after, x, edited, average), metrics
+        return teach_discriminator(learner, after, x, edited, examples.weight), metrics
 
     return train_step
 
@@ -266,33 +266,6 @@ def _known_images(net: _Net, drawn: Drawn, seen: Seen, known: Known) -> Images:
     for index, edit in known:
         images = jax.vmap(edit)(images, moved[:, index])
     return images
-
-
-# --- the discriminator ----------------------------------------------------------------------------------------------
-
-
-def _scores(learner: Learner, network: NetworkState, images: Images) -> Values:
-    """The mean score of each image's patches; larger looks more real."""
-    model = learner.networks[DISCRIMINATOR].model
-    scores: Any = model.apply(network.variables(), images, train=False)
-    return jnp.mean(scores, axis=(1, 2))
-
-
-def _teach_discriminator(learner: Learner, state: TrainState, real: Images, fake: Images, average: Any) -> TrainState:
-    """One update of the discriminator by the hinge loss (Lim & Ye 2017)."""
-    network = state.networks[DISCRIMINATOR]
-    model = learner.networks[DISCRIMINATOR].model
-
-    def loss(params: Any) -> Any:
-        variables = as_variables(params, network.batch_stats)
-        scores, updates = model.apply(variables, interleave(real, fake), train=True, mutable=["batch_stats"])
-        real_scores, fake_scores = scores[::2], scores[1::2]
-        hinges = jax.nn.relu(1 - real_scores) + jax.nn.relu(1 + fake_scores)
-        return average(jnp.mean(hinges, axis=(1, 2))), updates.get("batch_stats", network.batch_stats)
-
-    gradient, batch_stats = jax.grad(loss, has_aux=True)(network.params)
-    taught = learner.networks[DISCRIMINATOR].descend(network, learner.total(gradient), batch_stats)
-    return state.replace(networks=state.networks | {DISCRIMINATOR: taught})
 
 
 # --- model selection ------------------------------------------------------------------------------------------------
