@@ -86,7 +86,8 @@ def load_part(workdir: str | os.PathLike, model: str, network: str | None = None
 
     Returns:
         A manipulator as an edit for `spa_jax.attribute`; a noise generator as a function from the radius to a space,
-        as `spa_jax.spa` takes it for `noise`; a classifier as a victim; a regressor as a function of keys and images.
+        as `spa_jax.spa` takes it for `noise`; a purifier as a function from a transform, by default its own, to a
+        purifier; a classifier as a victim; a regressor as a function of keys and images.
 
     Raises:
         CheckpointError: the run does not exist, or its checkpoints are damaged.
