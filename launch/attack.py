@@ -16,8 +16,9 @@ from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.export import export_attack, export_universal
 from spa_jax.parallel import data_mesh
 from spa_jax.runs import launching
-from spa_jax.runs.experiment import check_config, load_data, universal_specs, variants
-from spa_jax.runs.reporting import crafting_split, load_parts, load_victim
+from spa_jax.runs.experiment import check_config, load_data, universal_specs
+from spa_jax.runs.reporting import crafting_split
+from spa_jax.runs.victims import Lineup
 
 flags.adopt_module_key_flags(launching)
 CONFIG = launching.define_flags()
@@ -25,7 +26,7 @@ ATTACK = flags.DEFINE_string(
     "attack", None, "Name of an attack in config.evaluation, of `attacks` or `universal.attacks`.", required=True
 )
 TARGET = flags.DEFINE_integer("target", None, "The class that a universal attack is to lead to (default: none).")
-MODEL = flags.DEFINE_string("model", None, "Which of the config's models, itself or a baseline (default: itself).")
+MODEL = flags.DEFINE_string("model", None, "Which of the config's models or victims (default: the model itself).")
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which images.")
 OUTPUT = launching.define_path("output", None, "The .npz file to write.", required=True)
 
@@ -33,21 +34,21 @@ OUTPUT = launching.define_path("output", None, "The .npz file to write.", requir
 def main() -> None:
     """Load, attack, store."""
     config = check_config(launching.config_value(CONFIG))
-    models = variants(config)
+    dataset, mesh = load_data(config), data_mesh()
+    lineup = Lineup(config, Path(flags.FLAGS.workdir), dataset, mesh)
     model = MODEL.value or config["name"]
     attacks = {**universal_specs(config), **config["evaluation"]["attacks"]}
-    for kind, name, valid in (("model", model, models), ("attack", ATTACK.value, attacks)):
+    for kind, name, valid in (("model", model, lineup.names), ("attack", ATTACK.value, attacks)):
         if name not in valid:
             raise ConfigError(f"--{kind}={name!r} is not in the config{suggest(name, valid)}")
-    dataset, mesh, workdir = load_data(config), data_mesh(), Path(flags.FLAGS.workdir)
-    victim = load_victim(models[model], workdir, dataset, mesh)
-    spec, key = attacks[ATTACK.value], jax.random.key(config["seed"])
+    victim, key = lineup.victim(model), jax.random.key(config["seed"])
+    spec = attacks[ATTACK.value]
     if ATTACK.value not in config["evaluation"]["attacks"]:
         print(_craft(config, victim, dataset, attack_from_config(spec), key, mesh))
         return
     if TARGET.value is not None:
         raise ConfigError(f"--target={TARGET.value}: only universal attacks are stored with a target")
-    attack = attack_from_config(spec, load_parts(models[model], spec, models, workdir, mesh))
+    attack = lineup.attacks(model, {ATTACK.value: spec})[ATTACK.value]
     found = export_attack(
         victim,
         getattr(dataset, SPLIT.value),

@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spa_jax.attacks.base import PureAttack
-from spa_jax.attacks.combinators import in_chunks, restarts
+from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
 from spa_jax.attacks.crafted import crafted_on
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
 from spa_jax.attacks.universal import cb_uap, deepfool_uap, uap
-from spa_jax.configuration import build, check_spec
+from spa_jax.configuration import build, check_keys, check_spec, named
 from spa_jax.errors import ConfigError, shown, suggest
 from spa_jax.spaces.attribute import attribute
 from spa_jax.spaces.generated import generated_noise
+from spa_jax.types import Victim
+from spa_jax.victims.catalogue import check_victim
 
 ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
     "fgsm": fgsm,
@@ -39,7 +41,19 @@ _GIVEN = ("model", "variables", "radius")
 _COMBINED: Mapping[str, Any] = {"restarts": 1, "at_once": 1, "chunk_size": None, "levels": None, "crafted_on": None}
 
 
-def attack_from_config(spec: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> PureAttack:
+_OF_ATTACKS: Mapping[str, Mapping[str, Any]] = {
+    "crafted_on": {"attack": str | Mapping, "victim": str | Mapping},
+    "worst_of": {"attacks": tuple | list},
+}
+"""What is made of other attacks, by the keys that it has."""
+_NAMES = {**ATTACKS, "crafted_on": crafted_on, "worst_of": worst_of}
+
+
+def attack_from_config(
+    spec: Mapping[str, Any],
+    parts: Mapping[str, Any] | None = None,
+    surrogate: Callable[[Any], Victim] | None = None,
+) -> PureAttack:
     """An attack from plain data: a preset's name and arguments.
 
     Every preset also takes `restarts`, `at_once` (as in `restarts`), `chunk_size` (as `size` in `in_chunks`) and
@@ -49,20 +63,60 @@ def attack_from_config(spec: Mapping[str, Any], parts: Mapping[str, Any] | None 
     Learned parts are named by `{"part": NAME}`: as an `edit`, or among the `attributes`, with their `low` and `high`
     and optionally the `names` of the manipulator's attributes to move; as `noise`, with options of `generated_noise`.
 
+    Attacks are made of attacks by `{"name": "worst_of", "attacks": [...]}`, and by `{"name": "crafted_on",
+    "attack": {...}, "victim": {...}}`, whose surrogate is a victim as `spa_jax.victims.victim_from_config` takes it.
+
     Args:
         spec: `{"name": "pgd", "radius": 8/255, ...}`.
         parts: the learned parts by name: manipulators, and functions from a radius to a space of generated noise.
+        surrogate: from a victim of a config to the victim, for `crafted_on`.
 
     Raises:
         ConfigError: an unknown name or key, or a wrong type, named with the valid ones; a part that is not there.
         ValueError: a number out of range.
     """
     options = _with_parts(spec, parts or {})
-    repeats, at_once, chunk_size, levels, surrogate = (options.pop(*entry) for entry in _COMBINED.items())
-    attack = build(ATTACKS, options, "attack")
+    repeats, at_once, chunk_size, levels, other = (options.pop(*entry) for entry in _COMBINED.items())
+    attack = _of_attacks(options, parts, surrogate) or build(ATTACKS, options, "attack")
     attack = restarts(attack if levels is None else attack.rounded(levels), repeats, at_once)
-    attack = attack if surrogate is None else crafted_on(attack, surrogate)
+    attack = attack if other is None else crafted_on(attack, other)
     return attack if chunk_size is None else in_chunks(attack, chunk_size)
+
+
+def _of_attacks(options: Mapping[str, Any], parts: Any, surrogate: Any) -> PureAttack | None:
+    if options.get("name") not in _OF_ATTACKS:
+        return None
+    _check_of_attacks(options, "attack")
+    members = [attack_from_config(named(own), parts, surrogate) for own in _members(options)]
+    if options["name"] == "worst_of":
+        return worst_of(*members)
+    if surrogate is None:
+        raise ConfigError("attack.name='crafted_on' takes its surrogate from a run: it belongs to evaluation.attacks")
+    return crafted_on(members[0], surrogate(options["victim"]))
+
+
+def _check_of_attacks(options: Mapping[str, Any], path: str) -> None:
+    check_keys(options, {"name": str, **_OF_ATTACKS[options["name"]]}, path)
+
+
+def _members(spec: Mapping[str, Any]) -> list[Any]:
+    """The attacks that one of `_OF_ATTACKS` is made of."""
+    return list(spec["attacks"]) if spec["name"] == "worst_of" else [spec["attack"]]
+
+
+def simple_specs(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The presets that a checked attack is made of, or itself."""
+    if spec["name"] not in _OF_ATTACKS:
+        return [spec]
+    return [simple for own in _members(spec) for simple in simple_specs(named(own))]
+
+
+def surrogates(spec: Mapping[str, Any]) -> list[Any]:
+    """The victims that a checked attack is crafted on."""
+    if spec["name"] not in _OF_ATTACKS:
+        return []
+    own = [spec["victim"]] if spec["name"] == "crafted_on" else []
+    return own + [victim for member in _members(spec) for victim in surrogates(named(member))]
 
 
 def check_attack(spec: Mapping[str, Any], path: str = "attack") -> None:
@@ -77,7 +131,14 @@ def check_attack(spec: Mapping[str, Any], path: str = "attack") -> None:
     """
     options = _with_parts(spec, None) if isinstance(spec, Mapping) else {}
     own = {key: value for key, value in options.items() if key not in _COMBINED}
-    check_spec(ATTACKS, own or spec, "attack", path)
+    if own.get("name") in _OF_ATTACKS:
+        _check_of_attacks(own, path)
+        for member in _members(own):
+            check_attack(named(member), f"{path}.{'attacks' if 'attacks' in own else 'attack'}")
+        if "victim" in own:
+            check_victim(own["victim"], f"{path}.victim")
+        return
+    check_spec(_NAMES, own or spec, "attack", path)
     if not part_names(spec):
         try:
             attack_from_config(spec)
@@ -87,7 +148,7 @@ def check_attack(spec: Mapping[str, Any], path: str = "attack") -> None:
 
 def takes(spec: Mapping[str, Any], argument: str) -> bool:
     """Whether the preset that a checked attack names has an argument of that name."""
-    return argument in inspect.signature(ATTACKS[spec["name"]]).parameters
+    return spec["name"] in ATTACKS and argument in inspect.signature(ATTACKS[spec["name"]]).parameters
 
 
 def _with_parts(spec: Mapping[str, Any], parts: Mapping[str, Any] | None) -> dict[str, Any]:

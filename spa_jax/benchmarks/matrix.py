@@ -12,6 +12,7 @@ import numpy as np
 from spa_jax.benchmarks.heat_map import heat_map_png
 from spa_jax.benchmarks.speed import Row
 from spa_jax.configuration import check_keys, freeze
+from spa_jax.data.types import Dataset
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.files import write_files
@@ -19,9 +20,10 @@ from spa_jax.evaluation.records import ModelReport, Proportion
 from spa_jax.evaluation.universal import UniversalRecord, worst_record
 from spa_jax.parallel import data_mesh
 from spa_jax.runs.checkpoints import prepare_workdir
-from spa_jax.runs.experiment import LoadData, check_config, classifies, evaluation_attacks, variants
+from spa_jax.runs.experiment import check_config, classifies, variants
 from spa_jax.runs.loop import train_models
-from spa_jax.runs.reporting import craft_universal, load_parts, load_victim, test_split
+from spa_jax.runs.reporting import craft_universal, test_split
+from spa_jax.runs.victims import Lineup
 
 MATRIX_SCHEMA: Mapping[str, Any] = {"experiment": Mapping, "seeds": tuple | list, "panels": Mapping | None}
 _PANEL_SCHEMA: Mapping[str, Any] = {"attacks": Mapping, "models": tuple | list}
@@ -41,13 +43,14 @@ def check_matrix(section: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     if not section["seeds"]:
         raise ConfigError("config.matrix.seeds=() must hold at least one seed")
     config = check_config({**section["experiment"], "data": data})
-    models = [name for name, variant in variants(config).items() if classifies(variant)]
+    models = [*(name for name, variant in variants(config).items() if classifies(variant)), *(config["victims"] or {})]
     for name, panel in _panels(section).items():
         check_keys(panel, _PANEL_SCHEMA, f"config.matrix.panels.{name}")
         for model in panel["models"]:
             if model not in models:
+                hint = suggest(model, models)
                 raise ConfigError(
-                    f"config.matrix.panels.{name}.models: {model!r} is not a classifier{suggest(model, models)}"
+                    f"config.matrix.panels.{name}.models: {model!r} is neither a classifier nor a victim{hint}"
                 )
         check_config(_judged_by(config, panel["attacks"]))
 
@@ -100,23 +103,26 @@ def _judge_seed(
     config: Mapping[str, Any], panels: Mapping[str, Any], workdir: Path
 ) -> Iterator[tuple[str, str, dict[str, tuple[float, int]]]]:
     """Panel, model, and for each attack the accuracy and the number of images."""
-    models, load = train_models(config, prepare_workdir(workdir))
+    _, load = train_models(config, prepare_workdir(workdir))
+    lineup = Lineup(config, workdir, load(config), data_mesh(), load)
     for panel, settings in panels.items():
-        chosen = [name for name, variant in models.items() if classifies(variant)]
-        for name in chosen if settings is None else settings["models"]:
-            variant = models[name] if settings is None else _judged_by(models[name], settings["attacks"])
-            yield panel, name, _judge_once(variant, models, load, workdir, panel)
+        for name in lineup.names if settings is None else settings["models"]:
+            variant = lineup.config(name)
+            judged = variant if settings is None else _judged_by(variant, settings["attacks"])
+            yield panel, name, _judge_once(judged, name, lineup, load(config), workdir, panel)
 
 
 def _judge_once(
-    config: Mapping[str, Any], models: Mapping[str, Any], load: LoadData, workdir: Path, panel: str
+    config: Mapping[str, Any], name: str, lineup: Lineup, dataset: Dataset, workdir: Path, panel: str
 ) -> dict[str, tuple[float, int]]:
-    """The judgement of a model, read where it was made before with the same attacks."""
-    path = workdir / config["name"] / f"{panel}.json"
+    """The judgement of a model or victim, read where it was made before with the same attacks."""
+    path = workdir / name / f"{panel}.json"
     asked = freeze({"evaluation": config["evaluation"], "parts": config.get("parts")})
+    if config["victims"]:
+        asked |= {"victims": freeze(config["victims"])}
     if path.exists() and (stored := json.loads(path.read_text()))["asked"] == asked:
         return {name: tuple(value) for name, value in stored["accuracies"].items()}
-    report, universal = _judge(config, models, load, workdir)
+    report, universal = _judge(config, name, lineup, dataset)
     conditions = with_universal(report, universal)
     accuracies = {name: (share.value, share.total) for name, share in conditions.items()}
     seconds = {name: record.seconds for name, record in report.attacks.items()}
@@ -128,14 +134,12 @@ def _judge_once(
 
 
 def _judge(
-    config: Mapping[str, Any], models: Mapping[str, Any], load: LoadData, workdir: Path
+    config: Mapping[str, Any], name: str, lineup: Lineup, dataset: Dataset
 ) -> tuple[ModelReport, Mapping[str, Sequence[UniversalRecord]]]:
-    settings, mesh, dataset = config["evaluation"], data_mesh(), load(config)
-    split = test_split(config, dataset)
-    attacks = evaluation_attacks(config, load_parts(config, settings["attacks"], models, workdir, mesh, load))
-    victim = load_victim(config, workdir, dataset, mesh)
+    settings, split, victim = config["evaluation"], test_split(config, dataset), lineup.victim(name)
     key = jax.random.fold_in(jax.random.key(config["seed"]), _EVALUATE)
-    common: dict[str, Any] = {"key": key, "batch_size": settings["batch_size"], "mesh": mesh}
+    common: dict[str, Any] = {"key": key, "batch_size": settings["batch_size"], "mesh": lineup.mesh}
+    attacks = lineup.attacks(name, settings["attacks"])
     report = evaluate(victim, split, attacks, survivors_only=False, sanity=False, **common)
     if not settings["universal"]:
         return report, {}

@@ -14,13 +14,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spa_jax.attacks import PureAttack, attack_from_config
-from spa_jax.attacks.catalogue import check_attack, part_names, takes
+from spa_jax.attacks.catalogue import check_attack, part_names, simple_specs, surrogates, takes
 from spa_jax.configuration import build, check_spec, freeze
 from spa_jax.data import Augmentation, Dataset, load_dataset, steps_per_epoch
 from spa_jax.errors import ConfigError, listed, suggest
 from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.models import abstract_variables, create_model
 from spa_jax.parallel import check_divisible
+from spa_jax.runs.composed import check_victims
 from spa_jax.runs.parts import TrainedPart, check_parts, stored_config
 from spa_jax.runs.settings import check_model_name, complete
 from spa_jax.training.learner import Learner
@@ -29,7 +30,7 @@ from spa_jax.training.optimizers import OPTIMIZERS, SCHEDULES
 from spa_jax.training.placement import Engine, make_engine
 from spa_jax.training.recipes import STEPS, Start, Validation, becomes, options_of
 from spa_jax.training.weight_perturbation import WeightPerturbation
-from spa_jax.types import Example
+from spa_jax.types import Example, Victim
 from spa_jax.validation import require_classes
 
 _CARRIED = 4
@@ -38,7 +39,7 @@ _OTHER = {True: "evaluation.attacks", False: "evaluation.universal.attacks"}
 LoadData = Callable[[Mapping[str, Any]], Dataset]
 """From a config to its data."""
 
-MAY_CHANGE = ("data.data_dir", "evaluation", "baselines")
+MAY_CHANGE = ("data.data_dir", "evaluation", "victims", "baselines")
 """What may differ between a checkpoint's config and the config that goes on from it."""
 
 
@@ -53,11 +54,13 @@ def check_config(config: Any) -> dict[str, Any]:
     """
     config = freeze(config)
     models = variants(config)
+    classifiers = [name for name, model in models.items() if classifies(model)]
     *others, own = models
     for name in (own, *others):  # what a baseline has from the config is named there
         path = "config" if name == own else f"config.baselines[{name}]"
         _check_sections(models[name], path)
         check_parts(models[name], models, path)
+        check_victims(models[name], models, classifiers, path)
     source = (models[own]["evaluation"]["universal"] or {}).get("transfer_from")
     if source is not None and source not in others:
         hint = suggest(source, others)
@@ -74,6 +77,8 @@ def _check_sections(config: Mapping[str, Any], path: str) -> None:
     check_spec({"normalization": _Normalization}, _options(config, "normalization"), "normalization", path)
     for key, spec in attack_specs(config).items():
         check_attack(spec, f"{path}.{key}")
+        if surrogates(spec) and not key.startswith("evaluation.attacks."):
+            raise ConfigError(f"{path}.{key} is crafted on a surrogate: this belongs to evaluation.attacks")
     _check_judgement(config, f"{path}.evaluation")
 
 
@@ -90,9 +95,12 @@ def _check_judgement(config: Mapping[str, Any], path: str) -> None:
         ("universal.attacks", universal_specs(config), True),
     ):
         for name, spec in attacks.items():
-            if not part_names(spec) and attack_from_config(spec).shared != is_shared:
-                rule = "share its variables over all images" if is_shared else "have variables for each image"
-                raise ConfigError(f"{path}.{key}.{name} must {rule}: {spec['name']!r} belongs to {_OTHER[is_shared]}")
+            for simple in simple_specs(spec):
+                if not part_names(simple) and attack_from_config(simple).shared != is_shared:
+                    rule = "share its variables over all images" if is_shared else "have variables for each image"
+                    raise ConfigError(
+                        f"{path}.{key}.{name} must {rule}: {simple['name']!r} belongs to {_OTHER[is_shared]}"
+                    )
     if classifies(config) and section["select_by"] == "robust" and selection_attack(config) is None:
         raise ConfigError(f"{path}.select_by='robust' needs a selection_attack, or a recipe with an attack")
     curve = section["radius_attack"]
@@ -185,9 +193,14 @@ def data_loader() -> LoadData:
     return load
 
 
-def evaluation_attacks(config: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> dict[str, PureAttack]:
-    """The attacks of the report, by the names the config gives them, made of the given parts."""
-    return {name: attack_from_config(spec, parts) for name, spec in config["evaluation"]["attacks"].items()}
+def evaluation_attacks(
+    config: Mapping[str, Any],
+    parts: Mapping[str, Any] | None = None,
+    surrogate: Callable[[Any], Victim] | None = None,
+) -> dict[str, PureAttack]:
+    """The attacks of the report, by the names the config gives them, made of the given parts and surrogates."""
+    specs = config["evaluation"]["attacks"]
+    return {name: attack_from_config(spec, parts, surrogate) for name, spec in specs.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,7 +429,8 @@ def _check_attacks(
     for name, network in learner.networks.items():
         abstract[name] = abstract_variables(network.model, image_shape)
     num_classes = config["model"].get("num_classes", dataset.num_classes) if classifies(config) else None
-    for key, spec in attack_specs(config).items():
+    simple = [(key, own) for key, spec in attack_specs(config).items() for own in simple_specs(spec)]
+    for key, spec in simple:
         needed = part_names(spec)
         if needed <= set(builders):
             own = {name: abstract[name] for name in needed}

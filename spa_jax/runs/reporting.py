@@ -9,14 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from spa_jax.attacks import PureAttack, attack_from_config
-from spa_jax.attacks.catalogue import part_names
-from spa_jax.configuration import diff
 from spa_jax.data.types import Dataset, Examples
 from spa_jax.edits import EDITS
-from spa_jax.errors import ConfigError
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
 from spa_jax.evaluation.manipulation import evaluate_manipulator
@@ -33,47 +30,17 @@ from spa_jax.models import abstract_variables
 from spa_jax.parallel import data_mesh
 from spa_jax.runs.experiment import (
     LoadData,
-    classifies,
-    evaluation_attacks,
-    find_parts,
-    load_data,
     make_learner,
     universal_specs,
-    variants,
 )
 from spa_jax.runs.parts import load_model, stored_config
 from spa_jax.runs.training_examples import judge_training_examples
-from spa_jax.training.learner import Learner
+from spa_jax.runs.victims import Lineup, everywhere, load_parts
 from spa_jax.training.recipes import becomes
 from spa_jax.types import Victim
-from spa_jax.victims import classifier
 
 _REPORT = 3
 _CURVE_EXAMPLES = 1000
-
-
-def load_victim(config: Mapping[str, Any], workdir: Path, dataset: Dataset, mesh: Mesh) -> Victim:
-    """The best checkpoint of one model, with its averaged weights where it has any, as a victim.
-
-    Raises:
-        CheckpointError: there is none, or it does not fit the data.
-        ConfigError: it is of another network or normalisation than the config's; the message names the difference.
-    """
-    directory, learner = workdir / config["name"], make_learner(config, dataset)
-    stored = stored_config(directory)
-    trained = make_learner(stored, dataset)
-    changed = diff(_network_of(trained, stored), _network_of(learner, config))
-    if changed:
-        raise ConfigError(f"{directory} was trained as another network (stored -> config): {'; '.join(changed)}")
-    variables = load_model(directory, _everywhere(mesh), abstract_variables(learner.model, dataset.image_shape))
-    return classifier(learner.model, variables, learner.mean, learner.std)
-
-
-def _network_of(learner: Learner, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a network computes, but for its precision."""
-    fields = [field.name for field in dataclasses.fields(learner.model)]
-    options = {name: getattr(learner.model, name) for name in fields if name not in ("parent", "name", "dtype")}
-    return {"model": {"name": config["model"]["name"], **options}, "normalization": config["normalization"]}
 
 
 def load_part(workdir: str | os.PathLike, model: str, network: str | None = None) -> Any:
@@ -98,27 +65,6 @@ def load_part(workdir: str | os.PathLike, model: str, network: str | None = None
     return load_parts({**config, "parts": {model: entry}}, {"part": model}, {}, Path(workdir), data_mesh())[model]
 
 
-def load_parts(
-    config: Mapping[str, Any],
-    wanted: Any,
-    models: Mapping[str, Any],
-    workdir: Path,
-    mesh: Mesh,
-    load: LoadData = load_data,
-) -> dict[str, Any]:
-    """The parts that a section of a config uses, such as the attacks of an evaluation.
-
-    Raises:
-        CheckpointError: one of them was not trained.
-    """
-    found = find_parts(config, part_names(wanted), models, workdir, load)
-    return {name: part.build(part.load(_everywhere(mesh))) for name, part in found.items()}
-
-
-def _everywhere(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
-
-
 def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh: Mesh) -> str:
     """Judge every model of a config on the test split and write `report/` in the run's directory.
 
@@ -134,28 +80,27 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
     Returns:
         The tables as text.
     """
-    everyone, dataset = variants(config), load(config)
+    dataset = load(config)
     split = test_split(config, dataset)
+    lineup = Lineup(config, workdir, dataset, mesh, load)
     models: dict[str, ModelReport] = {}
     sheets: dict[str, Sheet] = {}
     universal: dict[str, UniversalFindings] = {}
     training: dict[str, dict[str, TrainingExamplesRecord]] = {}
     with _progress() as show:
-        for name, variant in everyone.items():
-            if classifies(variant):
-                show(name)
-                wanted = [variant["evaluation"][key] for key in ("attacks", "training_examples")]
-                parts = load_parts(variant, wanted, everyone, workdir, mesh, load)
-                victim = load_victim(variant, workdir, dataset, mesh)
-                models[name], sheet = _judge(variant, parts, victim, split, mesh, show)
-                sheets |= {name: sheet} if sheet else {}
-                common = _common(variant, mesh) | {"on_batch": show.batch}
-                if variant["evaluation"]["universal"]:
-                    other = universal.get(variant["evaluation"]["universal"]["transfer_from"])
-                    universal[name] = craft_universal(variant, victim, dataset, split, common, other)
-                if variant["evaluation"]["training_examples"]:
-                    training[name] = judge_training_examples(variant, parts, victim, dataset, common)
-    written = [_report_manipulator(variant, everyone, workdir, mesh, load) for variant in _manipulators(everyone)]
+        for name in lineup.names:
+            show(name)
+            own, victim = lineup.config(name), lineup.victim(name)
+            models[name], sheet = _judge(lineup, name, victim, split, mesh, show)
+            sheets |= {name: sheet} if sheet else {}
+            settings, common = own["evaluation"], _common(own, mesh) | {"on_batch": show.batch}
+            if settings["universal"]:
+                other = universal.get(settings["universal"]["transfer_from"])
+                universal[name] = craft_universal(own, victim, dataset, split, common, other)
+            if settings["training_examples"] and name in lineup.models:
+                parts = lineup.parts(own, settings["training_examples"])
+                training[name] = judge_training_examples(own, parts, victim, dataset, common)
+    written = [_report_manipulator(own, lineup, workdir, mesh, load) for own in _manipulators(lineup.models)]
     if models:
         written.append(_write(config, workdir / "report", dataset, models, sheets))
     if universal and jax.process_index() == 0:
@@ -178,17 +123,17 @@ def _common(config: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
 
 
 def _judge(
-    config: Mapping[str, Any],
-    parts: Mapping[str, Any],
+    lineup: Lineup,
+    name: str,
     victim: Victim,
     split: Examples,
     mesh: Mesh,
     show: "_Shown",
 ) -> tuple[ModelReport, Sheet | None]:
+    config, attacks = lineup.config(name), lineup.attacks(name)
     settings, common = config["evaluation"], _common(config, mesh)
-    attacks = evaluation_attacks(config, parts)
     report = evaluate(victim, split, attacks, survivors_only=settings["survivors_only"], on_batch=show.batch, **common)
-    curves = _curves(config, parts, victim, evenly_spaced(split, _CURVE_EXAMPLES), common)
+    curves = _curves(lineup, name, victim, evenly_spaced(split, _CURVE_EXAMPLES), common)
     report = dataclasses.replace(report, curves=curves)
     if not attacks:
         return report, None
@@ -247,20 +192,14 @@ def _manipulators(models: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, 
     return [model for model in asked if model["recipe"]["name"] == "manipulator"]
 
 
-def _report_manipulator(
-    config: Mapping[str, Any],
-    models: Mapping[str, Any],
-    workdir: Path,
-    mesh: Mesh,
-    load: LoadData,
-) -> str:
+def _report_manipulator(config: Mapping[str, Any], lineup: Lineup, workdir: Path, mesh: Mesh, load: LoadData) -> str:
     """Judge a manipulator by the regressor and the classifier that its config names."""
     settings, dataset = config["evaluation"]["manipulation"], load(config)
-    judges = load_parts(config, settings, models, workdir, mesh, load)
+    judges = lineup.parts(config, settings)
     learner = make_learner(config, dataset)
     build = becomes(config["recipe"], None, learner.model, learner.mean, learner.std)
     abstract = abstract_variables(learner.model, dataset.image_shape)
-    edit = build(load_model(workdir / config["name"], _everywhere(mesh), abstract))
+    edit = build(load_model(workdir / config["name"], everywhere(mesh), abstract))
     report = evaluate_manipulator(
         edit,
         test_split(config, dataset),
@@ -279,25 +218,19 @@ def _report_manipulator(
     )
 
 
-def _curves(
-    config: Mapping[str, Any],
-    parts: Mapping[str, Any],
-    victim: Victim,
-    split: Examples,
-    common: Mapping[str, Any],
-) -> list[Curve]:
-    settings = config["evaluation"]
+def _curves(lineup: Lineup, name: str, victim: Victim, split: Examples, common: Mapping[str, Any]) -> list[Curve]:
+    settings = lineup.config(name)["evaluation"]
     curves = []
     if settings["radii"] and settings["radius_attack"]:
-        name = settings["radius_attack"]
-        spec = settings["attacks"][name]
+        attack = settings["radius_attack"]
+        spec = settings["attacks"][attack]
 
         def attack_at(radius: float) -> PureAttack:
-            return attack_from_config(spec | {"radius": radius}, parts)
+            return lineup.attacks(name, {attack: spec | {"radius": radius}})[attack]
 
-        curves.append(accuracy_by_radius(victim, split, attack_at, settings["radii"], name=name, **common))
+        curves.append(accuracy_by_radius(victim, split, attack_at, settings["radii"], name=attack, **common))
     if settings["attribute_points"]:
-        for edit, values in _attribute_values(evaluation_attacks(config, parts), settings["attribute_points"]).items():
+        for edit, values in _attribute_values(lineup.attacks(name), settings["attribute_points"]).items():
             curves.append(accuracy_by_attribute(victim, split, edit, values, **common))
     return curves
 

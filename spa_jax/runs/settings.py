@@ -42,6 +42,8 @@ class Settings:
         evaluation: see `Evaluation`.
         networks: networks that the recipe trains beside the model by name, each a `NetworkSettings`.
         parts: networks trained before that attacks are made of by name, each a `Part`.
+        victims: what is judged beside the models by name: defences made of them and of parts, each as
+            `spa_jax.victims.victim_from_config` takes it; one that is None is left out.
         baselines: further models to train and to compare, each its `name` and what differs from this config. A mapping
             with a `name` replaces the config's, one without is merged into it; a network that is None is left out.
 
@@ -62,6 +64,7 @@ class Settings:
     evaluation: Mapping = dataclasses.field(default_factory=dict)
     networks: Mapping | None = None
     parts: Mapping | None = None
+    victims: Mapping | None = None
     baselines: tuple | list | None = ()
 
     def __post_init__(self) -> None:
@@ -325,6 +328,7 @@ def complete(config: Any, path: str = "config") -> dict[str, Any]:
     full["evaluation"] = _complete_evaluation(full["evaluation"], f"{path}.evaluation")
     full["networks"] = _each(_complete_network, full["networks"], f"{path}.networks")
     full["parts"] = _each(_complete_part, full["parts"], f"{path}.parts")
+    full["victims"] = _each(lambda spec, path: named(spec), full["victims"], f"{path}.victims")
     return full
 
 

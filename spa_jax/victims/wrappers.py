@@ -4,6 +4,7 @@ A victim is any function from images [b, h, w, c] in [0, 1] to logits [b, k]; `r
 `(keys, images)`, one key an image. So do purifiers, from images to images.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -195,3 +196,18 @@ def straight_through(purifier: Callable[..., Any]) -> Any:
     A defence with a purifier is judged with its full gradient and with this one, and the worst is reported.
     """
     return _StraightThrough(purifier)
+
+
+def bypassed(victim: Any) -> Any:
+    """The same victim with every purifier in it straight through, however it is wrapped: the surrogate of BPDA.
+
+    `crafted_on(attack, eot(bypassed(victim), n))` is that attack with the mean over draws. A victim without purifiers
+    stays as it is.
+    """
+    inner = getattr(victim, "victim", None)
+    if inner is None or not dataclasses.is_dataclass(victim):
+        return victim
+    changes = {"victim": bypassed(inner)}
+    if isinstance(victim, _Purified) and not isinstance(victim.purifier, _StraightThrough):
+        changes["purifier"] = straight_through(victim.purifier)
+    return dataclasses.replace(victim, **changes)

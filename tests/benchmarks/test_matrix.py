@@ -104,7 +104,10 @@ def test_the_interval_adds_the_spread_over_seeds_to_that_over_images():
     [
         ({"seeds": ()}, "seeds=.* must hold at least one"),
         ({"panel": {}}, "config.matrix.panel is unknown"),
-        ({"panels": {"a": {"attacks": {"x": PGD}, "models": ("tinny",)}}}, "'tinny' is not a classifier.*'tiny'"),
+        (
+            {"panels": {"a": {"attacks": {"x": PGD}, "models": ("tinny",)}}},
+            "'tinny' is neither a classifier nor a victim.*'tiny'",
+        ),
         (
             {"panels": {"a": {"attacks": {"x": PGD | {"step": 1}}, "models": ()}}},
             "attack.*step is unknown|step is unknown",
