@@ -182,7 +182,7 @@ def _warp(displacement: Any, image: Any) -> Any:
     offsets = jnp.stack(grid).reshape(2, height * width)
     moved = jnp.matmul(displacement, offsets, precision=jax.lax.Precision.HIGHEST)
     down, right = moved.reshape(2, height, width)
-    return _sample(image, down, right)
+    return displaced(image, down, right)
 
 
 class _Cell(NamedTuple):
@@ -194,13 +194,13 @@ class _Cell(NamedTuple):
 
 
 @jax.custom_jvp
-def _sample(image: Any, down: Any, right: Any) -> Any:
-    """The image read bilinearly `down` and `right` [h, w] of every pixel."""
+def displaced(image: Any, down: Any, right: Any) -> Any:
+    """The image [h, w, c] read bilinearly `down` and `right` [h, w] of every pixel, in pixels; 0 outside of it."""
     return _interpolate(image, _locate(image, down, right))
 
 
-@functools.partial(_sample.defjvp, symbolic_zeros=True)
-def _sample_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
+@functools.partial(displaced.defjvp, symbolic_zeros=True)
+def _displaced_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     """Autodiff's derivative, but for pixels that stay in place, where slopes on both sides count, and for its speed.
 
     Slopes are read from images of differences, in two reads instead of four. Channels are taken one by one, so that the

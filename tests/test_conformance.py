@@ -15,7 +15,7 @@ from spa_jax import attribute, cb_uap, chain, deepfool_uap, make_attack, uap
 from spa_jax.edits import rotate
 from spa_jax.losses import margin
 from spa_jax.solvers import apgd, grid, l1_apgd, projected_gradient, random_search, shared_mask
-from spa_jax.spaces import l1, l2, latent, linf
+from spa_jax.spaces import flow, l1, l2, latent, linf
 from tests.analytic_victims import ascent, images, labels, linear, margins, strongest, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -84,7 +84,16 @@ def chain_of_attributes():
     return Case(space, linear(W), INNER, Y, margins(W, INNER, Y) + 0.1 * light_gain() + contrast_gain)
 
 
+def flow_case(radius=0.5, rise=0.1):
+    """A ramp to the right: a displacement d changes a pixel by rise * d, but no pixel is read outside of the image."""
+    ramp = jnp.broadcast_to(0.3 + rise * jnp.arange(4.0)[None, None, :, None], (4, 4, 4, 1)).astype(jnp.float32)
+    gain = ascent(W, Y)
+    gain[:, :, 0], gain[:, :, -1] = np.maximum(gain[:, :, 0], 0), np.minimum(gain[:, :, -1], 0)
+    return Case(flow(radius), linear(W), ramp, Y, margins(W, ramp, Y) + radius * rise * np.abs(gain).sum((1, 2, 3)))
+
+
 CASES = {
+    "flow": flow_case(),
     "linf": noise_case("linf", linf(0.3)),
     "l2": noise_case("l2", l2(0.7)),
     "l1": noise_case("l1", l1(1.5)),
@@ -133,6 +142,9 @@ TABLE = [
     ("brightness_then_linf", MASKED, 0.99),
     ("brightness_then_linf", AUTO, 1 - 1e-4),
     ("brightness_then_linf", RANDOM, 0.18),
+    ("flow", GRADIENT, 1 - 1e-4),
+    ("flow", AUTO, 1 - 1e-4),
+    ("flow", RANDOM, 0.1),
     ("brightness_then_contrast", GRADIENT, 1 - 1e-4),
     ("brightness_then_contrast", AUTO, 1 - 1e-4),
     ("brightness_then_contrast", RANDOM, 0.59),

@@ -13,6 +13,7 @@ from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.iterative import AttackState, IterativeAttack, Stage, make_attack, stage
 from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
+from spa_jax.attacks.spatial import stadv
 from spa_jax.attacks.universal import cb_uap, deepfool_uap, uap
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "restarts",
     "spa",
     "spat",
+    "stadv",
     "stage",
     "uap",
     "worst_of",

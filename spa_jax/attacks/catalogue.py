@@ -11,6 +11,7 @@ from spa_jax.attacks.crafted import crafted_on
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
+from spa_jax.attacks.spatial import stadv
 from spa_jax.attacks.universal import cb_uap, deepfool_uap, uap
 from spa_jax.configuration import build, check_keys, check_spec, named
 from spa_jax.errors import ConfigError, shown, suggest
@@ -30,6 +31,7 @@ ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
     "attribute": attribute_attack,
     "noise": noise_attack,
     "spa": spa,
+    "stadv": stadv,
     "uap": uap,
     "cb_uap": cb_uap,
     "deepfool_uap": deepfool_uap,

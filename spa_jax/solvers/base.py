@@ -44,7 +44,7 @@ class Problem:
         return self.predict(self.space.example_keys(keys, len(images)), images)
 
     def evaluate(self, v: Variables, keys: Keys, probe: Any = None) -> Evaluation:
-        """Loss, success and logits of each example.
+        """Loss, less the penalty of the space, success and logits of each example.
 
         An image that is not finite, and logits without an answer (`spa_jax.goals.is_answer`), are not a success.
 
@@ -60,7 +60,10 @@ class Problem:
         nonfinite = broken.astype(jnp.int32) + (~is_answer(logits)).astype(jnp.int32)
         success = self.goal(logits, self.examples) & (nonfinite == 0)
         counted = NonFinite(jnp.zeros_like(nonfinite), nonfinite)
-        return Evaluation(self.loss(logits, self.examples), success, logits, counted)
+        value = self.loss(logits, self.examples)
+        if self.space.penalises:
+            value = value - self.space.penalty(v, self.examples).astype(value.dtype)
+        return Evaluation(value, success, logits, counted)
 
     def climb(self, v: Variables, keys: Keys) -> tuple[Evaluation, Variables]:
         """The evaluation at `v` and the gradient of the loss there, by one forward and one backward pass.

@@ -8,6 +8,7 @@ from spa_jax.spaces.attribute import Attribute, attribute
 from spa_jax.spaces.bank import Bank, bank
 from spa_jax.spaces.base import SpaceBase
 from spa_jax.spaces.chain import Chain, chain
+from spa_jax.spaces.flow import Flow, flow, flow_loss
 from spa_jax.spaces.generated import generated_noise, victim_gradient
 from spa_jax.spaces.latent import Latent, latent
 from spa_jax.spaces.lift import Lifted, per_example, universal
@@ -21,6 +22,7 @@ __all__ = [
     "Attribute",
     "Bank",
     "Chain",
+    "Flow",
     "LInf",
     "Latent",
     "Lifted",
@@ -29,6 +31,8 @@ __all__ = [
     "attribute",
     "bank",
     "chain",
+    "flow",
+    "flow_loss",
     "generated_noise",
     "l1",
     "l2",

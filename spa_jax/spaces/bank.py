@@ -24,6 +24,14 @@ class Bank(SpaceBase):
     def grid_axes(self) -> int:
         return self.size * self.space.grid_axes
 
+    @property
+    def penalises(self) -> bool:
+        return self.space.penalises
+
+    def penalty(self, v: Variables, example: Example | None) -> Any:
+        """That of the set which the example picks."""
+        return self.space.penalty(self._own(v, example), example)
+
     def members(self) -> Mapping[str, Any]:
         return self.space.members()
 
@@ -54,10 +62,13 @@ class Bank(SpaceBase):
         return jax.vmap(self.space.direction)(g)
 
     def apply(self, v: Variables, example: Example) -> Image:
+        return self.space.apply(self._own(v, example), example)
+
+    def _own(self, v: Variables, example: Any) -> Variables:
         index = example.label if self.by == "label" else example.target
         if index is None:
             raise ValueError(f"bank by {self.by!r}: the examples have no {self.by}")
-        return self.space.apply(jax.tree.map(lambda leaf: leaf[index], v), example)
+        return jax.tree.map(lambda leaf: leaf[index], v)
 
 
 def bank(space: Space, size: int, by: str = "label") -> Bank:

@@ -15,10 +15,12 @@ class SpaceBase:
     Attributes:
         name: of its variables where the space is not part of a chain.
         grid_axes: over how many numbers a grid searches: those of an attribute, 0 for noise.
+        penalises: whether `penalty` may be other than 0.
     """
 
     name: ClassVar[str] = "noise"
     grid_axes: Any = 0
+    penalises: Any = False
 
     def members(self) -> Mapping[str, Any]:
         """The space itself; a chain has its links."""
@@ -27,6 +29,10 @@ class SpaceBase:
     def prepare(self, example: Example) -> Any:
         """What does not depend on the variables, computed once for all steps: `Example.prepared`."""
         return None
+
+    def penalty(self, v: Variables, example: Example | None) -> Any:
+        """What a search subtracts from the loss at these variables, a number."""
+        return 0.0
 
     def check_classes(self, count: int) -> None:
         """Check that the space fits a victim with that many classes.

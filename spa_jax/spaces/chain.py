@@ -26,6 +26,14 @@ class Chain(SpaceBase):
     def grid_axes(self) -> int:
         return sum(space.grid_axes for space in self.spaces)
 
+    @property
+    def penalises(self) -> bool:
+        return any(space.penalises for space in self.spaces)
+
+    def penalty(self, v: Variables, example: Example | None) -> Any:
+        own = [space.penalty(v[name], example) for name, space in self.members().items() if space.penalises]
+        return sum(own[1:], own[0]) if own else 0.0
+
     def without(self, *names: str) -> "Chain":
         """The chain with these links left out, which is the chain with their variables at the identity."""
         kept = {name: space for name, space in self.members().items() if name not in names}

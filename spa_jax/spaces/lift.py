@@ -40,6 +40,15 @@ class Lifted:
         """The changed images, [b, h, w, c]."""
         return jax.vmap(self.space.apply, in_axes=(None if self.shared else 0, 0))(v, examples)
 
+    @property
+    def penalises(self) -> bool:
+        """Whether the space has a penalty."""
+        return self.space.penalises
+
+    def penalty(self, v: Variables, examples: Example) -> Values:
+        """What is subtracted from each example's loss, [b]."""
+        return jax.vmap(self.space.penalty, in_axes=(None if self.shared else 0, 0))(v, examples)
+
     def map(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function`, written for one example's variables, over the batch (or once, where they are shared)."""
         return function(*arguments) if self.shared else jax.vmap(function)(*arguments)

@@ -21,6 +21,13 @@ class Rounded(SpaceBase):
     def grid_axes(self) -> int:
         return self.space.grid_axes
 
+    @property
+    def penalises(self) -> bool:
+        return self.space.penalises
+
+    def penalty(self, v: Variables, example: Example | None) -> Any:
+        return self.space.penalty(v, example)
+
     def members(self) -> Mapping[str, Any]:
         return self.space.members()
 
