@@ -144,7 +144,7 @@ TABLE = [
     ("brightness_then_linf", RANDOM, 0.18),
     ("flow", GRADIENT, 1 - 1e-4),
     ("flow", AUTO, 1 - 1e-4),
-    ("flow", RANDOM, 0.1),
+    ("flow", RANDOM, 0.18),
     ("brightness_then_contrast", GRADIENT, 1 - 1e-4),
     ("brightness_then_contrast", AUTO, 1 - 1e-4),
     ("brightness_then_contrast", RANDOM, 0.59),
