@@ -16,6 +16,7 @@ from spa_jax.evaluation.records import (
     Distance,
     Mean,
     ModelReport,
+    OverDraws,
     Proportion,
 )
 from spa_jax.evaluation.report import read_report, write_report
@@ -44,6 +45,7 @@ __all__ = [
     "ManipulationReport",
     "Mean",
     "ModelReport",
+    "OverDraws",
     "Proportion",
     "Sheet",
     "SheetRow",

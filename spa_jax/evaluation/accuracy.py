@@ -16,6 +16,7 @@ from spa_jax.evaluation.sweep import AnyAttack, Progress, make_sweep
 from spa_jax.types import Key, Victim
 from spa_jax.validation import checked_keys, require_count
 
+_DRAWS = 10
 RESERVED_NAMES = ("clean", "worst_case")
 
 
@@ -30,6 +31,7 @@ def evaluate(
     survivors_only: bool = True,
     sanity: bool = True,
     levels: int | None = None,
+    judge_draws: int = _DRAWS,
     on_batch: Progress | None = None,
 ) -> ModelReport:
     """Classify every example of a split as it is and under each attack, and check whether the result can be believed.
@@ -62,6 +64,9 @@ def evaluate(
         sanity: whether the checks run.
         levels: 255 to judge attacked images as an 8-bit file stores them, with pixels rounded to multiples of 1 / 255;
             this may undo an attack that ends close to the boundary. None: as the attack returns them.
+        judge_draws: how often a randomised victim classifies each image, with fresh keys each time. The first draw
+            decides who is correct; `over_draws` of the result has the mean accuracy and who is right in all or in some
+            draw. 10 is our choice; each costs a forward pass, where an attack costs many.
         on_batch: called with what is running (the attack's name, "clean" at first, a check's at last), examples done
             and examples in all.
 
@@ -73,9 +78,10 @@ def evaluate(
     key = checked_keys(key, len(split), shared=True)
     if levels is not None:
         require_count("levels", levels)
+    judge_draws = require_count("judge_draws", judge_draws)
     sweep = make_sweep(split, batch_size, mesh, on_batch)
     victim = sweep.place(victim, attacks.values())
-    report = judge_all(victim, sweep, attacks, key, survivors_only, levels)
+    report = judge_all(victim, sweep, attacks, key, survivors_only, levels, judge_draws)
     if not (sanity and attacks):
         return report
     return dataclasses.replace(report, checks=check_victim(victim, sweep, noise_balls(attacks.values()), key))

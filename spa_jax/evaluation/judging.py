@@ -23,12 +23,14 @@ from spa_jax.evaluation.records import (
     Distance,
     ExampleFlags,
     ExampleLabels,
+    ExampleShares,
     ModelReport,
 )
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Sweep, example_keys, stream
 from spa_jax.goals import is_answer
 from spa_jax.numerics import on_grid
 from spa_jax.types import Images, Key, Labels, Predict, Victim
+from spa_jax.victims.tracing import is_randomized
 
 NO_ANSWER = -1
 """In the place of a class where the image or the victim's answer to it is not finite."""
@@ -56,31 +58,48 @@ def judge_all(
     key: Key,
     survivors_only: bool,
     levels: int | None = None,
+    judge_draws: int = 1,
 ) -> ModelReport:
     """Classify every example of a sweep as it is and under each attack; see `spa_jax.evaluation.evaluate`."""
-    clean, labels = _classify_clean(victim, sweep, key)
+    draws = judge_draws if is_randomized(victim) else 1
+    clean, labels, failed = _classify_clean(victim, sweep, key, draws)
     records = {}
     standing = clean
     for name, attack in attacks.items():
         candidates = standing if survivors_only else clean
-        records[name] = _attack_all(name, attack, victim, sweep, key, candidates, levels)
+        records[name] = _attack_all(name, attack, victim, sweep, key, candidates, levels, draws)
         standing = standing & records[name].correct
-    return ModelReport(labels, clean, records, survivors_only)
+    return ModelReport(labels, clean, records, survivors_only, draws=draws, failed=failed)
 
 
-def _classify_clean(victim: Victim, sweep: Sweep, key: Key) -> tuple[ExampleFlags, ExampleLabels]:
+def _classify_clean(
+    victim: Victim, sweep: Sweep, key: Key, draws: int
+) -> tuple[ExampleFlags, ExampleLabels, ExampleShares | None]:
     sweep.check_labels(victim, sweep.split.take(np.arange(1))["label"])
     predict, judge_key = sweep.predict(victim), stream(key, "clean")
 
     def classify(batch: DeviceBatch) -> Any:
-        return judge(predict, judge_key, batch.index, batch.images, batch.labels), batch.labels
+        verdict = judge(predict, judge_key, batch.index, batch.images, batch.labels)
+        return verdict, batch.labels, _failures(predict, judge_key, batch, batch.images, draws)
 
-    found, labels = sweep.run("clean", classify, np.arange(len(sweep.split)))
+    found, labels, failures = sweep.run("clean", classify, np.arange(len(sweep.split)))
     if not found.inside.all():
         broken, first_broken = np.sum(~found.inside), found.inside.argmin()
         raise ValueError(f"split holds {broken} images with pixels outside of [0, 1], the first at {first_broken}")
     sweep.check_labels(victim, labels)
-    return found.correct & found.finite, labels
+    correct = found.correct & found.finite
+    return correct, labels, None if draws == 1 else _shares(correct, failures, draws)
+
+
+def _failures(predict: Predict, key: Key, batch: DeviceBatch, images: Images, draws: int) -> Any:
+    """In how many further draws each image is misclassified, [b]."""
+    wrong = [answers(predict, stream(key, f"draw {i}"), batch.index, images) != batch.labels for i in range(1, draws)]
+    return sum(flags.astype(jnp.int32) for flags in wrong) if wrong else jnp.zeros_like(batch.labels)
+
+
+def _shares(correct: ExampleFlags, failures: Any, draws: int) -> ExampleShares:
+    """The share of all draws, the one that the verdict is made of included, in which each image is misclassified."""
+    return (failures + ~correct) / np.float64(draws)
 
 
 def _attack_all(
@@ -91,6 +110,7 @@ def _attack_all(
     key: Key,
     candidates: ExampleFlags,
     levels: int | None,
+    draws: int,
 ) -> AttackRecord:
     """The attack on the candidates; all others are wrong already."""
     attack_key, judge_key = stream(key, "attack", name), stream(key, "judge", name)
@@ -101,14 +121,21 @@ def _attack_all(
         verdict = judge(predict, judge_key, batch.index, found.x, batch.labels)
         if found.nonfinite is not None:
             verdict = verdict._replace(finite=verdict.finite & (found.nonfinite.answers == 0))
-        return verdict, attack_distances(found, batch.images, edited), attribute_values(attack, found.variables)
+        failures = _failures(predict, judge_key, batch, found.x, draws)
+        changes = attack_distances(found, batch.images, edited), attribute_values(attack, found.variables)
+        return verdict, failures, *changes
 
     correct, indices = np.zeros_like(candidates), np.flatnonzero(candidates)
+    failed = None if draws == 1 else np.ones(len(correct))
     if not len(indices):
-        return AttackRecord(correct, 0, parameters=described(attack))
+        return AttackRecord(correct, 0, parameters=described(attack), failed=failed)
     started = time.perf_counter()
-    found, distances, attributes = sweep.run(name, survive, indices)
+    found, failures, distances, attributes = sweep.run(name, survive, indices)
     correct[indices] = found.finite & (found.correct | ~found.inside)
+    if failed is not None:
+        excused = found.finite & ~found.inside
+        failed[indices] = np.where(excused, 0, _shares(correct[indices], failures, draws))
+        failed[indices[~found.finite]] = 1
     return AttackRecord(
         correct,
         len(indices),
@@ -117,6 +144,7 @@ def _attack_all(
         described(attack),
         *_of_fooled(attack, found.inside & ~correct[indices], distances, attributes),
         broken=int(np.sum(~found.finite)),
+        failed=failed,
     )
 
 

@@ -86,6 +86,8 @@ def markdown_report(models: Mapping[str, ModelReport], setting: Setting, picture
         "",
     ]
     lines += ["## Accuracy", "", *_comparison(models), "", _how_to_read(models), ""]
+    if drawn := {name: report for name, report in models.items() if report.over_draws}:
+        lines += ["## Over fresh draws", "", *_over_draws(drawn), ""]
     lines += ["## Warnings", "", *_warnings(models), ""]
     if pictures:
         lines += ["## Pictures", ""]
@@ -138,6 +140,24 @@ _SEPARATE = "Each attack ran on every example classified correctly clean: its ro
 def _how_to_read(models: Mapping[str, ModelReport]) -> str:
     is_cascade = next(iter(models.values())).survivors_only
     return _HOW_TO_READ.format(attacks=_CASCADE if is_cascade else _SEPARATE)
+
+
+_HOW_DRAWN = """\
+These victims draw at random. Above, one fresh draw decides about each image; here every image was judged over several:
+the mean accuracy, and the share of examples that are right in all draws and in at least one. An attacker who may try
+again needs one draw that fails. In a cascade an image that was fooled before counts as wrong in every draw."""
+
+
+def _over_draws(models: Mapping[str, ModelReport]) -> list[str]:
+    rows = []
+    for name, report in models.items():
+        for condition, found in report.over_draws.items():
+            shares = [f"{100 * share:.1f} %" for share in (found.mean, found.always, found.ever)]
+            one = f"{100 * report.accuracies[condition].value:.1f} %"
+            title = condition_title(condition, report.survivors_only)
+            rows.append([plain(name), plain(title), str(report.draws), one, *shares])
+    header = ["", "", "draws", "one draw", "mean", "right in all", "right in some"]
+    return [_HOW_DRAWN, "", *table(header, rows)]
 
 
 def _warnings(models: Mapping[str, ModelReport]) -> list[str]:

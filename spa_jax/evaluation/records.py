@@ -13,6 +13,7 @@ _NORMAL_QUANTILE_975 = 1.959963984540054
 _SIMILARITIES = ("ssim", "psnr")
 
 ExampleFlags: TypeAlias = Bool[np.ndarray, " n"]
+ExampleShares: TypeAlias = Float[np.ndarray, " n"]
 ExampleLabels: TypeAlias = Int[np.ndarray, " n"]
 
 
@@ -138,6 +139,26 @@ class AttributeValues:
         return {own: cls(column, *map(float, box)) for own, column, box in zip(names, columns, bounds.T, strict=True)}
 
 
+@dataclasses.dataclass(frozen=True)
+class OverDraws:
+    """How a randomised victim classifies one set of images over several fresh draws.
+
+    Attributes:
+        mean: the accuracy, mean over the draws.
+        always: the share of examples classified correctly in all draws.
+        ever: the share of examples classified correctly in some draw.
+    """
+
+    mean: float
+    always: float
+    ever: float
+
+    @classmethod
+    def of(cls, failed: ExampleShares) -> "OverDraws":
+        """Of the share of draws in which each example is misclassified."""
+        return cls(1 - float(np.mean(failed)), float(np.mean(failed == 0)), float(np.mean(failed < 1)))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttackRecord:
     """One attack on one model.
@@ -153,6 +174,8 @@ class AttackRecord:
         attributes: the values of each attribute at which the attack fooled, empty where it fooled none.
         broken: of those attacked, how many are wrong because the image, or the victim's answer to it or to another that
             the search met, was not finite.
+        failed: [n], of a randomised victim the share of fresh draws in which each example is misclassified, 1 for those
+            that were misclassified before; None where it was judged by one draw.
     """
 
     correct: ExampleFlags
@@ -163,6 +186,7 @@ class AttackRecord:
     distances: Mapping[str, Distance] = dataclasses.field(default_factory=dict)
     attributes: Mapping[str, AttributeValues] = dataclasses.field(default_factory=dict)
     broken: int = 0
+    failed: ExampleShares | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +249,8 @@ class ModelReport:
             accuracy.
         checks: of `sanity_checks`; `findings` are those that did not pass.
         curves: of `accuracy_by_radius` and `accuracy_by_attribute`.
+        draws: how often each image was judged with fresh keys. Who is `correct` is decided by the first of them.
+        failed: [n], the share of these draws in which the example is misclassified as it is; None for a single draw.
     """
 
     labels: ExampleLabels
@@ -233,6 +259,8 @@ class ModelReport:
     survivors_only: bool
     checks: Sequence[Check] = ()
     curves: Sequence[Curve] = ()
+    draws: int = 1
+    failed: ExampleShares | None = None
 
     @property
     def worst_case(self) -> ExampleFlags:
@@ -249,6 +277,19 @@ class ModelReport:
     def accuracies(self) -> dict[str, Proportion]:
         """Share and interval for each of the `conditions`."""
         return {name: Proportion.of(correct) for name, correct in self.conditions.items()}
+
+    @property
+    def over_draws(self) -> "dict[str, OverDraws]":
+        """Each of the `conditions` over the draws; empty where there was one draw, as of a deterministic victim.
+
+        The worst case takes of each example the condition that it fails under most often.
+        """
+        if self.failed is None:
+            return {}
+        shares = {"clean": self.failed} | {name: record.failed for name, record in self.attacks.items()}
+        known = {name: share for name, share in shares.items() if share is not None}
+        worst = {"worst_case": np.max(list(known.values()), axis=0)} if self.attacks else {}
+        return {name: OverDraws.of(share) for name, share in (known | worst).items()}
 
     @property
     def findings(self) -> list[Check]:

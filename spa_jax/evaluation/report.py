@@ -25,6 +25,7 @@ from spa_jax.evaluation.records import (
     Curve,
     Distance,
     ExampleFlags,
+    ExampleShares,
     ModelReport,
     Proportion,
 )
@@ -213,12 +214,16 @@ def _model_as_data(report: ModelReport) -> dict[str, Any]:
         "clean": _flags_as_text(report.clean),
         "worst_case": _flags_as_text(report.worst_case),
         "survivors_only": report.survivors_only,
+        "draws": report.draws,
+        "failed": _shares_as_text(report.failed),
+        "over_draws": {name: dataclasses.asdict(found) for name, found in report.over_draws.items()},
         "attacks": {
             name: {
                 "correct": _flags_as_text(record.correct),
                 "attacked": record.attacked,
                 "invalid": record.invalid,
                 "broken": record.broken,
+                "failed": _shares_as_text(record.failed),
                 "seconds": record.seconds,
                 "parameters": record.parameters,
                 "distances": {of: dataclasses.asdict(distance) for of, distance in record.distances.items()},
@@ -240,6 +245,8 @@ def _model_from_data(data: Mapping[str, Any]) -> ModelReport:
         data["survivors_only"],
         tuple(Check(**check) for check in data["checks"]),
         tuple(Curve(**curve) for curve in data["curves"]),
+        data.get("draws", 1),
+        _shares_from_text(data.get("failed")),
     )
 
 
@@ -247,6 +254,7 @@ def _record_from_data(data: Mapping[str, Any]) -> AttackRecord:
     distances = {name: Distance(**distance) for name, distance in data.get("distances", {}).items()}
     attributes = {name: _values_from_data(values) for name, values in data.get("attributes", {}).items()}
     changes = {"correct": _flags_from_text(data["correct"]), "distances": distances, "attributes": attributes}
+    changes |= {"failed": _shares_from_text(data.get("failed"))}
     return AttackRecord(**(dict(data) | changes))
 
 
@@ -257,6 +265,14 @@ def _values_as_data(attribute: AttributeValues) -> dict[str, Any]:
 
 def _values_from_data(data: Mapping[str, Any]) -> AttributeValues:
     return AttributeValues(np.asarray(data["values"].split(), np.float32), data["low"], data["high"])
+
+
+def _shares_as_text(shares: ExampleShares | None) -> str | None:
+    return None if shares is None else " ".join(f"{share:.6g}" for share in shares.tolist())
+
+
+def _shares_from_text(text: str | None) -> ExampleShares | None:
+    return None if text is None else np.asarray(text.split(), np.float64)
 
 
 def _flags_as_text(flags: ExampleFlags) -> str:

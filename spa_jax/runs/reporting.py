@@ -132,7 +132,8 @@ def _judge(
 ) -> tuple[ModelReport, Sheet | None]:
     config, attacks = lineup.config(name), lineup.attacks(name)
     settings, common = config["evaluation"], _common(config, mesh)
-    report = evaluate(victim, split, attacks, survivors_only=settings["survivors_only"], on_batch=show.batch, **common)
+    options = {key: settings[key] for key in ("survivors_only", "judge_draws")}
+    report = evaluate(victim, split, attacks, on_batch=show.batch, **options, **common)
     curves = _curves(lineup, name, victim, evenly_spaced(split, _CURVE_EXAMPLES), common)
     report = dataclasses.replace(report, curves=curves)
     if not attacks:

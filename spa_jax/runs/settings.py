@@ -150,6 +150,7 @@ class Evaluation:
         survivors_only: whether each attack sees only the examples that all attacks before it have left, which gives the
             worst case for the least work; False: each attack on its own.
         num_examples: of the test split, evenly spaced; None for all.
+        judge_draws: how often a randomised victim judges each image, as for `spa_jax.evaluation.evaluate`.
         radii: at which the accuracy under `radius_attack` is measured; None for no such curve.
         radius_attack: the name of an attack.
         attribute_points: how many values of each attribute the accuracy is measured at; 0 for no such curve.
@@ -167,6 +168,7 @@ class Evaluation:
     select_by: str | None = None
     survivors_only: bool = True
     num_examples: int | None = None
+    judge_draws: int = 10
     radii: tuple | list | None = None
     radius_attack: str | None = None
     attribute_points: int = 0
@@ -176,6 +178,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         require_count("batch_size", self.batch_size)
+        require_count("judge_draws", self.judge_draws)
         if self.num_examples is not None:
             require_count("num_examples", self.num_examples)
         if not all(_is_radius(radius) for radius in self.radii or ()):
