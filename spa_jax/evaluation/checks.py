@@ -222,6 +222,60 @@ def many_steps(ball: Any, one: ExampleFlags, many: ExampleFlags) -> Check:
     )
 
 
+def more_steps(ball: Any, many: ExampleFlags, more: ExampleFlags) -> Check:
+    """More steps do not fool less."""
+    only_many, only_more = int(np.sum(more & ~many)), int(np.sum(many & ~more))
+    return _check(
+        f"more_steps[{ball}]",
+        only_many - only_more <= 2 * np.sqrt(only_many + only_more),
+        "the attack follows the noise of the draws: robust accuracy grows with its steps",
+        f"within {ball}, {_percent(np.mean(many))} are right after PGD, {_percent(np.mean(more))} after three times as "
+        f"many steps; {only_many} images are fooled by the fewer steps alone, {only_more} by the more alone",
+        "attack the expectation, spa_jax.crafted_on(attack, spa_jax.eot(victim, n)), with more draws until accuracy "
+        "stops falling",
+        many_steps=np.mean(many),
+        more_steps=np.mean(more),
+    )
+
+
+def black_box(ball: Any, by_gradient: ExampleFlags, by_queries: ExampleFlags) -> Check:
+    """A search that takes no gradient does not fool more than one that does."""
+    only_queries, only_gradient = int(np.sum(by_gradient & ~by_queries)), int(np.sum(by_queries & ~by_gradient))
+    return _check(
+        f"black_box[{ball}]",
+        only_queries - only_gradient <= 2 * np.sqrt(only_queries + only_gradient),
+        "the gradient misleads: random noise fools more than PGD",
+        f"within {ball}, {_percent(np.mean(by_gradient))} are right after PGD, {_percent(np.mean(by_queries))} after a "
+        f"random search without gradients; {only_queries} images are fooled by the search alone, {only_gradient} by "
+        "the gradient alone",
+        "replace what stops the gradient by spa_jax.straight_through or attack spa_jax.victims.bypassed(victim), and "
+        "add transfer from another model",
+        by_gradient=np.mean(by_gradient),
+        by_queries=np.mean(by_queries),
+    )
+
+
+def above_clean(attack: str, clean: Any, attacked: Any) -> Check:
+    """Attacked images are not classified correctly more often than the same images as they are.
+
+    Both are shares [n] of fresh draws in which an image is misclassified, of those images that the attack ran on.
+    """
+    gain = clean - attacked
+    spread = np.std(gain) / np.sqrt(max(len(gain), 1))
+    return _check(
+        f"above_clean[{attack}]",
+        np.mean(gain) <= 2 * spread if len(gain) else True,
+        "the attack helps the victim: robust accuracy exceeds clean accuracy",
+        f"over fresh draws, the images are right in {_percent(1 - np.mean(clean))} of the draws as they are and in "
+        f"{_percent(1 - np.mean(attacked))} when attacked"
+        if len(gain)
+        else "the attack ran on no image",
+        "craft on the whole victim, its purifier and randomness included: spa_jax.crafted_on(attack, "
+        "spa_jax.eot(victim, n))",
+        **({"clean": 1 - np.mean(clean), "attacked": 1 - np.mean(attacked)} if len(gain) else {}),
+    )
+
+
 def large_radius(correct: ExampleFlags, labels: ExampleLabels) -> Check:
     """At a radius at which all images can be made equal, an attack succeeds."""
     kept, possible = np.mean(correct), np.max(np.bincount(labels)) / len(labels)

@@ -13,21 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from spa_jax.attacks import fgsm, pgd
+from spa_jax.attacks import fgsm, make_attack, pgd
 from spa_jax.data.types import Examples
 from spa_jax.evaluation import checks
 from spa_jax.evaluation.judging import judge_all
-from spa_jax.evaluation.records import Check
+from spa_jax.evaluation.records import Check, ModelReport
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Sweep, evenly_spaced, example_keys, make_sweep, stream
 from spa_jax.goals import is_answer
 from spa_jax.losses import cross_entropy, margin
+from spa_jax.solvers import random_search
 from spa_jax.spaces.generated import NoisePainter
 from spa_jax.spaces.noise import L1, L2, LInf, noise_ball
 from spa_jax.types import Example, Flags, Images, Key, Labels, Logits, Loss, Predict, Scalar, Space, Victim
 from spa_jax.validation import require_number
+from spa_jax.victims.tracing import is_randomized
 
 _EXAMPLES = 128
 _STEPS = 10
+_MORE = 3
 _LARGE_RADIUS = 0.5
 _PART_OF_THE_RADIUS = 0.25
 
@@ -71,6 +74,10 @@ def sanity_checks(
       the gradient promises. A gradient that was hidden promises less, a shattered one more.
     - `many_steps[linf 0.1]`: one step (FGSM) does not fool more images than many (PGD): the difference lies within two
       standard errors, as in McNemar's test.
+    - `black_box[linf 0.1]`: as many random points of the ball, judged without a gradient, do not fool more images than
+      PGD, within two standard errors.
+    - `more_steps[linf 0.1]`, of a randomised victim: PGD with three times as many steps does not fool fewer images than
+      PGD, within two standard errors.
     - `large_radius`: at an l-infinity radius of 0.5 every image can be turned into the same grey, so no classifier
       can keep more than the share of the most frequent class; what it keeps beyond is the attack's failure.
 
@@ -78,7 +85,8 @@ def sanity_checks(
     heart, such as a median over those it has stored, looks like an honest one, and no check of this kind can tell.
     Failing one is a reason not to believe the number.
 
-    It costs about 30 forward and backward passes at the default of 10 steps. The victim sees batches of one size.
+    It costs about 30 forward and backward passes at the default of 10 steps, and 10 forward ones; of a randomised
+    victim 30 more. The victim sees batches of one size.
 
     Args:
         victim: any function from images to logits, or `spa_jax.randomized(f)`.
@@ -140,8 +148,12 @@ def check_victim(
     for ball in balls:
         attacks[f"one_step[{ball}]"] = fgsm(ball.radius, ball.norm)
         attacks[f"many_steps[{ball}]"] = pgd(ball.radius, num_steps, norm=ball.norm)
+        attacks[f"black_box[{ball}]"] = make_attack(noise_ball(*ball), margin, random_search(), num_steps)
+        if is_randomized(victim):
+            attacks[f"more_steps[{ball}]"] = pgd(ball.radius, _MORE * num_steps, norm=ball.norm)
     report = judge_all(victim, sweep, attacks, key, survivors_only=False)
     correct = {name: record.correct for name, record in report.attacks.items()}
+    again = [ball for ball in balls if f"more_steps[{ball}]" in correct]
     steps = zip(balls, seen["steps"], strict=True)
     return [
         checks.finite(seen),
@@ -153,8 +165,26 @@ def check_victim(
         checks.margin_gradients(seen["cross_entropy"], seen["margin"]),
         *(checks.gradient_size(ball, step) for ball, step in steps),
         *(checks.many_steps(ball, correct[f"one_step[{ball}]"], correct[f"many_steps[{ball}]"]) for ball in balls),
+        *(checks.black_box(ball, correct[f"many_steps[{ball}]"], correct[f"black_box[{ball}]"]) for ball in balls),
+        *(checks.more_steps(ball, correct[f"many_steps[{ball}]"], correct[f"more_steps[{ball}]"]) for ball in again),
         checks.large_radius(correct["large_radius"], report.labels),
     ]
+
+
+def above_clean(report: ModelReport) -> list[Check]:
+    """Of a randomised victim, for each attack: whether attacked images are right more often than as they are.
+
+    The first draw of the clean images is left out: it has chosen the images that are attacked.
+    """
+    if report.failed is None:
+        return []
+    found, standing = [], report.clean
+    clean = report.failed * report.draws / (report.draws - 1)
+    for name, record in report.attacks.items():
+        attacked = standing if report.survivors_only else report.clean
+        found.append(checks.above_clean(name, clean[attacked], np.asarray(record.failed)[attacked]))
+        standing = standing & record.correct
+    return found
 
 
 def _probe(predict: Predict, sweep: Sweep, balls: Sequence[Space], key: Key) -> Any:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import apgd_ce, attribute_attack, cw, fgsm, pgd, restarts, spa, worst_of
+from spa_jax import apgd_ce, attribute_attack, cw, fgsm, pgd, randomized, restarts, spa, worst_of
 from spa_jax.data.types import Split
-from spa_jax.evaluation import evaluate, evenly_spaced, read_report, sanity_checks, write_report
+from spa_jax.evaluation import checks, evaluate, evenly_spaced, read_report, sanity_checks, write_report
 from spa_jax.evaluation.sanity import Ball, noise_balls
 from spa_jax.parallel import data_mesh
 from spa_jax.trees import pytree
@@ -80,8 +80,9 @@ def masked(victim, before=as_it_is, after=honest):
 
 
 def findings(victim, split):
-    checks = sanity_checks(victim, split, radius=0.01, key=KEY, num_steps=5, mesh=one_device())
-    assert [check.name for check in checks] == [
+    found = sanity_checks(victim, split, radius=0.01, key=KEY, num_steps=5, mesh=one_device())
+    names = [check.name for check in found]
+    assert [name for name in names if not name.startswith("more_steps")] == [
         "finite",
         "usable_logits",
         "flat_logits",
@@ -91,10 +92,12 @@ def findings(victim, split):
         "margin_gradients",
         "gradient_size[linf 0.01]",
         "many_steps[linf 0.01]",
+        "black_box[linf 0.01]",
         "large_radius",
     ]
-    assert all(check.cause == "" for check in checks if check.passed)
-    return {check.name: check for check in checks if not check.passed}
+    assert "more_steps[linf 0.01]" in names, "what hides the gradient here takes keys"
+    assert all(check.cause == "" for check in found if check.passed)
+    return {check.name: check for check in found if not check.passed}
 
 
 def test_an_honest_victim_raises_nothing(linear_victim, split):
@@ -135,7 +138,7 @@ def test_probabilities_are_noticed(linear_victim, split):
 
 def test_saturated_logits_have_a_margin_but_no_cross_entropy_gradient(linear_victim, split):
     found = findings(masked(linear_victim, after=saturated), split)
-    assert set(found) == {"usable_logits", "gradients"}
+    assert set(found) == {"usable_logits", "gradients", "black_box[linf 0.01]"}
     assert found["gradients"].numbers["zero_cross_entropy_gradients"] > 0.5
     assert found["gradients"].numbers["zero_margin_gradients"] == 0
     assert "margin or DLR" in found["gradients"].advice
@@ -150,6 +153,52 @@ def test_a_surface_that_misleads_many_steps_is_noticed(linear_victim, split):
     images = np.round(split.images * 1000).astype(np.float32) / np.float32(1000)
     found = findings(masked(linear_victim, before=turned_round), Split(images, split.labels))
     assert found["many_steps[linf 0.01]"].numbers["one_step"] < found["many_steps[linf 0.01]"].numbers["many_steps"]
+
+
+def flags(correct, wrong):
+    return np.array([True] * correct + [False] * wrong)
+
+
+def test_a_search_without_gradient_that_fools_more_is_noticed():
+    """20 images that the search alone fools are more than twice their root, 3 are not."""
+    ball = Ball("linf", 0.01)
+    raised = checks.black_box(ball, flags(80, 20), flags(60, 40))
+    assert not raised.passed and raised.numbers == {"by_gradient": 0.8, "by_queries": 0.6}
+    assert checks.black_box(ball, flags(60, 40), flags(80, 20)).passed
+    assert checks.black_box(ball, flags(80, 20), flags(77, 23)).passed
+
+
+def test_accuracy_that_grows_with_the_steps_is_noticed():
+    ball = Ball("linf", 0.01)
+    raised = checks.more_steps(ball, flags(40, 60), flags(70, 30))
+    assert not raised.passed and "eot" in raised.advice
+    assert checks.more_steps(ball, flags(70, 30), flags(40, 60)).passed
+    assert checks.more_steps(ball, flags(40, 60), flags(42, 58)).passed
+
+
+@randomized
+def wakeful(keys, images):
+    """A coin that answers rightly more often where a pixel is not as in the split."""
+    moved = jnp.any(jnp.abs(images - 0.5) > 1e-3, axis=(1, 2, 3))
+    right = jax.vmap(jax.random.uniform)(keys) < jnp.where(moved, 0.95, 0.6)
+    return jnp.stack([right, ~right], axis=-1).astype(images.dtype) + 0.001 * images[:, 0, 0]
+
+
+@randomized
+def sleepy(keys, images):
+    """A coin that looks at nothing."""
+    right = jax.vmap(jax.random.uniform)(keys) < 0.6
+    return jnp.stack([right, ~right], axis=-1).astype(images.dtype)
+
+
+def test_an_attack_that_helps_a_randomised_victim_is_noticed():
+    grey = Split(np.full((200, 2, 2, 1), 0.5, np.float32), np.zeros(200, np.int32))
+    options = {"key": KEY, "batch_size": 200, "mesh": one_device()}
+    for victim, survivors_only, passed in ((wakeful, True, False), (sleepy, True, True), (sleepy, False, True)):
+        attacks = {"one": pgd(0.1, 1, keep="last"), "two": pgd(0.1, 1, keep="last")}
+        report = evaluate(victim, grey, attacks, survivors_only=survivors_only, **options)
+        known = {check.name: check.passed for check in report.checks if check.name.startswith("above_clean")}
+        assert known == {"above_clean[one]": passed, "above_clean[two]": passed}
 
 
 def test_a_part_of_the_split_is_evenly_spaced(split):
@@ -218,7 +267,7 @@ def test_an_honest_network_raises_nothing_in_any_norm(attacked, digits):
     assert found == {}
     balls = ["linf 0.1", "linf 0.2", "l2 0.6", "l1 2"]
     assert [check.name for check in report.checks if "[" in check.name] == [
-        f"{name}[{ball}]" for name in ("gradient_size", "many_steps") for ball in balls
+        f"{name}[{ball}]" for name in ("gradient_size", "many_steps", "black_box") for ball in balls
     ]
 
 
