@@ -38,6 +38,13 @@ def test_the_example_of_purifiers_runs():
     assert names["alone"].is_randomized and names["system"].is_randomized
 
 
+def test_the_snippets_about_victims_that_draw_run():
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (GUIDE.parent / "stochastic.md").read_text(), flags=re.DOTALL):
+        exec(compile(block, "stochastic", "exec"), names)
+    assert names["result"].success.shape == names["voted"].success.shape == (8,)
+
+
 @pytest.mark.slow
 def test_the_snippets_of_the_guide_run_in_their_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
