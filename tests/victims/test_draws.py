@@ -38,7 +38,7 @@ def test_eot_is_the_mean_over_draws():
 def test_eot_approaches_the_expectation_and_its_gradient():
     logits, gradient = jax.jit(jax.value_and_grad(lambda x: eot(shaken, 2000)(KEYS, x)[0, 1]))(X)
     np.testing.assert_allclose(logits, linear(W)(X)[0, 1], atol=0.15)
-    np.testing.assert_allclose(gradient[0], W / 2, atol=1e-5)
+    np.testing.assert_allclose(gradient[0], W / 2, atol=5e-5)  # 2000 summands in float32
 
 
 def test_eot_does_not_depend_on_the_layout_of_the_batch():
