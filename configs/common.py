@@ -206,7 +206,7 @@ def spat_experiment(radius: float, num_steps: int, smoothing: float = 0.3, apgd_
                 "PGD-50": pgd | {"num_steps": 50},
                 **apgd,
                 "C&W": pgd | {"num_steps": 50, "loss": "margin"},
-                "transfer": pgd | {"num_steps": 50, "crafted_on": {"part": "judge"}},
+                "transfer": {"name": "crafted_on", "attack": pgd | {"num_steps": 50}, "victim": {"model": "judge"}},
             },
             "survivors_only": False,
             "selection_attack": pgd | {"num_steps": 10},

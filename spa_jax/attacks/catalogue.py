@@ -40,7 +40,7 @@ ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
 
 
 _GIVEN = ("model", "variables", "radius")
-_COMBINED: Mapping[str, Any] = {"restarts": 1, "at_once": 1, "chunk_size": None, "levels": None, "crafted_on": None}
+_COMBINED: Mapping[str, Any] = {"restarts": 1, "at_once": 1, "chunk_size": None, "levels": None}
 
 
 _OF_ATTACKS: Mapping[str, Mapping[str, Any]] = {
@@ -59,8 +59,7 @@ def attack_from_config(
     """An attack from plain data: a preset's name and arguments.
 
     Every preset also takes `restarts`, `at_once` (as in `restarts`), `chunk_size` (as `size` in `in_chunks`) and
-    `levels` (as in `PureAttack.rounded`: 255 for images that an 8-bit file can hold), and for a transfer attack
-    `crafted_on`, `{"part": NAME}`: the network that it searches on instead of the victim.
+    `levels` (as in `PureAttack.rounded`: 255 for images that an 8-bit file can hold).
 
     Learned parts are named by `{"part": NAME}`: as an `edit`, or among the `attributes`, with their `low` and `high`
     and optionally the `names` of the manipulator's attributes to move; as `noise`, with options of `generated_noise`.
@@ -78,10 +77,9 @@ def attack_from_config(
         ValueError: a number out of range.
     """
     options = _with_parts(spec, parts or {})
-    repeats, at_once, chunk_size, levels, other = (options.pop(*entry) for entry in _COMBINED.items())
+    repeats, at_once, chunk_size, levels = (options.pop(*entry) for entry in _COMBINED.items())
     attack = _of_attacks(options, parts, surrogate) or build(ATTACKS, options, "attack")
     attack = restarts(attack if levels is None else attack.rounded(levels), repeats, at_once)
-    attack = attack if other is None else crafted_on(attack, other)
     return attack if chunk_size is None else in_chunks(attack, chunk_size)
 
 
@@ -158,10 +156,6 @@ def _with_parts(spec: Mapping[str, Any], parts: Mapping[str, Any] | None) -> dic
     if not isinstance(spec, Mapping):
         raise ConfigError(f"attack={shown(spec)} must be a mapping with a `name` and its arguments")
     options = dict(spec)
-    if options.get("crafted_on") is not None:
-        if not names_part(options["crafted_on"]):
-            raise ConfigError(f"attack.crafted_on={shown(options['crafted_on'])} must be a part: {{'part': NAME}}")
-        options["crafted_on"] = _part(options["crafted_on"], parts, "crafted_on", ())[0]
     if names_part(options.get("edit")):
         options["edit"] = _part(options["edit"], parts, "edit", ("names",))[0]
     if isinstance(attributes := options.get("attributes"), Mapping):
