@@ -106,9 +106,11 @@ def manipulator(
 
     Args:
         learner: `models.MSP` and its optimiser; with `patch_weight`, also a network named "discriminator".
-        reconstruction_weight, kl_weight, attribute_weight, complement_weight, cycle_weight, cycle_complement_weight,
-            label_weight, known_weight, patch_weight: of these terms, 0 or larger. All values are our choice, the best
-            of those tried on rotated digits and MNIST.
+        reconstruction_weight, kl_weight: of these terms, 0 or larger. The values of all weights are our choice, the
+            best of those tried on rotated digits and MNIST.
+        attribute_weight, complement_weight: of these terms.
+        cycle_weight, cycle_complement_weight: of these terms.
+        label_weight, known_weight, patch_weight: of these terms.
         cycle_noise: standard deviation of Gaussian noise on x' before it is encoded again, so that the decoder cannot
             hide what the encoder wants to read in faint patterns (as Bashkirova et al. 2019 do for cycles).
         span: of the random targets, in scales about the centre; 1.73 is the whole range of a uniform attribute.
