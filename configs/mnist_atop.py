@@ -1,0 +1,56 @@
+"""Adversarial training on purification (AToP) on MNIST or Fashion-MNIST: transforms alone, purifiers, and AToP.
+
+    python launch/train.py --config configs/mnist_atop.py --workdir runs/mnist_atop --data_dir DIR
+
+DIR holds `mnist` as tensorflow-datasets prepares it; `mnist_atop.py:data=fashion_mnist,seed=1` takes the other. By
+default a U-Net under RT1, RT2 and RT3; `purifiers=unet|masked_autoencoder|inpainter` trains each network under each
+transform. `through=classifier` crafts the training's FGSM on the classifier alone and `target=attacked` restores the
+attacked image, as AToP's code does. Attacked are 1,000 test images. Not run to its end yet.
+"""
+
+from common import small_network
+from common_atop import purification_experiment, purifier_networks
+from ml_collections import ConfigDict
+
+from spa_jax.configuration import parse_arguments
+
+RADII = {"mnist": 0.3, "fashion_mnist": 0.1}
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The experiment; `arg` may set these, as in `mnist_atop.py:data=mnist,purifiers=inpainter,transforms=rt2`."""
+    args = parse_arguments(
+        arg,
+        data="mnist",
+        seed=0,
+        radius=0.0,
+        epochs=3.0,
+        purifier_epochs=3.0,
+        atop_epochs=3.0,
+        images=1000,
+        purifiers=("unet",),
+        transforms=("rt1", "rt2", "rt3"),
+        weight=0.1,
+        through="system",
+        target="clean",
+    )
+    networks = purifier_networks(width=16, depth=2, patch_size=4)
+    experiment = purification_experiment(
+        args["radius"] or RADII[args["data"]],
+        {name: networks[name] for name in args["purifiers"]},
+        {name: {"name": name} for name in args["transforms"]},
+        (args["purifier_epochs"], args["atop_epochs"]),
+        classification_weight=args["weight"],
+        through=args["through"],
+        target=args["target"],
+    )
+    experiment["evaluation"]["num_examples"] = args["images"]
+    return ConfigDict(
+        experiment
+        | {
+            "seed": args["seed"],
+            "data": {"name": args["data"], "validation_size": 1000},
+            "model": small_network(),
+            "training": {"num_epochs": args["epochs"]},
+        }
+    )
