@@ -165,7 +165,7 @@ def _warnings(models: Mapping[str, ModelReport]) -> list[str]:
     for name, report in models.items():
         for finding in report.findings:
             cause, found, advice = map(plain, (finding.cause, finding.message, finding.advice))
-            told = f"{cause}. {found}" if cause else found
+            told = f"{cause}: {found}" if cause else found
             lines.append(f"- **{plain(name)}, {plain(finding.name)}**: {told}. What to do: {advice}.")
         for attack, record in report.attacks.items():
             which = f"- **{plain(name)}, {plain(attack)}**"

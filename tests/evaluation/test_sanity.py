@@ -311,5 +311,5 @@ def test_a_cause_is_in_the_report(linear_victim, split, tmp_path):
     victim = masked(linear_victim, after=noisy)
     report = evaluate(victim, split, {"fgsm": fgsm(0.01)}, key=KEY, batch_size=101, mesh=one_device())
     write_report({"noisy": report}, tmp_path, title="", dataset="", seed=0, config={})
-    assert "**noisy, deterministic**: the victim draws at random. another key" in (tmp_path / "report.md").read_text()
+    assert "**noisy, deterministic**: the victim draws at random: another key" in (tmp_path / "report.md").read_text()
     assert read_report(tmp_path / "report.json")["noisy"].findings == report.findings
