@@ -10,7 +10,7 @@ stages 91.7 %, clean 99.7 %. Measured before with two seeds of a perturbation in
 same time as the weights 86.6 %, PGD 94.0 %, class-wise 94.2 %, free 95.2 %, clean 99.0 to 100 %; and two stages with a
 single perturbation and one step of a whole radius 67.0 %. An interval of 95 % is five points wide here, so the last
 four do not differ; two stages are not the best on digits. On MNIST at half the resolution a plain loss in the same two
-half steps a class did as well as the class-balanced one: the half steps help, and not the balance.
+half steps a class did as well as the class-balanced one (one seed), so what helps is not known to be the balance.
 """
 
 from common import mnist_like, universal_experiment
