@@ -3,18 +3,20 @@
 python launch/benchmark.py --config configs/bench_systems.py --workdir runs/bench_systems --data_dir DIR
 
 DIR holds `fashion_mnist` as tensorflow-datasets prepares it; `bench_systems.py:data=mnist` takes the other, and
-`data=digits` the embedded digits. What is done is kept: the command goes on where it was stopped. Trained on the same
-images with the same network are: standard, PGD, SPA with direct and with generated noise, universal perturbations at the
-same time as the weights (UAT), two stages of class-balanced ones (CB-UAP), region training (RAT, which starts from the
-standard network and fine-tunes on a tenth of the images), SPAT, and AToP (a purifier before the standard network).
-Every one is attacked by noise, attributes, both jointly, displaced pixels, and universal perturbations made afresh
-against it; "adaptive" is PGD on the mean over draws, through purifiers and straight through them, the worst of both.
-Not run to its end yet.
+`data=digits` the embedded digits. What is done is kept: the command goes on where it was stopped.
+
+Trained on the same images with the same network are: standard, PGD, SPA with direct and with generated noise, universal
+perturbations at the same time as the weights (UAT), two stages of class-balanced ones (CB-UAP), region training (RAT,
+which starts from the standard network and fine-tunes on a tenth of the images), SPAT, and AToP (a purifier before the
+standard network). Every one is attacked by noise, attributes, both jointly, displaced pixels, and universal
+perturbations made afresh against it; "adaptive" is PGD on the mean over draws, through purifiers and straight through
+them, the worst of both. Not run to its end yet.
 """
 
 from typing import Any
 
 from common import (
+    adaptive_attacks,
     balanced_in_training,
     generator,
     in_halves,
@@ -68,7 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def trainings(radius: float) -> tuple[dict[str, Any], ...]:
     """All but the standard one; a purifier is first trained to complete images."""
     uap, pgd = {"name": "uap", "radius": radius}, {"name": "pgd", "radius": radius, "num_steps": 5, "keep": "last"}
-    spa = {"name": "spa", "radius": radius, "attributes": ATTRIBUTES, "keep": "last"} | in_training(5)
+    spa = {"name": "spa", "radius": radius, "attributes": ATTRIBUTES} | in_training(5)
     painted = {"noise": {"part": "generator", **PAINTING}, "num_steps": 2}
     samples = {"name": "spa", "clean_weight": 0.1, "edited_weight": 0.1, "attacked_weight": 0.8}
     soft = {"name": "spat", "radius": radius, "num_steps": 5, "smoothing": 0.3}
@@ -121,18 +123,13 @@ def attacks(radius: float) -> dict[str, Any]:
     """Of single images."""
     pgd = {"name": "pgd", "radius": radius, "num_steps": 20}
     joint = {"name": "spa", "attributes": ATTRIBUTES, "start": "draws", "start_points": 9}
-    surrogates = ("attacked", {"name": "bypassed", "victim": "attacked"})
-    crafted = [
-        {"name": "crafted_on", "attack": pgd, "victim": {"name": "eot", "victim": victim, "n": DRAWS}}
-        for victim in surrogates
-    ]
     return {
         "PGD-20": pgd,
         "APGD-CE": {"name": "apgd_ce", "radius": radius, "num_steps": 50},
-        "adaptive": {"name": "worst_of", "attacks": crafted},
+        "adaptive": {"name": "worst_of", "attacks": list(adaptive_attacks(pgd, DRAWS).values())},
         "attributes": joint | {"radius": 0.0, "num_steps": 20},
         "SPA": joint | {"radius": radius, "num_steps": 20},
-        "StAdv": {"name": "stadv", "num_steps": 20},
+        "StAdv": {"name": "stadv", "radius": 0.8, "num_steps": 20},
     }
 
 
