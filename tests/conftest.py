@@ -1,6 +1,9 @@
 """Tests see eight CPU devices, strict numerics, and shape checks of every annotated function at run time."""
 
+import ctypes
+import gc
 import os
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -30,3 +33,28 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+ROOMY = 2 * 2**30
+"""Bytes of resident memory up to which a worker keeps the programs that it has compiled."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """JAX keeps every compiled program as long as the process lives: over 5 GB in each worker by the end of the suite.
+
+    Modules share few programs, so a worker that has grown forgets them between two modules. Compiled functions that a
+    module holds are compiled again where it calls them.
+    """
+    yield
+    if _resident_bytes() > ROOMY:
+        jax.clear_caches()
+        gc.collect()
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what is freed
+            libc.malloc_trim(0)
+
+
+def _resident_bytes() -> int:
+    """Of this process; 0 where the system does not tell."""
+    told = Path("/proc/self/statm")
+    return int(told.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if told.exists() else 0
