@@ -214,7 +214,8 @@ def _compared(suspect: ExampleFlags, reference: ExampleFlags) -> tuple[int, int,
     number (McNemar's test); more than two of them are clear.
     """
     only_suspect, only_reference = int(np.sum(reference & ~suspect)), int(np.sum(suspect & ~reference))
-    return only_suspect, only_reference, only_suspect - only_reference <= 2 * np.sqrt(only_suspect + only_reference)
+    spread = np.sqrt(only_suspect + only_reference)
+    return only_suspect, only_reference, bool(only_suspect - only_reference <= 2 * spread)
 
 
 def many_steps(ball: Any, one: ExampleFlags, many: ExampleFlags) -> Check:
