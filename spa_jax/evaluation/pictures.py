@@ -1,6 +1,7 @@
 """Pictures of an evaluation: attacked examples with their predictions, and accuracy curves, as PNG files in memory."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import Float, Int
 
 from spa_jax.data.types import Examples
@@ -40,9 +42,12 @@ from spa_jax.evaluation.judging import run_attack
 from spa_jax.evaluation.records import Curve
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, example_keys, first_of_each_class, make_sweep, stream
 from spa_jax.types import Images, Key, Labels, Predict, Victim
+from spa_jax.victims import purification_stages
+from spa_jax.victims.tracing import is_randomized
 
 _NUMBERS_A_LINE, _MOST_NUMBERS = 3, 9
 _ROUNDING = 1e-6
+_STAGES = ("transformed", "purified")
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 TileImages: TypeAlias = Float[np.ndarray, "m h w c"]
@@ -61,12 +66,14 @@ class SheetRow:
         images: in [0, 1].
         predictions: the victim's, or None for a row that was not shown to it.
         captions: what else stands under each image.
+        is_signed: whether grey values stand for differences, 0.5 for none, and are shown in colour.
     """
 
     title: str
     images: TileImages
     predictions: TileLabels | None
     captions: Sequence[str]
+    is_signed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +85,14 @@ class Sheet:
         labels: the true classes.
         rows: from top to bottom.
         attributes: names of the numbers that stand under the images, in their order.
+        draws_at_random: whether the victim draws at random, so that another draw may answer otherwise.
     """
 
     attack: str
     labels: TileLabels
     rows: Sequence[SheetRow]
     attributes: Sequence[str] = ()
+    draws_at_random: bool = False
 
 
 def make_sheet(
@@ -100,7 +109,9 @@ def make_sheet(
     """Attack the first example of each class (then the second, until the columns are full), chosen before any outcome.
 
     The rows are the clean images, the edited images A(x, a) of an attack by attributes and noise, the attacked images,
-    and the noise alone, magnified: what the attacked image has beyond its own edited image, however it was made.
+    and the noise alone, magnified: what the attacked image has beyond its own edited image, however it was made. Of a
+    victim with a purifier they are also the attacked images transformed and purified, in the same draw as the
+    predictions; see `spa_jax.victims.purification_stages`.
 
     Args:
         victim: any function from images to logits, or `spa_jax.randomized(f)`.
@@ -118,21 +129,35 @@ def make_sheet(
     if columns < 1:
         raise ValueError(f"columns={columns} must be at least 1")
     sweep = make_sweep(split, batch_size, mesh)
-    victim, is_joint = sweep.place(victim, [attack]), bool(attribute_spaces(attack)) and moves_noise(attack)
-    predict = sweep.predict(victim)
+    placed, is_joint = sweep.place(victim, [attack]), bool(attribute_spaces(attack)) and moves_noise(attack)
+    predict, way = sweep.predict(placed), _way(victim, placed)
     attack_key, judge_key = stream(key, "sheet", name), stream(key, "judge sheet", name)
 
     def look(batch: DeviceBatch) -> Any:
-        found, edited = run_attack(attack, victim, attack_key, batch)
+        found, edited = run_attack(attack, placed, attack_key, batch)
         shown = {"clean": batch.images, "attacked": found.x} | ({"edited": edited} if is_joint else {})
         predictions = {row: _predictions(predict, judge_key, batch.index, images) for row, images in shown.items()}
         noise = {"noise": found.x - edited} if moves_noise(attack) else {}
         values = attribute_values(attack, found.variables)
-        return {"images": shown, "predictions": predictions, "values": values, "labels": batch.labels} | noise
+        passed = _stages(way, judge_key, batch.index, found.x)
+        own = {"images": shown, "predictions": predictions, "values": values, "stages": passed}
+        return own | {"labels": batch.labels} | noise
 
     found = sweep.run("sheet", look, first_of_each_class(split, columns))
     numbers = {own: names_of_numbers(own, space) for own, space in attribute_spaces(attack).items()}
-    return _laid_out(name, found, numbers)
+    return _laid_out(name, found, numbers, is_randomized(placed))
+
+
+def _way(victim: Victim, placed: Victim) -> Any:
+    """`purification_stages` of a victim as a function that crosses a `jit` boundary; a traced one no longer has any."""
+    if hasattr(placed, "purification_stages"):
+        return Partial(purification_stages, placed)
+    return Partial(functools.partial(purification_stages, victim))
+
+
+@jax.jit
+def _stages(way: Any, key: Key, index: Any, images: Images) -> dict[str, Images]:
+    return way(example_keys(key, index), images)
 
 
 @jax.jit
@@ -140,7 +165,9 @@ def _predictions(predict: Predict, key: Key, index: Any, images: Images) -> Labe
     return jnp.argmax(predict(example_keys(key, index), images), axis=-1)
 
 
-def _laid_out(name: str, found: Mapping[str, Any], attributes: Mapping[str, Sequence[str]]) -> Sheet:
+def _laid_out(
+    name: str, found: Mapping[str, Any], attributes: Mapping[str, Sequence[str]], draws_at_random: bool
+) -> Sheet:
     images, predictions, noise = found["images"], found["predictions"], found.get("noise")
     count = len(found["labels"])
     captions = _captions([found["values"][name] for name in attributes], count)
@@ -150,12 +177,14 @@ def _laid_out(name: str, found: Mapping[str, Any], attributes: Mapping[str, Sequ
         rows.append(SheetRow(f"edited{names}", images["edited"], predictions["edited"], captions))
     title = f"joint{names}\n+ noise" if attributes and noise is not None else f"{name}{names}"
     rows.append(SheetRow(title, images["attacked"], predictions["attacked"], captions))
+    passed = {stage: found["stages"][stage] for stage in _STAGES if stage in found["stages"]}
+    rows += [SheetRow(stage, shown, None, [""] * count) for stage, shown in passed.items()]
     if noise is not None:
         gain = _gain(noise)
         legend = f"\norange +\nviolet {MINUS}" if noise.shape[-1] == 1 else ""
         title = f"noise {_TIMES} {gain:g}{legend}"
-        rows.append(SheetRow(title, 0.5 + gain * noise, None, [""] * count))
-    return Sheet(name, found["labels"], rows, tuple(itertools.chain(*attributes.values())))
+        rows.append(SheetRow(title, 0.5 + gain * noise, None, [""] * count, is_signed=True))
+    return Sheet(name, found["labels"], rows, tuple(itertools.chain(*attributes.values())), draws_at_random)
 
 
 def _captions(values: Sequence[np.ndarray], count: int) -> list[str]:
@@ -189,7 +218,7 @@ def sheet_png(sheet: Sheet, model: str, class_names: Sequence[str] | None = None
     height, width = sheet.rows[0].images.shape[1:3]
     zoom = max(1, round(TILE_PIXELS / max(height, width)))
     tile, text_lines = (width * zoom, height * zoom), [_text_lines(row) for row in sheet.rows]
-    left, gap, line, top = 240, 24, 38, 150
+    left, gap, line, top = 240, 24, 38, 190 if sheet.draws_at_random else 150
     total_height = top + sum(tile[1] + gap + line * lines for lines in text_lines)
     canvas = new_canvas(left + len(sheet.labels) * (tile[0] + gap), total_height)
     _write_heading(canvas, sheet, model)
@@ -198,7 +227,7 @@ def sheet_png(sheet: Sheet, model: str, class_names: Sequence[str] | None = None
         canvas.text(gap, y + tile[1] / 2, row.title, 9.0, "black", va="center", ha="left", linespacing=1.35)
         for column, image in enumerate(row.images):
             x = left + column * (tile[0] + gap)
-            canvas.image(x, y, magnified(image, zoom, row.predictions is None))
+            canvas.image(x, y, magnified(image, zoom, row.is_signed))
             _write_under(canvas, x + tile[0] / 2, y + tile[1] + 6, line, sheet, row, column, class_names)
         y += tile[1] + gap + line * lines
     return as_png(canvas.figure)
@@ -220,6 +249,14 @@ def _write_heading(canvas: Canvas, sheet: Sheet, model: str) -> None:
         f"First examples of each class, not chosen by outcome. Below: the prediction, ✓ right or ✗ wrong{values}."
     )
     canvas.text(24, 92, explanation, 7.5, MUTED, ha="left")
+    if sheet.draws_at_random:
+        canvas.text(24, 128, _of_one_draw(sheet), 7.5, MUTED, ha="left")
+
+
+def _of_one_draw(sheet: Sheet) -> str:
+    rows = [row.title for row in sheet.rows if row.title in _STAGES]
+    shown = f" and the {'rows' if len(rows) > 1 else 'row'} {' and '.join(rows)}" if rows else ""
+    return f"The victim draws at random: predictions{shown} are of one draw; another draw may differ."
 
 
 def _write_under(

@@ -83,6 +83,45 @@ def _purifier(entry: Any, parts: Mapping[str, Any], path: str) -> Any:
     return parts[entry["part"]](**options)
 
 
+def victim_in_words(spec: Any, trained_with: Mapping[str, Any]) -> str:
+    """What a victim of a config is made of: "the model standard behind the purifier unet (transform rt2)".
+
+    Args:
+        spec: checked by `check_victim`.
+        trained_with: from each part that is a purifier to the transform of its training, by name or as a mapping; a
+            part that is not there is told without one.
+    """
+    spec = named(spec)
+    if "name" not in spec:
+        ((kind, name),) = spec.items()
+        return f"the {kind} {name}"
+    if spec["name"] == ATTACKED:
+        return "the victim that is attacked"
+    inner = victim_in_words(spec["victim"], trained_with)
+    if spec["name"] == "purify":
+        suffix = ", straight through" if spec.get("straight_through") else ""
+        return f"{inner} behind {_purifier_in_words(named(spec['purifier']), trained_with)}{suffix}"
+    return _WORDS[spec["name"]].format(inner, **{"seed": 0} | dict(spec))
+
+
+_WORDS = {
+    "eot": "the mean over {n} draws of {0}",
+    "majority_vote": "the majority vote of {n} draws of {0}",
+    "fixed_draw": "one fixed draw (seed {seed}) of {0}",
+    "bypassed": "{0}, every purifier straight through",
+}
+
+
+def _purifier_in_words(entry: Mapping[str, Any], trained_with: Mapping[str, Any]) -> str:
+    if "part" not in entry:
+        return f"the transform {entry['name']}"
+    told = f"the purifier {entry['part']}"
+    if "transform" not in entry and entry["part"] not in trained_with:
+        return told
+    transform = named(entry["transform"] if "transform" in entry else trained_with[entry["part"]])
+    return f"{told} (no transform)" if transform is None else f"{told} (transform {transform['name']})"
+
+
 def check_victim(spec: Any, path: str = "victim") -> None:
     """Check a victim of a config before what it refers to is there: names and types.
 

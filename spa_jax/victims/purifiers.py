@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from spa_jax.trees import pytree, static
 from spa_jax.types import Images
+from spa_jax.victims.tracing import call
 from spa_jax.victims.transforms import RandomTransform
-from spa_jax.victims.wrappers import InferenceMode, keys_and_images
+from spa_jax.victims.wrappers import InferenceMode, keys_and_images, purification_stages
 
 
 @pytree
@@ -32,6 +33,10 @@ class Purifier:
         if self.transform is None:
             return complete(images, jnp.zeros((*images.shape[:3], 1), images.dtype))
         return self.transform.completed(complete, keys, images)
+
+    def purification_stages(self, keys: Any, images: Images) -> dict[str, Any]:
+        """The images transformed, where there is a transform, and purified; see the function of this name."""
+        return purification_stages(self.transform, keys, images) | {"purified": call(self, keys, images)}
 
 
 def purifier(model: Any, variables: Any, transform: Any = None) -> Purifier:

@@ -63,6 +63,10 @@ class RandomTransform:
             raise ValueError(f"masks={self.parts} hide every pixel once: rt3 needs a network, see purifier")
         return self.draw(keys, images).images
 
+    def purification_stages(self, keys: Key[Array, " b"], images: Images) -> dict[str, Any]:
+        """The transformed images, of several views the first; see `spa_jax.victims.purification_stages`."""
+        return {"transformed": self.draw(keys, images).images[:: self.parts]}
+
     def draw(self, keys: Key[Array, " b"], images: Images) -> Drawn:
         """The views of images [b, h, w, c] in [0, 1], each a function of its key and image.
 

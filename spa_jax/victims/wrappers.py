@@ -166,10 +166,25 @@ class _Purified:
 
     def __call__(self, *arguments: Any) -> _Logits:
         keys, images = keys_and_images(self.is_randomized, arguments)
-        if keys is None:
-            return call(self.victim, None, call(self.purifier, None, images))
-        halves = jax.vmap(jax.random.split)(keys)
-        return call(self.victim, halves[:, 1], call(self.purifier, halves[:, 0], images))
+        own, rest = _halves(keys)
+        return call(self.victim, rest, call(self.purifier, own, images))
+
+    def purification_stages(self, keys: Key[Array, " b"] | None, images: _Images) -> dict[str, Any]:
+        own, rest = _halves(keys)
+        purified = call(self.purifier, own, images)
+        return (
+            purification_stages(self.victim, rest, purified)
+            or purification_stages(self.purifier, own, images)
+            or {"purified": purified}
+        )
+
+
+def _halves(keys: Key[Array, " b"] | None) -> tuple[Any, Any]:
+    """Keys for a purifier, and others for what stands behind it."""
+    if keys is None:
+        return None, None
+    halves = jax.vmap(jax.random.split)(keys)
+    return halves[:, 0], halves[:, 1]
 
 
 def purify(victim: Callable[..., Any], purifier: Callable[..., Any]) -> Any:
@@ -189,6 +204,9 @@ class _StraightThrough:
         keys, images = keys_and_images(self.is_randomized, arguments)
         return images + jax.lax.stop_gradient(call(self.purifier, keys, images) - images)
 
+    def purification_stages(self, keys: Key[Array, " b"] | None, images: _Images) -> dict[str, Any]:
+        return purification_stages(self.purifier, keys, images)
+
 
 def straight_through(purifier: Callable[..., Any]) -> Any:
     """The same purifier with the identity as its gradient (BPDA, Athalye et al. 2018, section 4.1).
@@ -196,6 +214,25 @@ def straight_through(purifier: Callable[..., Any]) -> Any:
     A defence with a purifier is judged with its full gradient and with this one, and the worst is reported.
     """
     return _StraightThrough(purifier)
+
+
+def purification_stages(victim: Any, keys: Key[Array, " b"] | None, images: _Images) -> dict[str, Any]:
+    """What the purifier of a victim makes of images before the network sees them, in the draw of these keys.
+
+    Of several purifiers it is the last one, of a mean or a vote over draws the first draw. A purifier in front of which
+    pixels were normalised is passed over.
+
+    Args:
+        victim: any victim.
+        keys: [b], as `call` would give them to it; None where nothing is drawn.
+        images: [b, h, w, c] in [0, 1].
+
+    Returns:
+        Images [b, h, w, c] by name: `transformed`, after noise and hidden blocks, where there is a random transform (of
+        RT3 the first of its views), and `purified`, where a network or a function follows. Nothing without a purifier.
+    """
+    own = getattr(victim, "purification_stages", None)
+    return own(keys, images) if own else {}
 
 
 def bypassed(victim: Any) -> Any:

@@ -1,5 +1,6 @@
 """Pictures: what is on a sheet, that its pixels are crisp, and that curves are drawn."""
 
+import dataclasses
 import io
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import attack_from_config, attribute, chain, fgsm, per_example, spa
+from spa_jax import attack_from_config, attribute, chain, fgsm, per_example, purify, spa
 from spa_jax.attacks.base import PureAttack
 from spa_jax.data.types import Split
 from spa_jax.evaluation import (
@@ -26,6 +27,7 @@ from spa_jax.evaluation.sweep import first_of_each_class
 from spa_jax.spaces import latent
 from spa_jax.trees import pytree
 from spa_jax.types import Result
+from spa_jax.victims import rt2
 
 KEY = jax.random.key(0)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -140,6 +142,35 @@ def test_attributes_stand_in_the_order_of_application(linear_victim, split):
     sheet = make_sheet(linear_victim, split, attack, name="joint", key=KEY, batch_size=16, columns=2)
     assert list(sheet.attributes) == ["rotation", "brightness"]
     assert sheet.rows[1].title == "edited\nrotation\nbrightness"
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_a_sheet_shows_what_a_purifier_makes_of_the_attacked_images(linear_victim, split, is_plain):
+    """The network answers the purified row as the victim answered the attacked images: both are of one draw."""
+    network = (lambda images: linear_victim(images)) if is_plain else linear_victim  # the latter is a pytree of arrays
+    victim = purify(network, rt2(0.2, 4))
+    sheet = make_sheet(victim, split, fgsm(0.01), name="fgsm", key=KEY, batch_size=16, columns=12)
+    assert [row.title.split(" ")[0] for row in sheet.rows] == ["clean", "fgsm", "transformed", "noise"]
+    _, attacked, transformed, noise = sheet.rows
+    np.testing.assert_array_equal(jnp.argmax(linear_victim(transformed.images), axis=-1), attacked.predictions)
+    assert len(set(attacked.predictions.tolist())) == 2
+    hidden = np.mean(transformed.images == 0.5, axis=(1, 2, 3))
+    np.testing.assert_allclose(hidden, 0.25, err_msg="a quarter of the blocks is hidden")
+    assert noise.is_signed and not transformed.is_signed and transformed.predictions is None
+    assert pictures._of_one_draw(sheet) == (
+        "The victim draws at random: predictions and the row transformed are of one draw; another draw may differ."
+    )
+    taller, shorter = (dataclasses.replace(sheet, draws_at_random=drawn) for drawn in (True, False))
+    assert len(decoded(sheet_png(taller, "model"))) > len(decoded(sheet_png(shorter, "model")))
+    assert sheet.draws_at_random
+
+
+def test_a_deterministic_purifier_has_one_row(linear_victim, split):
+    victim = purify(linear_victim, lambda images: jnp.round(8 * images) / 8)
+    sheet = make_sheet(victim, split, fgsm(0.01), name="fgsm", key=KEY, batch_size=16, columns=4)
+    _, attacked, purified, _ = sheet.rows
+    assert purified.title == "purified" and not sheet.draws_at_random
+    np.testing.assert_array_equal(purified.images, np.round(8 * attacked.images) / 8)
 
 
 def test_columns_are_the_first_of_each_class():

@@ -7,7 +7,8 @@ import pytest
 
 from spa_jax import eot, fixed_draw, majority_vote, purify, randomized, straight_through
 from spa_jax.errors import ConfigError
-from spa_jax.victims import bypassed, rt2, victim_from_config
+from spa_jax.victims import VICTIMS, bypassed, rt2, victim_from_config, victim_in_words
+from spa_jax.victims.catalogue import check_victim
 from tests.analytic_victims import images, linear, weights
 
 X = images(batch=3, size=(8, 8, 1))
@@ -57,6 +58,39 @@ def test_a_victim_is_what_its_config_says(spec, expected):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     arguments = (KEYS, X) if getattr(expected, "is_randomized", False) else (X,)
     np.testing.assert_array_equal(found(*arguments), expected(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"victim": "other"}, "the victim other"),
+        (PURIFIED, "the model net behind the purifier purifier (transform rt2)"),
+        (
+            PURIFIED | {"purifier": {"part": "purifier", "transform": {"name": "rt3", "sigma": 0.1}}},
+            "the model net behind the purifier purifier (transform rt3)",
+        ),
+        (
+            PURIFIED | {"purifier": {"part": "purifier", "transform": None}, "straight_through": True},
+            "the model net behind the purifier purifier (no transform), straight through",
+        ),
+        (PURIFIED | {"purifier": {"part": "foreign"}}, "the model net behind the purifier foreign"),
+        (
+            {"name": "eot", "victim": SHAKEN, "n": 3, "at_once": 2},
+            "the mean over 3 draws of the model net behind the transform rt2",
+        ),
+        ({"name": "majority_vote", "victim": {"part": "net"}, "n": 5}, "the majority vote of 5 draws of the part net"),
+        ({"name": "fixed_draw", "victim": MODEL}, "one fixed draw (seed 0) of the model net"),
+        ({"name": "bypassed", "victim": "attacked"}, "the victim that is attacked, every purifier straight through"),
+    ],
+)
+def test_a_victim_is_told_in_words(spec, words):
+    check_victim(spec)
+    assert victim_in_words(spec, {"purifier": "rt2"}) == words
+
+
+def test_every_kind_of_victim_has_words():
+    specs = {name: {"name": name, "victim": MODEL, "n": 2, "purifier": "rt1"} for name in VICTIMS}
+    assert all("the model net" in victim_in_words(spec, {}) for spec in specs.values())
 
 
 def test_the_attacked_and_other_victims_stand_for_themselves():

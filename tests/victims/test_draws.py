@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import crafted_on, eot, fixed_draw, majority_vote, pgd, randomized
+from spa_jax import crafted_on, eot, fixed_draw, majority_vote, pgd, purify, randomized
+from spa_jax.victims import purification_stages
 from tests.analytic_victims import SIZE, images, linear, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -20,6 +21,11 @@ def shaken(keys, x):
     """A stochastic victim: every image gets noise of its own before the linear one."""
     noise = jax.vmap(lambda key: jax.random.normal(key, SIZE))(keys)
     return linear(W)(x + noise)
+
+
+def dimmed(keys, x):
+    """A purifier that darkens every image by a share of its own."""
+    return x * jax.vmap(jax.random.uniform)(keys)[:, None, None, None]
 
 
 def draws(n):
@@ -113,6 +119,16 @@ def test_a_fixed_draw_is_the_same_for_every_call_image_and_batch():
     np.testing.assert_allclose(fixed(X[::-1])[::-1], fixed(X), rtol=1e-5)
     assert np.any(np.abs(fixed_draw(shaken, jax.random.key(8))(X) - fixed(X)) > 0.01)
     assert fixed_draw(linear(W), key).args[0] is W, "what draws nothing stays as it is"
+
+
+def test_the_stages_of_a_mean_or_a_vote_are_those_of_its_first_draw():
+    purified = purify(linear(W), randomized(dimmed))
+    for many in (eot, majority_vote):
+        first = purification_stages(many(purified, 1), KEYS, X)["purified"]
+        np.testing.assert_array_equal(purification_stages(many(purified, 3), KEYS, X)["purified"], first)
+    np.testing.assert_allclose(linear(W)(first), eot(purified, 1)(KEYS, X), rtol=1e-4, atol=1e-5)
+    fixed = fixed_draw(purified, KEYS[0])
+    np.testing.assert_allclose(linear(W)(purification_stages(fixed, KEYS, X)["purified"]), fixed(X), atol=1e-5)
 
 
 @pytest.mark.parametrize(

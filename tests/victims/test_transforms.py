@@ -8,7 +8,7 @@ import pytest
 
 from spa_jax import classifier, pgd, purify, straight_through
 from spa_jax.errors import ConfigError
-from spa_jax.victims import purifier, rt1, rt2, rt3, transform_from_config
+from spa_jax.victims import purification_stages, purifier, rt1, rt2, rt3, transform_from_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -171,6 +171,23 @@ def test_an_attack_on_the_system_keeps_its_ball():
     victim = purify(SUMS, purifier(Pale(), PALE, rt2(0.1, 4)))
     result = pgd(0.05, num_steps=2)(jax.random.key(5), victim, images, jnp.zeros(BATCH, jnp.int32))
     assert float(jnp.abs(result.x - images).max()) <= 0.05 + 1e-6
+
+
+@pytest.mark.parametrize("transform", [rt2(0.1, 4), rt3(0.1, 4, 2)])
+def test_a_purifier_shows_what_its_network_was_shown_and_made(transform):
+    own = purifier(Pale(), PALE, transform)
+    stages = purification_stages(own, KEYS, images_of())
+    drawn = transform.draw(KEYS, images_of()).images.reshape(BATCH, transform.parts, 8, 8, 3)
+    np.testing.assert_array_equal(stages["transformed"], drawn[:, 0])
+    np.testing.assert_allclose(stages["purified"], own(KEYS, images_of()), atol=1e-6)
+    assert list(purification_stages(purifier(Pale(), PALE), None, images_of())) == ["purified"]
+
+
+def test_a_transform_alone_has_no_purified_images():
+    victim = purify(SUMS, rt1(4))
+    stages = purification_stages(victim, KEYS, images_of())
+    assert list(stages) == ["transformed"]
+    np.testing.assert_allclose(SUMS(stages["transformed"]), victim(KEYS, images_of()), rtol=1e-5)
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

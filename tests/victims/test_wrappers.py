@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from spa_jax import classifier, normalize, pgd, purify, randomized, straight_through
+from spa_jax.victims import purification_stages
 from tests.analytic_victims import images, labels, linear, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -89,6 +90,32 @@ def test_purifier_and_classifier_get_keys_of_their_own():
     together = np.concatenate([bits(KEYS), seen["purifier"], seen["classifier"]])
     assert len(np.unique(together, axis=0)) == 3 * BATCH
     np.testing.assert_allclose(purify(linear(W), rounded)(X), linear(W)(rounded(X)), rtol=1e-5)
+
+
+def test_the_stages_are_what_the_network_behind_a_purifier_is_shown():
+    seen = {}
+
+    def predict(x):
+        seen["images"] = x
+        return linear(W)(x)
+
+    @randomized
+    def shaken(keys, x):
+        return x + jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:]))(keys)
+
+    for victim in (
+        purify(predict, shaken),
+        purify(predict, straight_through(shaken)),
+        purify(purify(predict, rounded), shaken),
+        purify(predict, rounded),
+    ):
+        keys = KEYS if victim.is_randomized else None
+        stages = purification_stages(victim, keys, X)
+        victim(*(X,) if keys is None else (keys, X))
+        assert list(stages) == ["purified"]
+        np.testing.assert_allclose(stages["purified"], seen["images"], atol=1e-6)
+    assert purification_stages(linear(W), KEYS, X) == {}
+    assert purification_stages(normalize(predict, 0.5, 0.5), None, X) == {}
 
 
 @pytest.mark.parametrize("wrap", [lambda f: normalize(f, 0.0, 1.0), lambda f: purify(f, rounded), straight_through])
