@@ -70,13 +70,19 @@ def compare(models: Mapping[str, ModelReport]) -> list[tuple[str, list[Proportio
     return rows
 
 
-def markdown_report(models: Mapping[str, ModelReport], setting: Setting, pictures: Mapping[str, str]) -> str:
+def markdown_report(
+    models: Mapping[str, ModelReport],
+    setting: Setting,
+    pictures: Mapping[str, str],
+    victims: Mapping[str, str] | None = None,
+) -> str:
     """The report.
 
     Args:
         models: judged alike, by name.
         setting: what was run.
         pictures: their captions by file name, files beside the report.
+        victims: what the composed ones among the models are made of, in words; they are listed where there are any.
     """
     examples = len(next(iter(models.values())).labels)
     lines = [
@@ -85,6 +91,8 @@ def markdown_report(models: Mapping[str, ModelReport], setting: Setting, picture
         f"{examples} examples of {plain(setting.dataset)}, seed {setting.seed}.",
         "",
     ]
+    if victims:
+        lines += ["## Victims", "", *(f"- {plain(name)}: {plain(words)}" for name, words in victims.items()), ""]
     lines += ["## Accuracy", "", *_comparison(models), "", _how_to_read(models), ""]
     if drawn := {name: report for name, report in models.items() if report.over_draws}:
         lines += ["## Over fresh draws", "", *_over_draws(drawn), ""]

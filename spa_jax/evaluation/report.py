@@ -44,6 +44,7 @@ def write_report(
     config: Any,
     sheets: Mapping[str, Sheet] | None = None,
     class_names: Sequence[str] | None = None,
+    victims: Mapping[str, str] | None = None,
 ) -> str:
     """Print the comparison of models and write it to a directory: report.md, report.json and their pictures.
 
@@ -58,6 +59,7 @@ def write_report(
         config: what was run, as a mapping of plain data or a `ConfigDict`.
         sheets: of `make_sheet`, by model.
         class_names: default: the numbers of the classes.
+        victims: what the composed ones among the models are made of, in words.
 
     Returns:
         The printed table as plain text.
@@ -71,7 +73,7 @@ def write_report(
     pictures = _pictures(models, sheets or {}, class_names)
     captions = {name: caption for name, (caption, _) in pictures.items()}
     files = {name: png for name, (_, png) in pictures.items()}
-    files["report.md"] = markdown_report(models, setting, captions).encode()
+    files["report.md"] = markdown_report(models, setting, captions, victims).encode()
     files["report.json"] = _as_json(models, setting, list(pictures)).encode()
     write_files(directory, files)
     width = _WIDTH_OF_TITLES + _WIDTH_OF_MODEL * len(models)

@@ -318,6 +318,25 @@ def make_experiment(
     return Experiment(config, dataset, mesh, learner, engine, total_steps, evaluate_every, parts)
 
 
+def part_source(
+    config: Mapping[str, Any], name: str, models: Mapping[str, Mapping[str, Any]], workdir: Path
+) -> tuple[Path, Mapping[str, Any]]:
+    """Where a part that a config declares was or will be trained, and the complete config of that model.
+
+    Raises:
+        ConfigError: the part's model is not there.
+        CheckpointError: the run of a part in another directory has no checkpoint.
+    """
+    entry = config["parts"][name]
+    model = entry["model"].replace("{victim}", config["name"])
+    directory = Path(entry["workdir"] or workdir).expanduser() / model
+    if entry["workdir"]:
+        return directory, stored_config(directory)
+    if model not in models:
+        raise ConfigError(f"parts.{name}.model={model!r} is not a model{suggest(model, models)}")
+    return directory, models[model]
+
+
 def find_parts(
     config: Mapping[str, Any],
     names: Iterable[str],
@@ -341,12 +360,8 @@ def find_parts(
     found = {}
     declared = config["parts"] or {}
     for name in sorted(set(names) & set(declared)):
-        entry = declared[name]
-        model, network = entry["model"].replace("{victim}", config["name"]), entry["network"]
-        directory = Path(entry["workdir"] or workdir).expanduser() / model
-        if not entry["workdir"] and model not in models:
-            raise ConfigError(f"parts.{name}.model={model!r} is not a model{suggest(model, models)}")
-        source = stored_config(directory) if entry["workdir"] else models[model]
+        directory, source = part_source(config, name, models, workdir)
+        model, network = directory.name, declared[name]["network"]
         data = load({**source, "data": {**source["data"], **_data_dir(config)}})
         learner = make_learner(source, data)
         if network is not None and network not in learner.networks:

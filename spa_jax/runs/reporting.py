@@ -102,7 +102,7 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
                 training[name] = judge_training_examples(own, parts, victim, dataset, common)
     written = [_report_manipulator(own, lineup, workdir, mesh, load) for own in _manipulators(lineup.models)]
     if models:
-        written.append(_write(config, workdir / "report", dataset, models, sheets))
+        written.append(_write(config, workdir / "report", dataset, models, sheets, lineup.in_words()))
     if universal and jax.process_index() == 0:
         written.append(write_universal_report(universal, workdir / "report", **_heading(config, dataset)))
     if training and jax.process_index() == 0:
@@ -254,10 +254,11 @@ def _write(
     dataset: Dataset,
     models: Mapping[str, ModelReport],
     sheets: Mapping[str, Sheet],
+    victims: Mapping[str, str],
 ) -> str:
     if jax.process_index() != 0:
         return ""
-    return write_report(models, directory, sheets=sheets, **_heading(config, dataset))
+    return write_report(models, directory, sheets=sheets, victims=victims, **_heading(config, dataset))
 
 
 def _heading(config: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:

@@ -20,12 +20,13 @@ from spa_jax.runs.experiment import (
     find_parts,
     load_data,
     make_learner,
+    part_source,
     variants,
 )
 from spa_jax.runs.parts import load_model, stored_config
 from spa_jax.training.learner import Learner
 from spa_jax.types import Victim
-from spa_jax.victims import classifier, victim_from_config
+from spa_jax.victims import classifier, victim_from_config, victim_in_words
 
 
 def load_victim(config: Mapping[str, Any], workdir: Path, dataset: Dataset, mesh: Mesh) -> Victim:
@@ -104,6 +105,19 @@ class Lineup:
     @property
     def _composed(self) -> Mapping[str, Any]:
         return self._own["victims"] or {}
+
+    def in_words(self) -> dict[str, str]:
+        """What each composed victim is made of.
+
+        Raises:
+            CheckpointError: the run of a part in another directory has no checkpoint.
+        """
+        declared = part_names(self._composed) & set(self._own["parts"] or {})
+        sources = {name: part_source(self._own, name, self.models, self._workdir)[1] for name in declared}
+        trained_with = {
+            name: source["recipe"]["transform"] for name, source in sources.items() if "transform" in source["recipe"]
+        }
+        return {name: victim_in_words(spec, trained_with) for name, spec in self._composed.items()}
 
     def config(self, name: str) -> dict[str, Any]:
         """The complete config whose evaluation judges one."""

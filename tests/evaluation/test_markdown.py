@@ -46,6 +46,16 @@ def test_a_report_of_nasty_names_has_the_structure_of_any_other(tmp_path):
     assert len(text.splitlines()) == len(plain_text.splitlines())
 
 
+def test_composed_victims_are_told_where_there_are_any(tmp_path):
+    for victims in ({}, {"shaken": "the model standard behind the transform rt_2", NASTY: "the model <b>"}):
+        write_report({"standard": model_report()}, tmp_path, **OPTIONS, victims=victims)
+        text = (tmp_path / "report.md").read_text()
+        listed = [line for line in text.splitlines() if line.startswith("- ") and ": the model" in line]
+        assert ("## Victims" in text, len(listed)) == (bool(victims), len(victims))
+    assert listed[0] == "- shaken: the model standard behind the transform rt_2"
+    assert listed[1].endswith("the model &lt;b&gt;")
+
+
 def test_titles_of_figures_with_dollars_are_drawn(tmp_path):
     curves = model_report().curves
     name = "cost $\\frac$ {"  # not a formula

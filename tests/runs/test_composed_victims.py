@@ -53,7 +53,9 @@ def test_victims_are_reported_beside_the_model_under_every_attack(trained):
     found = json.loads((workdir / "report" / "report.json").read_text())["models"]
     assert list(found) == ["tiny", "shaken", "fixed"]
     assert all(list(own["attacks"]) == ["PGD", "BPDA"] for own in found.values())
-    assert "shaken" in shown and "CraftedOn" in (workdir / "report" / "report.md").read_text()
+    text = (workdir / "report" / "report.md").read_text()
+    assert "shaken" in shown and "CraftedOn" in text
+    assert "- shaken: the model tiny behind the transform rt2\n- fixed: one fixed draw (seed 0) of the victim" in text
     deterministic = {
         name: {c["name"]: c["passed"] for c in own["checks"]}["deterministic"] for name, own in found.items()
     }
@@ -72,6 +74,20 @@ def test_a_surrogate_is_made_of_what_is_attacked(trained):
     assert lineup.attacks("tiny")["BPDA"].surrogate.victim is lineup.victim("tiny")
     assert lineup.victim("voted").victim is lineup.victim("shaken")
     assert attacks["transfer"].attack.surrogate is lineup.victim("tiny")
+
+
+def test_a_purifier_is_told_with_the_transform_of_its_training(trained):
+    config, workdir = trained
+    recipe = {"name": "purifier", "transform": {"name": "rt2", "sigma": 0.1}}
+    purifier = {"name": "unet", "model": {"name": "unet", "width": 4, "depth": 1}, "recipe": recipe}
+    purified = SHAKEN | {"purifier": {"part": "unet"}}
+    victims = {"own": purified, "other": purified | {"purifier": {"part": "unet", "transform": {"name": "rt1"}}}}
+    changes = {"victims": victims, "baselines": [purifier], "parts": {"unet": {"model": "unet"}}}
+    lineup = Lineup(check_config({**config_with(), **changes}), workdir, data_loader()(config), data_mesh())
+    assert lineup.in_words() == {
+        "own": "the model tiny behind the purifier unet (transform rt2)",
+        "other": "the model tiny behind the purifier unet (transform rt1)",
+    }
 
 
 def test_what_was_trained_before_victims_were_named_is_judged_with_them(trained):
