@@ -54,12 +54,14 @@ def check_config(config: Any) -> dict[str, Any]:
     """
     config = freeze(config)
     models = variants(config)
-    classifiers = [name for name, model in models.items() if classifies(model)]
     *others, own = models
-    for name in (own, *others):  # what a baseline has from the config is named there
-        path = "config" if name == own else f"config.baselines[{name}]"
+    # The config first: what a baseline has from it is named there.
+    paths = {own: "config"} | {name: f"config.baselines[{name}]" for name in others}
+    for name, path in paths.items():
         _check_sections(models[name], path)
         check_parts(models[name], models, path)
+    classifiers = [name for name, model in models.items() if classifies(model)]
+    for name, path in paths.items():
         check_victims(models[name], models, classifiers, path)
     source = (models[own]["evaluation"]["universal"] or {}).get("transfer_from")
     if source is not None and source not in others:

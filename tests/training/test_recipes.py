@@ -160,7 +160,7 @@ def _adversarial(attack, **outer):
         (_adversarial(PGD | {"radius": -1.0}), "radius=-1.0"),
         (_adversarial(PGD, name="trades", beta=-1.0), "beta=-1.0"),
         (_adversarial(PGD, name="trades", attack_maximises="dlr"), "attack_maximises='dlr' must be"),
-        (_adversarial(PGD, name="mart"), "'mart' is .*outer objective.*cross_entropy, spa, trades"),
+        (_adversarial(PGD, name="marl"), "'marl' is .*outer objective.*cross_entropy, mart, spa, trades"),
         (_adversarial(PGD, name="spa"), "has no edited images"),
         (
             _adversarial(SPA, name="spa", clean_weight=0.0, edited_weight=0.0, attacked_weight=0.0),
