@@ -50,6 +50,7 @@ def _train(config, workdir):
     return load_variables(workdir / "tiny", step="latest")
 
 
+@pytest.mark.slow
 def test_generator_and_classifier_go_on_bit_identically(tmp_path):
     whole = _train(joint_config(), tmp_path / "whole")
     assert whole.variables["networks"]["generator"]["params"]

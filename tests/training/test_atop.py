@@ -254,6 +254,7 @@ def atop_config():
     )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_and_saves_the_classifier_once(tmp_path):
     config = check_config(atop_config())
 
