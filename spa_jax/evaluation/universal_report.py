@@ -252,21 +252,18 @@ def _caption(models: Models) -> str:
 
 
 def _as_json(models: Models, setting: Setting, pictures: Sequence[str]) -> str:
+    def of_each(kind: str) -> dict[str, Any]:
+        records = {model: getattr(found, kind) for model, found in models.items()}
+        return {
+            model: {attack: list(map(_as_data, made)) for attack, made in own.items()} for model, own in records.items()
+        }
+
     content = {
         **dataclasses.asdict(setting),
         "pictures": pictures,
-        "models": {
-            model: {attack: list(map(_as_data, records)) for attack, records in found.records.items()}
-            for model, found in models.items()
-        },
-        "curves": {
-            model: {attack: list(map(_as_data, records)) for attack, records in found.curves.items()}
-            for model, found in models.items()
-        },
-        "transferred": {
-            model: {attack: list(map(_as_data, records)) for attack, records in found.transferred.items()}
-            for model, found in models.items()
-        },
+        "models": of_each("records"),
+        "curves": of_each("curves"),
+        "transferred": of_each("transferred"),
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
