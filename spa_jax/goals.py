@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from spa_jax.losses import margin
 from spa_jax.numerics import in_dtype_of
-from spa_jax.trees import pytree
+from spa_jax.trees import as_pytree, pytree
 from spa_jax.types import Example, Flags, Logits, Scalar
 from spa_jax.validation import require_number
 
@@ -41,3 +41,18 @@ def confident(bound: Scalar) -> Confident:
         ValueError: `bound` is negative.
     """
     return Confident(require_number("bound", bound, "0 or larger", lambda b: b >= 0))
+
+
+@pytree
+class Untargeted:
+    """A goal that does not see targets; see `untargeted`."""
+
+    goal: Any
+
+    def __call__(self, logits: Logits, examples: Example) -> Flags:
+        return self.goal(logits, examples.replace(target=None))
+
+
+def untargeted(goal: Any = misclassified) -> Untargeted:
+    """The goal as it is without a target: any wrong class counts, whichever the attack aims at."""
+    return Untargeted(as_pytree(goal))

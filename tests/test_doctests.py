@@ -6,7 +6,13 @@ import pytest
 
 import spa_jax
 
-COMBINATORS = (spa_jax.restarts, spa_jax.in_chunks, spa_jax.worst_of, spa_jax.crafted_on)
+COMBINATORS = (
+    spa_jax.restarts,
+    spa_jax.in_chunks,
+    spa_jax.worst_of,
+    spa_jax.crafted_on,
+    spa_jax.multi_targeted,
+)
 FUNCTIONS = (*spa_jax.ATTACKS.values(), *COMBINATORS)
 
 

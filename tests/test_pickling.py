@@ -62,7 +62,7 @@ class Net(nn.Module):
 
 
 def mlp32():
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), mlp())
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), mlp(classes=4))
 
 
 def made():

@@ -9,11 +9,12 @@ from spa_jax.attacks.base import PureAttack
 from spa_jax.attacks.catalogue import ATTACKS, attack_from_config
 from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
 from spa_jax.attacks.crafted import crafted_on
-from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd, spat
+from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, apgd_t, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.iterative import AttackState, IterativeAttack, Stage, make_attack, stage
 from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
 from spa_jax.attacks.spatial import stadv
+from spa_jax.attacks.targets import multi_targeted
 from spa_jax.attacks.universal import cb_uap, deepfool_uap, uap
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Stage",
     "apgd_ce",
     "apgd_dlr",
+    "apgd_t",
     "attack_from_config",
     "attribute_attack",
     "cb_uap",
@@ -34,6 +36,7 @@ __all__ = [
     "in_chunks",
     "make_attack",
     "mi_fgsm",
+    "multi_targeted",
     "noise_attack",
     "pgd",
     "restarts",

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from spa_jax.errors import shown
-from spa_jax.goals import is_answer, misclassified
+from spa_jax.goals import is_answer, misclassified, untargeted
 from spa_jax.losses import loss_from_spec, margin
 from spa_jax.numerics import Grid, at_least_float32
 from spa_jax.trees import beside, is_in_shard_map, pytree, repeat, static, varying_as
@@ -83,6 +83,8 @@ def _widened(examples: Example) -> Example:
 class Inline:
     """Inside a compiled program, and inside `shard_map`: functions are called as they are, steps are scanned."""
 
+    is_hosted = False
+
     def __init__(self, predict: Any) -> None:
         self.predict = predict
 
@@ -110,6 +112,8 @@ class Inline:
 
 class Hosted:
     """From Python: every function is compiled once, steps and entries are a Python loop."""
+
+    is_hosted = True
 
     def __init__(self, victim: Victim, attack: Any, images: Images, dtype: Any) -> None:
         self._victim = victim
@@ -342,6 +346,17 @@ class PureAttack:
             ValueError: it has no loss.
         """
         return self.inside(lambda attack: _with_field(attack, "loss", lambda _: loss_from_spec(loss)))
+
+    def aimed(self: AttackT) -> AttackT:
+        """The attack that takes targets as directions only: any wrong class is a success.
+
+        An attack without a goal of its own stays as it is.
+        """
+
+        def change(attack: Any) -> Any:
+            return _with_field(attack, "goal", untargeted) if hasattr(attack, "goal") else attack
+
+        return self.inside(change)
 
     def check_classes(self, count: int) -> None:
         """Check that the attack fits a victim with that many classes.

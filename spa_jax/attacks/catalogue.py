@@ -8,7 +8,7 @@ from typing import Any
 from spa_jax.attacks.base import PureAttack
 from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
 from spa_jax.attacks.crafted import crafted_on
-from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, fgsm, mi_fgsm, pgd, spat
+from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, apgd_t, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
 from spa_jax.attacks.spatial import stadv
@@ -27,6 +27,7 @@ ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
     "mi_fgsm": mi_fgsm,
     "apgd_ce": apgd_ce,
     "apgd_dlr": apgd_dlr,
+    "apgd_t": apgd_t,
     "cw": cw,
     "attribute": attribute_attack,
     "noise": noise_attack,

@@ -9,6 +9,7 @@ import optax
 
 from spa_jax import losses
 from spa_jax.attacks.iterative import IterativeAttack, Keep, default_step, make_attack
+from spa_jax.attacks.targets import MultiTargeted, multi_targeted
 from spa_jax.solvers import apgd, l1_apgd, projected_gradient, rule, shared_mask
 from spa_jax.spaces.noise import linf, noise_ball
 from spa_jax.types import Count, Scalar, Solver
@@ -287,6 +288,32 @@ def apgd_dlr(radius: Scalar, num_steps: Count = 100, norm: str = "linf") -> Iter
         [ True  True]
     """
     return make_attack(noise_ball(norm, radius), losses.dlr, _auto(norm), num_steps)
+
+
+def apgd_t(radius: Scalar, num_steps: Count = 100, norm: str = "linf", k: Count = 9) -> MultiTargeted:
+    """Auto-PGD on the targeted DLR loss at each of the likeliest other classes (Croce & Hein 2020, eq. 7), APGD-T.
+
+    Any wrong class is a success; see `multi_targeted`. In l1 it is L1-APGD, as `apgd_ce` is.
+
+    Args:
+        radius, norm: as for `apgd_ce`.
+        num_steps: gradient steps at each target; 100 is AutoAttack's.
+        k: how many targets; 9 is AutoAttack's. A victim of fewer classes has one fewer than classes.
+
+    Raises:
+        ValueError: a number out of range, or an unknown norm; when called, fewer than 4 classes, or a target.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from spa_jax import apgd_t
+        >>> images, labels = jnp.full((2, 4, 4, 1), 0.5), jnp.array([1, 1])
+        >>> light = lambda images: images.mean((1, 2, 3)) - 0.48
+        >>> model = lambda images: jnp.stack([(i - 1) * light(images) for i in (0, 2, 1.5, 1)], axis=-1)  # 4 classes
+        >>> result = apgd_t(radius=0.03, num_steps=10)(jax.random.key(0), model, images, labels)
+        >>> print(result.success)
+        [ True  True]
+    """
+    return multi_targeted(apgd_dlr(radius, num_steps, norm), k)
 
 
 def _auto(norm: str) -> Solver:

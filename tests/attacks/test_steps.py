@@ -21,6 +21,7 @@ from spa_jax import (
     cw,
     in_chunks,
     mi_fgsm,
+    multi_targeted,
     noise_attack,
     pgd,
     restarts,
@@ -72,9 +73,21 @@ ATTACKS = {
     "spa_last": spa(0.05, EDITS, 3, start="draws", keep="last"),
     "restarts": restarts(PGD, 2),
     "in_chunks": in_chunks(PGD, 3),
+    "multi_targeted": multi_targeted(PGD, 2),
     "worst_of": worst_of(PGD, attribute_attack("contrast", num_steps=2)),
 }
-QUICK = {"pgd_l2", "apgd_l2", "cw", "attribute_grid", "latent_random", "spa", "restarts", "in_chunks", "worst_of"}
+QUICK = {
+    "pgd_l2",
+    "apgd_l2",
+    "cw",
+    "attribute_grid",
+    "latent_random",
+    "spa",
+    "restarts",
+    "in_chunks",
+    "worst_of",
+    "multi_targeted",
+}
 """One attack for each way of making a state and of moving it; the others are slow tests."""
 BY_NAME = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in ATTACKS]
 CHAOTIC = {"apgd_l2"}
