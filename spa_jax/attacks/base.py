@@ -358,6 +358,22 @@ class PureAttack:
 
         return self.inside(change)
 
+    def averaged(self: AttackT, draws: Count) -> AttackT:
+        """The attack on the expectation of its loss over a randomised victim's draws (EOT, Athalye et al. 2018).
+
+        Every step follows the mean of the gradients of so many draws, and a point counts by its mean loss and mean
+        logits; at last the victim judges once with fresh keys. Draws are made one after the other: they cost their
+        passes and hold the memory of one. On a victim that draws nothing it is the attack itself.
+
+        `crafted_on(attack, eot(victim, draws))` climbs the loss of the mean logits instead, which takes the memory of
+        all draws or one more forward pass of each.
+
+        Raises:
+            ValueError: `draws` below 1, or an attack that no loss is climbed by, such as `cw`.
+        """
+        count = require_count("draws", draws)
+        return self.inside(lambda attack: _with_field(attack, "draws", lambda _: count))
+
     def check_classes(self, count: int) -> None:
         """Check that the attack fits a victim with that many classes.
 

@@ -41,7 +41,7 @@ ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
 
 
 _GIVEN = ("model", "variables", "radius")
-_COMBINED: Mapping[str, Any] = {"restarts": 1, "at_once": 1, "chunk_size": None, "levels": None}
+_COMBINED: Mapping[str, Any] = {"restarts": 1, "at_once": 1, "chunk_size": None, "levels": None, "draws": 1}
 
 
 _OF_ATTACKS: Mapping[str, Mapping[str, Any]] = {
@@ -59,8 +59,9 @@ def attack_from_config(
 ) -> PureAttack:
     """An attack from plain data: a preset's name and arguments.
 
-    Every preset also takes `restarts`, `at_once` (as in `restarts`), `chunk_size` (as `size` in `in_chunks`) and
-    `levels` (as in `PureAttack.rounded`: 255 for images that an 8-bit file can hold).
+    Every preset also takes `restarts`, `at_once` (as in `restarts`), `chunk_size` (as `size` in `in_chunks`),
+    `levels` (as in `PureAttack.rounded`: 255 for images that an 8-bit file can hold) and `draws` (as in
+    `PureAttack.averaged`: how many draws of a randomised victim each step follows).
 
     Learned parts are named by `{"part": NAME}`: as an `edit`, or among the `attributes`, with their `low` and `high`
     and optionally the `names` of the manipulator's attributes to move; as `noise`, with options of `generated_noise`.
@@ -78,8 +79,9 @@ def attack_from_config(
         ValueError: a number out of range.
     """
     options = _with_parts(spec, parts or {})
-    repeats, at_once, chunk_size, levels = (options.pop(*entry) for entry in _COMBINED.items())
+    repeats, at_once, chunk_size, levels, draws = (options.pop(*entry) for entry in _COMBINED.items())
     attack = _of_attacks(options, parts, surrogate) or build(ATTACKS, options, "attack")
+    attack = attack if draws == 1 else attack.averaged(draws)
     attack = restarts(attack if levels is None else attack.rounded(levels), repeats, at_once)
     return attack if chunk_size is None else in_chunks(attack, chunk_size)
 

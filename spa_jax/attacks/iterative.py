@@ -94,6 +94,7 @@ class IterativeAttack(PureAttack):
     keep: str = static()
     random_start: bool = static()
     without: tuple[str, ...] = static(default=())
+    draws: int = static(default=1)
 
     @property
     def num_steps(self) -> int:
@@ -242,7 +243,8 @@ class IterativeAttack(PureAttack):
     def _problem(self, stage: int, keys: Keys, predict: Predict, examples: Example) -> Problem:
         own = self.stages[stage]
         bound = self._bound(keys, predict, examples)
-        return Problem(self.space, bound, predict, self.loss, self.goal, own.num_steps, own.moves)
+        parts = (self.space, bound, predict, self.loss, self.goal)
+        return Problem(*parts, own.num_steps, own.moves, draws=self.draws)
 
     def _tracks(self, stage: int) -> bool:
         """Whether the best point is kept: always, or as long as another stage will start there."""

@@ -123,14 +123,14 @@ class Passes:
 
 
 def count_passes(attack: Any) -> Passes:
-    """The fewest passes that a call needs: one a step, without gradient in a search; restarts and parts add up."""
+    """The fewest passes that a call needs: one a step and draw, forward alone in a search; restarts and parts add."""
     if hasattr(attack, "attacks"):
         return sum(map(count_passes, attack.attacks), Passes())
     if hasattr(attack, "attack"):
         return count_passes(attack.attack) * getattr(attack, "n", 1)
     stages = getattr(attack, "stages", ())
     searched = sum(stage.num_steps for stage in stages if not getattr(stage.solver, "takes_gradient", True))
-    return Passes(attack.num_steps - searched, searched)
+    return Passes(attack.num_steps - searched, searched) * getattr(attack, "draws", 1)
 
 
 def run_passes(predict: Predict, x: Images, y: Labels, passes: Passes) -> None:
