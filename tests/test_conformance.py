@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from spa_jax import attribute, cb_uap, chain, deepfool_uap, make_attack, uap
 from spa_jax.edits import rotate
 from spa_jax.losses import margin
-from spa_jax.solvers import apgd, grid, l1_apgd, projected_gradient, random_search, shared_mask
+from spa_jax.solvers import apgd, grid, l1_apgd, projected_gradient, random_search, shared_mask, square
 from spa_jax.spaces import flow, l1, l2, latent, linf
 from tests.analytic_victims import ascent, images, labels, linear, margins, strongest, weights
 
@@ -108,6 +108,7 @@ GRADIENT = (projected_gradient(0.2), 40)
 MASKED = (shared_mask(projected_gradient(0.2)), 40)
 AUTO = (apgd(), 100)
 SPARSE = (l1_apgd(), 100)
+SQUARE = (square(), 200)
 RANDOM = (random_search(), 100)
 """Its shares are what one draw reaches with probability 1 - 1e-6 ** (1 / 100) = 0.13 on every image (20,000 draws), so
 that all 100 fall short on an image for one key in a million."""
@@ -117,18 +118,22 @@ TABLE = [
     ("linf", GRADIENT, 1 - 1e-5),
     ("linf", MASKED, 0.99),
     ("linf", AUTO, 1 - 1e-5),
+    ("linf", SQUARE, 1 - 1e-5),
     ("linf", RANDOM, 0.16),
     ("l2", GRADIENT, 0.9995),
     ("l2", MASKED, 0.9),
     ("l2", AUTO, 0.9999),
+    ("l2", SQUARE, 0.4),  # its squares of three by three pixels are nearly as large as the image
     ("l2", RANDOM, 0.19),
     ("l1", GRADIENT, 0.8),  # SLIDE's steps are one size for all chosen pixels
     ("l1", AUTO, 0.97),
     ("l1", SPARSE, 0.98),
+    ("l1", SQUARE, 0.3),
     ("l1", RANDOM, 0.12),
     ("l1_one_pixel", GRADIENT, 1 - 1e-5),
     ("l1_one_pixel", AUTO, 1 - 1e-5),
     ("l1_one_pixel", SPARSE, 1 - 1e-5),
+    ("l1_one_pixel", SQUARE, 0.25),
     ("l1_one_pixel", RANDOM, 0.11),
     ("latent", GRADIENT, 0.9999),
     ("latent", MASKED, 0.9),

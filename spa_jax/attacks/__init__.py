@@ -12,6 +12,7 @@ from spa_jax.attacks.crafted import crafted_on
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, apgd_t, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.iterative import AttackState, IterativeAttack, Stage, make_attack, stage
 from spa_jax.attacks.minimal_norm import cw
+from spa_jax.attacks.query import square
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
 from spa_jax.attacks.spatial import stadv
 from spa_jax.attacks.targets import multi_targeted
@@ -42,6 +43,7 @@ __all__ = [
     "restarts",
     "spa",
     "spat",
+    "square",
     "stadv",
     "stage",
     "uap",

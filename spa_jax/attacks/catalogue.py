@@ -10,6 +10,7 @@ from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
 from spa_jax.attacks.crafted import crafted_on
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, apgd_t, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.minimal_norm import cw
+from spa_jax.attacks.query import square
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
 from spa_jax.attacks.spatial import stadv
 from spa_jax.attacks.universal import cb_uap, deepfool_uap, uap
@@ -29,6 +30,7 @@ ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
     "apgd_dlr": apgd_dlr,
     "apgd_t": apgd_t,
     "cw": cw,
+    "square": square,
     "attribute": attribute_attack,
     "noise": noise_attack,
     "spa": spa,

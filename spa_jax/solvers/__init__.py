@@ -7,6 +7,7 @@ from spa_jax.solvers.l1_apgd import L1Apgd, l1_apgd
 from spa_jax.solvers.labels import LabelState, TrackLabels, track_labels
 from spa_jax.solvers.mask import SharedMask, shared_mask
 from spa_jax.solvers.search import Grid, RandomSearch, grid, random_search
+from spa_jax.solvers.square import Square, square
 
 __all__ = [
     "Apgd",
@@ -19,6 +20,7 @@ __all__ = [
     "RandomSearch",
     "Rule",
     "SharedMask",
+    "Square",
     "TrackLabels",
     "apgd",
     "better",
@@ -30,6 +32,7 @@ __all__ = [
     "random_search",
     "rule",
     "shared_mask",
+    "square",
     "steepest",
     "take_turns",
     "track_labels",

@@ -27,6 +27,7 @@ from spa_jax import (
     restarts,
     spa,
     spat,
+    square,
     worst_of,
 )
 from spa_jax.spaces import latent
@@ -61,6 +62,8 @@ ATTACKS = {
     "apgd_ce": apgd_ce(0.1, 6),
     "apgd_l2": apgd_ce(0.5, 6, norm="l2"),
     "apgd_dlr": apgd_dlr(0.1, 6),
+    "square": square(0.1, 6),
+    "square_l2": square(0.5, 6, "l2"),
     "cw": cw(num_steps=3, search_steps=3),
     "attribute_random": attribute_attack("contrast", method="random", num_steps=3),
     "attribute_grid": attribute_attack("contrast", method="grid", num_steps=3),
