@@ -123,6 +123,33 @@ def unseen_attacks(radius: float, attributes: Config, pixels: int, displacement:
     return {"attacks": attacks, "universal": {"attacks": {"UAP": {"name": "uap", "radius": radius}}}}
 
 
+def composite_attacks(radius: float, attributes: Config, rounds: int = 5, num_steps: int = 10) -> Config:
+    """Composite attacks by the way in which their order is found, and joint ones, at equal cost.
+
+    A pass forward alone, as in the draws that joint attacks start from, counts as a third of a pass forward and
+    backward.
+
+    Args:
+        radius: of the noise.
+        attributes: ranges by the name of the edit.
+        rounds: of the composite attacks.
+        num_steps: of each component in a round.
+    """
+    composite = {"name": "caa", "radius": radius, "attributes": attributes}
+    joint = {"name": "spa", "radius": radius, "attributes": attributes, "start": "draws"}
+    passes = rounds * (1 + (1 + len(attributes)) * num_steps)
+    draws, starts = 30, 4
+    steps = passes // starts - draws // 3
+    of_draws = {"start_points": draws, "num_steps": steps, "restarts": starts}
+    return {
+        **{
+            f"CAA, {order} order": composite | {"order": order, "order_steps": rounds, "num_steps": num_steps}
+            for order in ("fixed", "random", "scheduled")
+        },
+        **{f"joint, {order} order": joint | of_draws | {"order": order} for order in ("fixed", "random", "scheduled")},
+    }
+
+
 def in_training(num_steps: int) -> Config:
     """What `spa` is for the inner loop: steps of the projected gradient from one random start."""
     return {"solver": "projected_gradient", "start": "none", "num_steps": num_steps, "keep": "last"}

@@ -45,7 +45,7 @@ def test_a_config_of_data_not_at_hand_runs_to_its_report_on_made_images(name, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cifar10_pgd", "cifar10_spa"])
+@pytest.mark.parametrize("name", ["cifar10_gat", "cifar10_pgd", "cifar10_spa"])
 def test_an_accelerator_config_takes_steps_on_made_images(name):
     config = _config(next(path for path in EXPERIMENTS if path.stem == name))
     config["data"] = {"name": "synthetic", "like": "cifar10", "train_size": 32, "test_size": 16, "validation_size": 16}

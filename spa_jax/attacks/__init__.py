@@ -8,6 +8,7 @@ pytree: its numbers (radius, ranges, step sizes) are leaves, so one compiled pro
 from spa_jax.attacks.base import PureAttack
 from spa_jax.attacks.catalogue import ATTACKS, attack_from_config
 from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
+from spa_jax.attacks.composite import caa
 from spa_jax.attacks.crafted import crafted_on
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, apgd_t, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.iterative import AttackState, IterativeAttack, Stage, make_attack, stage
@@ -29,6 +30,7 @@ __all__ = [
     "apgd_t",
     "attack_from_config",
     "attribute_attack",
+    "caa",
     "cb_uap",
     "crafted_on",
     "cw",

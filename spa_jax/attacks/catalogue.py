@@ -7,6 +7,7 @@ from typing import Any
 
 from spa_jax.attacks.base import PureAttack
 from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
+from spa_jax.attacks.composite import caa
 from spa_jax.attacks.crafted import crafted_on
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, apgd_t, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.minimal_norm import cw
@@ -34,6 +35,7 @@ ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
     "attribute": attribute_attack,
     "noise": noise_attack,
     "spa": spa,
+    "caa": caa,
     "stadv": stadv,
     "uap": uap,
     "cb_uap": cb_uap,

@@ -228,7 +228,7 @@ class IterativeAttack(PureAttack):
         space, bound = self.space, self._bound(None, predict, examples)
         if without:
             space = space.without(*without)
-            variables = {name: variables[name] for name in space.members()}
+            variables = {name: own for name, own in variables.items() if name not in without}
         if next(iter(self.members())) in without:  # what was prepared is the first link's
             bound = bound.replace(prepared=None)
         if bound.prepared is None and not self.shared:

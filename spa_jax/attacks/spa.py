@@ -14,11 +14,13 @@ from spa_jax.spaces.attribute import attribute
 from spa_jax.spaces.base import require_space
 from spa_jax.spaces.chain import chain
 from spa_jax.spaces.noise import noise_ball
+from spa_jax.spaces.ordered import ORDER, Ordered, ordered
 from spa_jax.types import Count, Scalar, Solver, Space
 from spa_jax.validation import require_choice, require_count
 
 Search = Literal["joint", "alternating", "noise"]
 Start = Literal["grid", "random", "draws", "none"]
+Order = Literal["fixed", "random", "scheduled"]
 StepSchedule = Literal["constant", "linear"]
 
 _AFTER_A_START = 0.1
@@ -44,6 +46,7 @@ def spa(
     rel_step_size: Scalar | None = None,
     attribute_step_size: Scalar | None = None,
     step_schedule: StepSchedule = "constant",
+    order: Order = "fixed",
     loss: Any = "cross_entropy",
     keep: Keep = "best",
 ) -> IterativeAttack:
@@ -89,6 +92,9 @@ def spa(
             leave the values found there (our choice, the strongest of those tried).
         step_schedule: "constant", or "linear": the steps of the projected gradient shrink towards 0, so that the noise
             converges for the final attribute values.
+        order: in which attributes and noise are applied, "fixed" as given, noise last. Else every image has an order of
+            its own (`spa_jax.spaces.ordered`), drawn with its random start, which "random" keeps and the steps of
+            "scheduled" move with everything else; the default `start` is then "draws".
         loss, keep: as for `make_attack`.
 
     Raises:
@@ -110,10 +116,12 @@ def spa(
     num_steps = require_count("num_steps", num_steps)
     require_choice("search", search, ("joint", "alternating", "noise"))
     require_choice("step_schedule", step_schedule, ("constant", "linear"))
+    require_choice("order", order, ("fixed", "random", "scheduled"))
     members = attribute_spaces(attributes)
     edits = chain(**members)
-    space = chain(**members, noise=(functools.partial(noise_ball, norm) if noise is None else noise)(radius))
-    begins, points = _start_of(start, start_points, edits.grid_axes)
+    links = members | {"noise": (functools.partial(noise_ball, norm) if noise is None else noise)(radius)}
+    space = chain(**links) if order == "fixed" else ordered(**links)
+    begins, points = _start_of(start, start_points, edits.grid_axes, order)
     _refuse_unread(search, solver, step_size, rel_step_size, attribute_step_size, step_schedule)
     first = _start_stage(begins, points, edits, tuple(members))
     share = _AFTER_A_START if begins in ("grid", "random") else 1.0
@@ -122,24 +130,33 @@ def spa(
         default = min(1.0, max(0.5, 2 * default_step(num_steps))) if shrinks else default_step(num_steps)
         step = relative_step(radius, num_steps, step_size, rel_step_size, default)
         attribute_step = share * step if attribute_step_size is None else attribute_step_size
-        sizes = dict.fromkeys(members, attribute_step) | {"noise": step}
-        solver = projected_gradient(sizes, rule(_rule, search, tuple(members), num_steps if shrinks else None))
+        sizes = _sizes(space, attribute_step, step)
+        turns = tuple(name for name in sizes if name != "noise")
+        solver = projected_gradient(sizes, rule(_rule, search, turns, num_steps if shrinks else None))
     elif solver == "apgd":
-        solver = apgd(dict.fromkeys(members, share * _APGD_STEP) | {"noise": _APGD_STEP})
-    moves = ("noise",) if search == "noise" else None
+        solver = apgd(_sizes(space, share * _APGD_STEP, _APGD_STEP))
+    moves = ("noise",) if search == "noise" else tuple(links) if order == "random" else None
     draws = ("noise",) if begins in ("grid", "random") else ()
     climb = stage(random_search() if isinstance(solver, str) else solver, num_steps, moves, draws)
     random_start = begins in ("draws", "none")
     return make_attack(space, loss, (*first, climb), keep=keep, random_start=random_start, without=("noise",))
 
 
-def _start_of(start: str | None, points: Count | None, axes: int) -> tuple[str, int]:
+def _sizes(space: Any, of_attributes: Any, of_others: Any) -> dict[str, Any]:
+    """Step sizes in radii: of the attributes, and of the noise and the order."""
+    sizes = {name: of_others if name == "noise" else of_attributes for name in space.names}
+    return sizes | ({ORDER: of_others} if isinstance(space, Ordered) else {})
+
+
+def _start_of(start: str | None, points: Count | None, axes: int, order: str) -> tuple[str, int]:
     """How the attack starts, and from how many points."""
     points = None if points is None else require_count("start_points", points)
     a_grid = points or {1: 9, 2: 3}.get(axes, 2)
     if start is None:
-        start = "grid" if a_grid**axes <= _MOST_GRID_POINTS else "draws"
+        start = "grid" if order == "fixed" and a_grid**axes <= _MOST_GRID_POINTS else "draws"
     require_choice("start", start, ("grid", "random", "draws", "none"))
+    if order != "fixed" and start in ("grid", "random"):
+        raise ValueError(f"start={start!r} with order={order!r}: it searches attributes alone; take 'draws' or 'none'")
     return start, a_grid if start == "grid" else points or 9
 
 

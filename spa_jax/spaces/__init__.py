@@ -13,6 +13,7 @@ from spa_jax.spaces.generated import generated_noise, victim_gradient
 from spa_jax.spaces.latent import Latent, latent
 from spa_jax.spaces.lift import Lifted, per_example, universal
 from spa_jax.spaces.noise import L1, L2, NORMS, LInf, l1, l2, linf, noise_ball
+from spa_jax.spaces.ordered import Ordered, order_of, ordered
 from spa_jax.spaces.rounded import Rounded, rounded
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "LInf",
     "Latent",
     "Lifted",
+    "Ordered",
     "Rounded",
     "SpaceBase",
     "attribute",
@@ -39,6 +41,8 @@ __all__ = [
     "latent",
     "linf",
     "noise_ball",
+    "order_of",
+    "ordered",
     "per_example",
     "rounded",
     "universal",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from spa_jax.numerics import Grid
 from spa_jax.spaces.base import SpaceBase, require_space
@@ -38,6 +39,10 @@ class Chain(SpaceBase):
         """The chain with these links left out, which is the chain with their variables at the identity."""
         kept = {name: space for name, space in self.members().items() if name not in names}
         return Chain(tuple(kept.values()), tuple(kept))
+
+    def ranks(self, v: Variables) -> Any:
+        """The place of each link in the order in which they are applied, [n]."""
+        return jnp.arange(len(self.names))
 
     def check_classes(self, count: int) -> None:
         for space in self.spaces:

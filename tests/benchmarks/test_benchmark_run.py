@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from spa_jax import attack_from_config
 from spa_jax.benchmarks import device, run
 from spa_jax.benchmarks.device import check_device
 from spa_jax.benchmarks.generator import check_generator
@@ -194,7 +195,15 @@ def get_config(name, arg=""):
     return load_config(f"{CONFIGS / name}.py:{arg}")
 
 
-BENCHMARKS = ["bench_attacks", "bench_device", "bench_generator", "bench_spa", "bench_strength", "bench_universal"]
+BENCHMARKS = [
+    "bench_attacks",
+    "bench_composite",
+    "bench_device",
+    "bench_generator",
+    "bench_spa",
+    "bench_strength",
+    "bench_universal",
+]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -204,6 +213,18 @@ def test_the_configs_of_the_repository_are_well_formed(name):
     for section, check in {"speed": check_speed, "device": check_device, "generator": check_generator}.items():
         if asked.get(section):
             check(asked[section] | ({"peers": (), "training": None} if section == "speed" else {}))
+
+
+def test_the_composite_attacks_of_the_repository_cost_about_the_same():
+    asked = get_config("bench_composite", "seeds=0|3")
+    check_matrix(asked["matrix"], named(asked["data"]))
+    attacks = {
+        name: attack_from_config(own) for name, own in asked["matrix"]["experiment"]["evaluation"]["attacks"].items()
+    }
+    joint = 4 * (30 / 3 + 66)
+    passes = {name: joint if name.startswith("joint") else attack.num_steps for name, attack in attacks.items()}
+    assert attacks["joint, fixed order"].num_steps == 4 * (29 + 66)
+    assert max(passes.values()) - min(passes.values()) <= 2
 
 
 @pytest.mark.parametrize("arg", ["data=digits", "data=mnist_rot,epochs=2,attacker_epochs=1,seeds=0|5,images=100"])

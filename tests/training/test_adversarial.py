@@ -54,6 +54,19 @@ def test_one_device_and_eight_and_either_engine_reach_the_same_state(tiny_net, b
         assert_trees_close(other, metrics)
 
 
+def test_generalised_adversarial_training_is_the_composite_attack_in_a_random_order(plain_net, batch):
+    """GAT: every image has an order of its own, and one device and eight reach the same network."""
+    ranges = {"hue": (-1.0, 1.0), "contrast": (0.7, 1.3)}
+    attack = {"name": "caa", "radius": 0.1, "attributes": ranges, "order": "random", "num_steps": 2, "keep": "last"}
+    learner = Learner(plain_net, optax.sgd(0.1))
+    recipe = functools.partial(adversarial, attack=attack)
+    state, metrics = _train(learner, recipe, batch, steps=3)
+    other, _ = _train(learner, recipe, batch, "pmap", 8, steps=3)
+    assert_trees_close(state, other)
+    _, at_first = _train(learner, recipe, batch, steps=1)
+    assert metrics["loss"] < at_first["loss"]
+
+
 def test_both_networks_learn(tiny_net, batch):
     learner = _learner(tiny_net)
     before = jax.device_get(learner.init(jax.random.key(0), SHAPE))
