@@ -143,7 +143,6 @@ def test_the_gradient_of_the_order_is_that_of_the_doubly_stochastic_matrix():
         ({}, "ordered() got 0 spaces, must be 1 to 7"),
         ({f"light{i}": LINKS["light"] for i in range(8)}, "ordered() got 8 spaces"),
         ({"order": LINKS["light"]}, "has a variable 'order' of its own"),
-        ({"light": "brightness"}, "space='brightness' must be a space"),
     ],
 )
 def test_bad_links_are_refused(spaces, message):
