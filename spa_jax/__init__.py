@@ -31,6 +31,7 @@ from spa_jax.attacks import (
     stadv,
     stage,
     uap,
+    until_broken,
     worst_of,
 )
 from spa_jax.edits import EDITS, Edit, get_edit
@@ -103,6 +104,7 @@ __all__ = [
     "straight_through",
     "uap",
     "universal",
+    "until_broken",
     "victims",
     "worst_of",
 ]

@@ -12,6 +12,7 @@ COMBINATORS = (
     spa_jax.worst_of,
     spa_jax.crafted_on,
     spa_jax.multi_targeted,
+    spa_jax.until_broken,
 )
 FUNCTIONS = (*spa_jax.ATTACKS.values(), *COMBINATORS)
 

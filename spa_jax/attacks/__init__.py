@@ -16,6 +16,7 @@ from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.query import square
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
 from spa_jax.attacks.spatial import stadv
+from spa_jax.attacks.stopping import until_broken
 from spa_jax.attacks.targets import multi_targeted
 from spa_jax.attacks.universal import cb_uap, deepfool_uap, uap
 
@@ -49,5 +50,6 @@ __all__ = [
     "stadv",
     "stage",
     "uap",
+    "until_broken",
     "worst_of",
 ]

@@ -19,7 +19,7 @@ from spa_jax.goals import is_answer, misclassified, untargeted
 from spa_jax.losses import loss_from_spec, margin
 from spa_jax.numerics import Grid, at_least_float32
 from spa_jax.trees import beside, is_in_shard_map, pytree, repeat, static, varying_as
-from spa_jax.types import Count, Example, Images, Keys, Result, Variables, Victim
+from spa_jax.types import Count, Example, Flags, Images, Keys, Result, Variables, Victim
 from spa_jax.validation import check_values, checked_examples, checked_keys, is_traced, require_count
 from spa_jax.victims import as_victim, trace_for
 from spa_jax.victims.tracing import is_randomized
@@ -304,6 +304,15 @@ class PureAttack:
     def shared(self) -> bool:
         """Whether all images share one set of variables."""
         return False
+
+    @property
+    def tells_broken(self) -> bool:
+        """Whether `broken` can be asked."""
+        return False
+
+    def broken(self, state: Any) -> Flags:
+        """Which examples a state has a success of, [b]."""
+        raise NotImplementedError
 
     def members(self) -> Mapping[str, Any]:
         """The spaces that it moves, by the names of their variables; empty where they are not known."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from spa_jax.attacks.base import JUDGE, RUN, PureAttack, part_of, require_attack, stream
 from spa_jax.solvers import better
 from spa_jax.trees import branch, pytree, static
-from spa_jax.types import Count, Example, Images, Keys, NonFinite, Predict, Result, Variables, Victim
+from spa_jax.types import Count, Example, Flags, Images, Keys, NonFinite, Predict, Result, Variables, Victim
 from spa_jax.validation import require_count
 from spa_jax.victims.tracing import is_randomized
 
@@ -78,6 +78,13 @@ class Restarts(Wrapped):
     def num_steps(self) -> int:
         """Steps of all runs."""
         return self.n * self.attack.num_steps
+
+    @property
+    def tells_broken(self) -> bool:
+        return self.attack.tells_broken
+
+    def broken(self, state: RestartState) -> Flags:
+        return state.best.success | self.attack.broken(state.run)
 
     def batch_sizes(self, size: int) -> set[int]:
         return self.attack.batch_sizes(size)

@@ -20,6 +20,7 @@ from spa_jax.types import (
     Count,
     Evaluation,
     Example,
+    Flags,
     Images,
     Keys,
     NonFinite,
@@ -104,6 +105,13 @@ class IterativeAttack(PureAttack):
     @property
     def shared(self) -> bool:
         return self.space.shared
+
+    @property
+    def tells_broken(self) -> bool:
+        return self.keep == "best"
+
+    def broken(self, state: AttackState) -> Flags:
+        return state.best.success
 
     def members(self) -> Mapping[str, Any]:
         return self.space.members()

@@ -13,7 +13,7 @@ from spa_jax.attacks.combinators import Wrapped, require_per_example
 from spa_jax.attacks.survivors import ladder_sizes, on_rows, standing_rows
 from spa_jax.solvers import is_stronger
 from spa_jax.trees import branch, pytree, select, static
-from spa_jax.types import Count, Example, Keys, Predict, Result
+from spa_jax.types import Count, Example, Flags, Keys, Predict, Result
 from spa_jax.validation import require_count
 from spa_jax.victims.tracing import is_randomized
 
@@ -50,6 +50,13 @@ class MultiTargeted(Wrapped):
     def num_steps(self) -> int:
         """Steps at all targets; where the victim has fewer classes, the last ones change nothing."""
         return self.k * self.attack.num_steps
+
+    @property
+    def tells_broken(self) -> bool:
+        return self.attack.tells_broken
+
+    def broken(self, state: MultiTargetedState) -> Flags:
+        return state.best.success | self.attack.broken(state.run)
 
     def batch_sizes(self, size: int) -> set[int]:
         return ladder_sizes(self.attack, size)

@@ -28,6 +28,7 @@ from spa_jax import (
     spa,
     spat,
     square,
+    until_broken,
     worst_of,
 )
 from spa_jax.spaces import latent
@@ -77,6 +78,7 @@ ATTACKS = {
     "restarts": restarts(PGD, 2),
     "in_chunks": in_chunks(PGD, 3),
     "multi_targeted": multi_targeted(PGD, 2),
+    "until_broken": until_broken(PGD, 2),
     "worst_of": worst_of(PGD, attribute_attack("contrast", num_steps=2)),
 }
 QUICK = {

@@ -118,7 +118,10 @@ def test_a_victim_without_gradient_falls():
     [
         (lambda: square_solver(0.0), "share=0"),
         (lambda: square(0.1, 0), "num_steps=0"),
-        (lambda: make_attack(attribute("contrast"), margin, square_solver())(KEY, linear(W), X, Y), "square searches linf"),
+        (
+            lambda: make_attack(attribute("contrast"), margin, square_solver())(KEY, linear(W), X, Y),
+            "square searches linf",
+        ),
         (lambda: make_attack(l1(1.0), margin, square_solver(), lift=universal)(KEY, linear(W), X, Y), "each example"),
     ],
 )
