@@ -14,7 +14,7 @@ from spa_jax.evaluation.records import ModelReport
 from spa_jax.evaluation.sanity import above_clean, check_victim, noise_balls
 from spa_jax.evaluation.sweep import AnyAttack, Progress, make_sweep
 from spa_jax.types import Key, Victim
-from spa_jax.validation import checked_keys, require_count
+from spa_jax.validation import checked_keys, require_count, require_number
 
 _DRAWS = 10
 RESERVED_NAMES = ("clean", "worst_case")
@@ -32,6 +32,7 @@ def evaluate(
     sanity: bool = True,
     levels: int | None = None,
     judge_draws: int = _DRAWS,
+    examples_per_class: int = 0,
     on_batch: Progress | None = None,
 ) -> ModelReport:
     """Classify every example of a split as it is and under each attack, and check whether the result can be believed.
@@ -70,6 +71,9 @@ def evaluate(
         judge_draws: how often a randomised victim classifies each image, with fresh keys each time. The first draw
             decides who is correct; `over_draws` of the result has the mean accuracy and who is right in all or in some
             draw. 10 is our choice; each costs a forward pass, where an attack costs many.
+        examples_per_class: how many images that an attack fooled are kept of each class, the first in the split's
+            order, with half as many survivors, those with the largest loss, for `report.html`; see
+            `spa_jax.evaluation.gallery`. They come from the evaluation itself: nothing is attacked twice.
         on_batch: called with what is running (the attack's name, "clean" at first, a check's at last), examples done
             and examples in all.
 
@@ -82,9 +86,10 @@ def evaluate(
     if levels is not None:
         require_count("levels", levels)
     judge_draws = require_count("judge_draws", judge_draws)
+    require_number("examples_per_class", examples_per_class, "0 or larger", lambda count: count >= 0)
     sweep = make_sweep(split, batch_size, mesh, on_batch)
     victim = sweep.place(victim, attacks.values())
-    report = judge_all(victim, sweep, attacks, key, survivors_only, levels, judge_draws)
+    report = judge_all(victim, sweep, attacks, key, survivors_only, levels, judge_draws, examples_per_class)
     if not (sanity and attacks):
         return report
     found = check_victim(victim, sweep, noise_balls(attacks.values()), key)

@@ -1,6 +1,7 @@
 """What the pictures of an evaluation share: a canvas measured in pixels, panels, colours, and PNG files in memory."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ MARKERS = "osD^vPX"
 _FRAME_GREY = 0.87
 _NARROWEST_FIGURE, _NARROWEST_SHEET = 6.2, 1400
 _LONGEST_NAME = 14
+_LEAST_NOISE = 1e-6
 MINUS = "\N{MINUS SIGN}"
 
 Pixels: TypeAlias = int | float
@@ -63,6 +65,15 @@ def magnified(image: Float[np.ndarray, "h w c"], zoom: int, is_signed: bool) -> 
     framed = np.repeat(np.repeat(colored.clip(0, 1), zoom, axis=0), zoom, axis=1)
     framed[[0, -1]] = framed[:, [0, -1]] = _FRAME_GREY
     return framed
+
+
+def magnification(noise: np.ndarray) -> float:
+    """The largest 1, 2 or 5 times a power of ten that keeps 0.5 + magnification * noise in [0, 1], but for rounding."""
+    largest = float(np.abs(noise).max()) * (1 - 1e-4)
+    if largest < _LEAST_NOISE:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(0.5 / largest))
+    return max(step * power for step in (1, 2, 5) if step * power * largest <= 0.5)
 
 
 def fewest_digits(number: Any) -> str:

@@ -14,9 +14,11 @@ from spa_jax.evaluation.changes import (
     attribute_spaces,
     attribute_values,
     edited_images,
+    moves_noise,
     names_of_numbers,
 )
 from spa_jax.evaluation.description import describe
+from spa_jax.evaluation.gallery import Collector, Sighting
 from spa_jax.evaluation.records import (
     AttackRecord,
     AttributeValues,
@@ -44,11 +46,18 @@ class Verdict(NamedTuple):
         correct: the victim answers its label; an image that is not in [0, 1] is cut to it first.
         finite: there is an answer, see `answers`.
         inside: the image is finite and lies in [0, 1], to 1e-6.
+        answer: of the victim, see `answers`.
     """
 
     correct: Any
     finite: Any
     inside: Any
+    answer: Any
+
+    @property
+    def stands(self) -> Any:
+        """[b], the attack has not fooled the victim: an image that is not in [0, 1] is not a success."""
+        return self.finite & (self.correct | ~self.inside)
 
 
 def judge_all(
@@ -59,15 +68,17 @@ def judge_all(
     survivors_only: bool,
     levels: int | None = None,
     judge_draws: int = 1,
+    examples_per_class: int = 0,
 ) -> ModelReport:
     """Classify every example of a sweep as it is and under each attack; see `spa_jax.evaluation.evaluate`."""
     draws = judge_draws if is_randomized(victim) else 1
+    options: dict[str, Any] = {"levels": levels, "draws": draws, "examples_per_class": examples_per_class}
     clean, labels, failed = _classify_clean(victim, sweep, key, draws)
     records = {}
     standing = clean
     for name, attack in attacks.items():
         candidates = standing if survivors_only else clean
-        records[name] = _attack_all(name, attack, victim, sweep, key, candidates, levels, draws)
+        records[name] = _attack_all(name, attack, victim, sweep, key, candidates, **options)
         standing = standing & records[name].correct
     return ModelReport(labels, clean, records, survivors_only, draws=draws, failed=failed)
 
@@ -111,10 +122,12 @@ def _attack_all(
     candidates: ExampleFlags,
     levels: int | None,
     draws: int,
+    examples_per_class: int,
 ) -> AttackRecord:
     """The attack on the candidates; all others are wrong already."""
     attack_key, judge_key = stream(key, "attack", name), stream(key, "judge", name)
-    predict = sweep.predict(victim)
+    predict, collector = sweep.predict(victim), Collector(examples_per_class)
+    is_joint = bool(attribute_spaces(attack)) and moves_noise(attack)
 
     def survive(batch: DeviceBatch) -> Any:
         found, edited = run_attack(attack, victim, attack_key, batch, levels)
@@ -123,15 +136,24 @@ def _attack_all(
             verdict = verdict._replace(finite=verdict.finite & (found.nonfinite.answers == 0))
         failures = _failures(predict, judge_key, batch, found.x, draws)
         changes = attack_distances(found, batch.images, edited), attribute_values(attack, found.variables)
-        return verdict, failures, *changes
+        if not examples_per_class:
+            return verdict, failures, *changes
+        between = answers(predict, judge_key, batch.index, edited) if is_joint else verdict.answer
+        return verdict, failures, *changes, _sighting(batch, found, edited, verdict, between, changes[1])
+
+    def keep(found: Any) -> Any:
+        verdict, *others, seen = found
+        collector.add(seen, verdict.inside)
+        return verdict, *others
 
     correct, indices = np.zeros_like(candidates), np.flatnonzero(candidates)
     failed = None if draws == 1 else np.ones(len(correct))
     if not len(indices):
         return AttackRecord(correct, 0, parameters=described(attack), failed=failed)
     started = time.perf_counter()
-    found, failures, distances, attributes = sweep.run(name, survive, indices)
-    correct[indices] = found.finite & (found.correct | ~found.inside)
+    options = {"keep": keep} if examples_per_class else {}
+    found, failures, distances, attributes = sweep.run(name, survive, indices, **options)
+    correct[indices] = found.stands
     if failed is not None:
         excused = found.finite & ~found.inside
         failed[indices] = np.where(excused, 0, _shares(correct[indices], failures, draws))
@@ -145,7 +167,21 @@ def _attack_all(
         *_of_fooled(attack, found.inside & ~correct[indices], distances, attributes),
         broken=int(np.sum(~found.finite)),
         failed=failed,
+        gallery=collector.gallery(*_what_moves(attack)),
     )
+
+
+def _sighting(
+    batch: DeviceBatch, found: Any, edited: Images, verdict: Verdict, edited_answer: Labels, attributes: Any
+) -> Sighting:
+    who = batch.index, batch.labels, verdict.inside & ~verdict.stands
+    return Sighting(*who, verdict.answer, edited_answer, found.value, batch.images, edited, found.x, attributes)
+
+
+def _what_moves(attack: AnyAttack) -> tuple[dict[str, list[str]], bool]:
+    """The names of the numbers of each attribute of an attack, and whether it moves noise."""
+    named = {name: names_of_numbers(name, space) for name, space in attribute_spaces(attack).items()}
+    return named, moves_noise(attack)
 
 
 def described(attack: AnyAttack) -> Mapping[str, Any]:
@@ -185,7 +221,7 @@ def judge(predict: Predict, key: Key, index: Any, images: Images, labels: Labels
     """The victim's own answer to each image, with fresh keys."""
     inside = jnp.all((images >= -_ROUNDING) & (images <= 1 + _ROUNDING), axis=(1, 2, 3))
     found = answers(predict, key, index, images)
-    return Verdict(found == labels, found != NO_ANSWER, inside)
+    return Verdict(found == labels, found != NO_ANSWER, inside, found)
 
 
 @jax.jit

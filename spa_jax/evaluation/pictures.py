@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -29,6 +28,7 @@ from spa_jax.evaluation.drawing import (
     Pixels,
     as_png,
     fewest_digits,
+    magnification,
     magnified,
     make_panels,
     new_canvas,
@@ -46,7 +46,6 @@ from spa_jax.victims import purification_stages
 from spa_jax.victims.tracing import is_randomized
 
 _NUMBERS_A_LINE, _MOST_NUMBERS = 3, 9
-_ROUNDING = 1e-6
 _STAGES = ("transformed", "purified")
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -180,7 +179,7 @@ def _laid_out(
     passed = {stage: found["stages"][stage] for stage in _STAGES if stage in found["stages"]}
     rows += [SheetRow(stage, shown, None, [""] * count) for stage, shown in passed.items()]
     if noise is not None:
-        gain = _gain(noise)
+        gain = magnification(noise)
         legend = f"\norange +\nviolet {MINUS}" if noise.shape[-1] == 1 else ""
         title = f"noise {_TIMES} {gain:g}{legend}"
         rows.append(SheetRow(title, 0.5 + gain * noise, None, [""] * count, is_signed=True))
@@ -196,15 +195,6 @@ def _captions(values: Sequence[np.ndarray], count: int) -> list[str]:
 def _lines_of_numbers(numbers: Float[np.ndarray, " m"], total: int) -> list[str]:
     shown = list(map(fewest_digits, numbers)) + ["…"] * (total > len(numbers))
     return [", ".join(shown[i : i + _NUMBERS_A_LINE]) for i in range(0, len(shown), _NUMBERS_A_LINE)]
-
-
-def _gain(noise: np.ndarray) -> float:
-    """The largest 1, 2 or 5 times a power of ten that keeps 0.5 + gain * noise in [0, 1], but for rounding."""
-    largest = float(np.abs(noise).max()) * (1 - 1e-4)
-    if largest < _ROUNDING:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(0.5 / largest))
-    return max(step * power for step in (1, 2, 5) if step * power * largest <= 0.5)
 
 
 def sheet_png(sheet: Sheet, model: str, class_names: Sequence[str] | None = None) -> bytes:

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from spa_jax.evaluation.gallery import Gallery
+
 _NORMAL_QUANTILE_975 = 1.959963984540054
 
 _SIMILARITIES = ("ssim", "psnr")
@@ -176,6 +178,7 @@ class AttackRecord:
             the search met, was not finite.
         failed: [n], of a randomised victim the share of fresh draws in which each example is misclassified, 1 for those
             that were misclassified before; None where it was judged by one draw.
+        gallery: some of the images, for those who want to look at them; None where none were kept.
     """
 
     correct: ExampleFlags
@@ -187,6 +190,7 @@ class AttackRecord:
     attributes: Mapping[str, AttributeValues] = dataclasses.field(default_factory=dict)
     broken: int = 0
     failed: ExampleShares | None = None
+    gallery: Gallery | None = None
 
 
 @dataclasses.dataclass(frozen=True)

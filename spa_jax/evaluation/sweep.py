@@ -97,10 +97,17 @@ class Sweep:
         """
         return check_values(self.predict(victim), jax.random.key(0), Example(self.blank, np.asarray(labels)))
 
-    def run(self, name: str, function: Callable[[DeviceBatch], Any], indices: Int[np.ndarray, " m"]) -> Any:
+    def run(
+        self,
+        name: str,
+        function: Callable[[DeviceBatch], Any],
+        indices: Int[np.ndarray, " m"],
+        keep: Callable[[Any], Any] = lambda found: found,
+    ) -> Any:
         """`function(batch)`, a tree of arrays [b, ...], for the examples at `indices`, as NumPy arrays [m, ...].
 
-        The last batch is padded with copies whose results are dropped.
+        The last batch is padded with copies whose results are dropped. `keep` is given what was found of each batch, as
+        NumPy arrays without padding, and returns what is kept of it.
 
         Raises:
             ValueError: `indices` is empty.
@@ -109,7 +116,7 @@ class Sweep:
             raise ValueError("indices must not be empty")
         parts, done = [], 0
         for size, batch in self._batches(indices):
-            parts.append(jax.tree.map(lambda leaf, size=size: leaf[:size], to_host(function(batch))))
+            parts.append(keep(jax.tree.map(lambda leaf, size=size: leaf[:size], to_host(function(batch)))))
             done += size
             if self.on_batch:
                 self.on_batch(name, done, len(indices))

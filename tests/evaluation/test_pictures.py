@@ -23,6 +23,7 @@ from spa_jax.evaluation import (
     pictures,
     sheet_png,
 )
+from spa_jax.evaluation.drawing import magnification
 from spa_jax.evaluation.sweep import first_of_each_class
 from spa_jax.spaces import latent
 from spa_jax.trees import pytree
@@ -183,7 +184,7 @@ def test_columns_are_the_first_of_each_class():
 
 @pytest.mark.parametrize(("noise", "gain"), [(0.1, 5), (0.1000001, 5), (8 / 255, 10), (0.5, 1), (0.004, 100), (0, 1)])
 def test_noise_is_magnified_by_a_round_number(noise, gain):
-    assert pictures._gain(np.array([-noise, noise / 2])) == pytest.approx(gain)
+    assert magnification(np.array([-noise, noise / 2])) == pytest.approx(gain)
 
 
 def decoded(png):
