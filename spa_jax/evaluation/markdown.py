@@ -7,8 +7,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from spa_jax.evaluation.description import summarise
-from spa_jax.evaluation.records import ModelReport, Proportion
+from spa_jax.evaluation.contents import (
+    DISTANCES_HEADER,
+    HOW_DRAWN,
+    HOW_FAR,
+    OVER_DRAWS_HEADER,
+    alarms,
+    attacks_in_words,
+    compare,
+    condition_title,
+    distance_rows,
+    fooled_and_seconds,
+    how_to_read,
+    no_alarm,
+    over_draws_rows,
+)
+from spa_jax.evaluation.records import ModelReport
 
 _MOST_CLASSES_LISTED = 20
 _SPECIAL = re.compile(r"[\\`*\[\]#~|$]|(?<!\w)_|_(?!\w)")
@@ -50,26 +64,6 @@ def code(text: str) -> str:
     return f"{fence}{gap}{line}{gap}{fence}"
 
 
-def condition_title(condition: str, survivors_only: bool) -> str:
-    """A condition as a table names it; in a cascade an attack's row is the worst case so far."""
-    if condition in ("clean", "worst_case"):
-        return condition.replace("_", " ")
-    return f"after {condition}" if survivors_only else condition
-
-
-def compare(models: Mapping[str, ModelReport]) -> list[tuple[str, list[Proportion | None], float]]:
-    """Rows of the comparison: title, each model's accuracy (None where it was not measured), and the highest."""
-    rows = []
-    conditions = dict.fromkeys(name for report in models.values() for name in report.accuracies if name != "worst_case")
-    for condition in [*conditions, "worst_case"]:
-        cells = [report.accuracies.get(condition) for report in models.values()]
-        measured = [cell.value for cell in cells if cell is not None]
-        if measured:
-            title = condition_title(condition, next(iter(models.values())).survivors_only)
-            rows.append((title, cells, max(measured)))
-    return rows
-
-
 def markdown_report(
     models: Mapping[str, ModelReport],
     setting: Setting,
@@ -93,7 +87,7 @@ def markdown_report(
     ]
     if victims:
         lines += ["## Victims", "", *(f"- {plain(name)}: {plain(words)}" for name, words in victims.items()), ""]
-    lines += ["## Accuracy", "", *_comparison(models), "", _how_to_read(models), ""]
+    lines += ["## Accuracy", "", *_comparison(models), "", how_to_read(models, "row"), ""]
     if drawn := {name: report for name, report in models.items() if report.over_draws}:
         lines += ["## Over fresh draws", "", *_over_draws(drawn), ""]
     lines += ["## Warnings", "", *_warnings(models), ""]
@@ -128,79 +122,25 @@ def _comparison(models: Mapping[str, ModelReport]) -> list[str]:
     return table(["", *map(plain, models)], rows)
 
 
-_HOW_TO_READ = """\
-How to read it: a number is the share of examples classified correctly, in brackets its 95 % interval (Wilson). The
-interval covers the sampling of the examples, not the training seed. Bold is the highest of a row.
-
-{attacks} The worst case counts an example as correct only if it is so clean and under every attack. An example
-misclassified clean counts as wrong everywhere. The victim judged every attacked image anew, with fresh random keys,
-after a check that it is a finite image in [0, 1].
-
-An accuracy under attack is an upper bound: another attack may find more."""
-
-_CASCADE = (
-    "The attacks ran as a cascade, each on the examples that all before it had not fooled: a row is the worst case up "
-    "to its attack."
-)
-_SEPARATE = "Each attack ran on every example classified correctly clean: its row is its own accuracy."
-
-
-def _how_to_read(models: Mapping[str, ModelReport]) -> str:
-    is_cascade = next(iter(models.values())).survivors_only
-    return _HOW_TO_READ.format(attacks=_CASCADE if is_cascade else _SEPARATE)
-
-
-_HOW_DRAWN = """\
-These victims draw at random. Above, one fresh draw decides about each image; here every image was judged over several:
-the mean accuracy, and the share of examples that are right in all draws and in at least one. An attacker who may try
-again needs one draw that fails. In a cascade an image that was fooled before counts as wrong in every draw."""
-
-
 def _over_draws(models: Mapping[str, ModelReport]) -> list[str]:
-    rows = []
-    for name, report in models.items():
-        for condition, found in report.over_draws.items():
-            shares = [f"{100 * share:.1f} %" for share in (found.mean, found.always, found.ever)]
-            one = f"{100 * report.accuracies[condition].value:.1f} %"
-            title = condition_title(condition, report.survivors_only)
-            rows.append([plain(name), plain(title), str(report.draws), one, *shares])
-    header = ["", "", "draws", "one draw", "mean", "right in all", "right in some"]
-    return [_HOW_DRAWN, "", *table(header, rows)]
+    rows = [[plain(model), plain(title), *numbers] for model, title, *numbers in over_draws_rows(models)]
+    return [HOW_DRAWN, "", *table(OVER_DRAWS_HEADER, rows)]
 
 
 def _warnings(models: Mapping[str, ModelReport]) -> list[str]:
     lines = []
-    for name, report in models.items():
-        for finding in report.findings:
-            cause, found, advice = map(plain, (finding.cause, finding.message, finding.advice))
-            told = f"{cause}: {found}" if cause else found
-            lines.append(f"- **{plain(name)}, {plain(finding.name)}**: {told}. What to do: {advice}.")
-        for attack, record in report.attacks.items():
-            which = f"- **{plain(name)}, {plain(attack)}**"
-            if record.invalid:
-                lines.append(
-                    f"{which}: {record.invalid} of {record.attacked} images were not in [0, 1] and count as no "
-                    "success. What to do: mend the attack."
-                )
-            if record.broken:
-                lines.append(
-                    f"{which}: {record.broken} of {record.attacked} attacked images, or the logits of them, were not "
-                    "finite and count as misclassified. What to do: find where the victim makes NaN or infinity."
-                )
-    checked = [name for name, report in models.items() if report.checks]
-    nothing = (
-        f"None of the sanity checks of {', '.join(map(plain, checked))} raised one."
-        if checked
-        else "No sanity checks ran."
-    )
-    return lines or [nothing]
+    for alarm in alarms(models):
+        model, name, cause, found, advice = map(plain, alarm)
+        told = f"{cause}: {found}" if cause else found
+        lines.append(f"- **{model}, {name}**: {told}. What to do: {advice}.")
+    return lines or [plain(no_alarm(models))]
 
 
 def _card(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:
     rows = []
     for name, accuracy in report.accuracies.items():
         record = report.attacks.get(name)
-        own = ["", "", ""] if record is None else [str(record.attacked), *_fooled_and_seconds(report, name)]
+        own = ["", "", ""] if record is None else [str(record.attacked), *fooled_and_seconds(report, name)]
         rows.append([plain(condition_title(name, report.survivors_only)), str(accuracy), *own])
     lines = table(["", "accuracy", "attacked", "fooled", "seconds"], rows)
     lines += ["", "Seconds include compilation.", "", *_distances(report)]
@@ -214,29 +154,10 @@ def _card(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:
     return lines
 
 
-def _fooled_and_seconds(report: ModelReport, name: str) -> list[str]:
-    record = report.attacks[name]
-    return [str(record.attacked - int(record.correct.sum())), f"{record.seconds:.1f}"]
-
-
-_HOW_FAR = """\
-How far the images that fooled it were moved: mean over them, in brackets the worst one. A(x, a) is the image edited by
-the attack's own attribute values, from which its noise is measured; x is the original; SSIM is 1 for equal images."""
-
-
 def _distances(report: ModelReport) -> list[str]:
-    measured = {name: record.distances for name, record in report.attacks.items() if record.distances}
-    if not measured:
+    if not (rows := distance_rows(report)):
         return []
-    header = ["", "L∞ from A(x, a)", "L∞ from x", "L2 from x", "SSIM with x"]
-    rows = [
-        [
-            plain(name),
-            *(f"{own[of].mean:.3g} ({own[of].worst:.3g})" for of in ("linf_from_edited", "linf", "l2", "ssim")),
-        ]
-        for name, own in measured.items()
-    ]
-    return [_HOW_FAR, "", *table(header, rows), ""]
+    return [HOW_FAR, "", *table(DISTANCES_HEADER, [[plain(name), *numbers] for name, *numbers in rows]), ""]
 
 
 def _by_class(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:
@@ -258,7 +179,7 @@ def _by_class(report: ModelReport, class_names: Sequence[str] | None) -> list[st
 def _what_was_run(models: Mapping[str, ModelReport], setting: Setting) -> Iterator[str]:
     yield "Attacks:"
     yield ""
-    for attack, made_of in _attacks(models).items():
+    for attack, made_of in attacks_in_words(models).items():
         yield f"- {plain(attack)}: {code(made_of)}"
     yield ""
     yield from where_it_ran(setting)
@@ -269,18 +190,3 @@ def where_it_ran(setting: Setting) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in setting.versions.items())
     config = json.dumps(setting.config, indent=2)
     return [f"Ran on {setting.devices} with {versions}.", "", "Config:", "", "```json", config, "```"]
-
-
-def _attacks(models: Mapping[str, ModelReport]) -> dict[str, str]:
-    """What each attack is made of; one that differs between models is listed for each."""
-    described: dict[str, dict[str, str]] = {}
-    for model, report in models.items():
-        for attack, record in report.attacks.items():
-            described.setdefault(attack, {})[model] = summarise(record.parameters)
-    listed = {}
-    for attack, by_model in described.items():
-        if len(set(by_model.values())) == 1:
-            listed[attack] = next(iter(by_model.values()))
-        else:
-            listed |= {f"{attack} on {model}": text for model, text in by_model.items()}
-    return listed
