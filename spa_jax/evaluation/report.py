@@ -1,4 +1,4 @@
-"""The report of an evaluation: a table in the terminal, and report.md, its pictures and report.json, written whole."""
+"""The report of an evaluation: a table in the terminal, and report.md, its pictures, report.html and report.json."""
 
 import dataclasses
 import importlib.metadata
@@ -13,10 +13,12 @@ import jax
 import numpy as np
 
 from spa_jax.configuration import freeze
+from spa_jax.evaluation.contents import alarms, compare
 from spa_jax.evaluation.description import describe
 from spa_jax.evaluation.files import file_name, write_files
 from spa_jax.evaluation.histograms import attribute_histograms, histograms_png
-from spa_jax.evaluation.markdown import Setting, compare, markdown_report
+from spa_jax.evaluation.markdown import Setting, markdown_report
+from spa_jax.evaluation.page import report_page
 from spa_jax.evaluation.pictures import Sheet, curves_png, sheet_png
 from spa_jax.evaluation.records import (
     AttackRecord,
@@ -46,9 +48,11 @@ def write_report(
     class_names: Sequence[str] | None = None,
     victims: Mapping[str, str] | None = None,
 ) -> str:
-    """Print the comparison of models and write it to a directory: report.md, report.json and their pictures.
+    """Print the comparison of models and write it to a directory: report.md, report.html, report.json and pictures.
 
-    With several processes, call it in one of them.
+    All files are written whole or not at all. report.html is one file to look at, which shows the images of the
+    attacks' galleries too (`examples_per_class` of `spa_jax.evaluation.evaluate`). With several processes, call it in
+    one of them.
 
     Args:
         models: by name, judged on the same examples in the same way.
@@ -74,6 +78,7 @@ def write_report(
     captions = {name: caption for name, (caption, _) in pictures.items()}
     files = {name: png for name, (_, png) in pictures.items()}
     files["report.md"] = markdown_report(models, setting, captions, victims).encode()
+    files["report.html"] = report_page(models, setting, victims).encode()
     files["report.json"] = _as_json(models, setting, list(pictures)).encode()
     write_files(directory, files)
     width = _WIDTH_OF_TITLES + _WIDTH_OF_MODEL * len(models)
@@ -182,9 +187,7 @@ def _cell(accuracy: Proportion | None, highest: float, several: bool) -> str:
 
 def _caption(models: Mapping[str, ModelReport]) -> str:
     first = next(iter(models.values()))
-    findings = sum(len(report.findings) for report in models.values())
-    records = [record for report in models.values() for record in report.attacks.values()]
-    findings += sum((record.invalid > 0) + (record.broken > 0) for record in records)
+    findings = len(alarms(models))
     caption = f"{len(first.labels)} examples, in brackets 95 % intervals"
     return f"{caption}; warnings: {findings}, see report.md" if findings else caption
 

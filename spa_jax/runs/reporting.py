@@ -132,7 +132,7 @@ def _judge(
 ) -> tuple[ModelReport, Sheet | None]:
     config, attacks = lineup.config(name), lineup.attacks(name)
     settings, common = config["evaluation"], _common(config, mesh)
-    options = {key: settings[key] for key in ("survivors_only", "judge_draws")}
+    options = {key: settings[key] for key in ("survivors_only", "judge_draws", "examples_per_class")}
     report = evaluate(victim, split, attacks, on_batch=show.batch, **options, **common)
     curves = _curves(lineup, name, victim, evenly_spaced(split, _CURVE_EXAMPLES), common)
     report = dataclasses.replace(report, curves=curves)

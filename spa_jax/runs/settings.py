@@ -151,6 +151,8 @@ class Evaluation:
             worst case for the least work; False: each attack on its own.
         num_examples: of the test split, evenly spaced; None for all.
         judge_draws: how often a randomised victim judges each image, as for `spa_jax.evaluation.evaluate`.
+        examples_per_class: how many fooled images of each class `report.html` shows at most under each attack, with
+            half as many survivors, as for `spa_jax.evaluation.evaluate`; 0 for none.
         radii: at which the accuracy under `radius_attack` is measured; None for no such curve.
         radius_attack: the name of an attack.
         attribute_points: how many values of each attribute the accuracy is measured at; 0 for no such curve.
@@ -169,6 +171,7 @@ class Evaluation:
     survivors_only: bool = True
     num_examples: int | None = None
     judge_draws: int = 10
+    examples_per_class: int = 8
     radii: tuple | list | None = None
     radius_attack: str | None = None
     attribute_points: int = 0
@@ -183,6 +186,7 @@ class Evaluation:
             require_count("num_examples", self.num_examples)
         if not all(_is_radius(radius) for radius in self.radii or ()):
             raise ValueError(f"radii={self.radii!r} must hold finite numbers of 0 or larger")
+        require_number("examples_per_class", self.examples_per_class, "0 or larger", lambda count: count >= 0)
         require_number("attribute_points", self.attribute_points, "0 or larger", lambda points: points >= 0)
         if self.select_by is not None:
             require_choice("select_by", self.select_by, ("clean", "robust"))

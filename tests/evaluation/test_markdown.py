@@ -63,4 +63,4 @@ def test_titles_of_figures_with_dollars_are_drawn(tmp_path):
     report = model_report(curves=tuple(named), labels=np.arange(40, dtype=np.int32) % 3)
     report.attacks[name] = report.attacks.pop("joint")
     write_report({name: report}, tmp_path, **OPTIONS, sheets={name: sheet()}, class_names=["$\\x$", "$a$", "b"])
-    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".md", ".json"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".md", ".html", ".json"}

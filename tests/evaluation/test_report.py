@@ -115,7 +115,7 @@ def test_markdown_says_what_was_measured(written):
     cells = [str(report.accuracies["joint"]) for report in models.values()]
     assert re.search(rf"\| joint \|.*{re.escape(cells[0])}.*{re.escape(cells[1])}", text)
     assert "**standard, gradients**: there are none. What to do: look for them." in text
-    assert re.search(r"standard, pgd\*\*: 2 of \d+ images were not in \[0, 1\] and count as no success", text)
+    assert re.search(r"standard, pgd\*\*: 2 of \d+ images were not in \\\[0, 1\\\] and count as no success", text)
     assert re.search(r"standard, pgd\*\*: 3 of \d+ attacked images.*not finite and count as misclassified", text)
     assert "its row is its own accuracy" in text
     assert "- pgd: `LInf(radius=0.1)`" in text
@@ -149,7 +149,7 @@ def test_every_linked_picture_is_there(written):
         "attribute_values.png",
         "sheet.png",
     ]
-    assert {path.name for path in directory.iterdir()} == {"report.md", "report.json", *linked}
+    assert {path.name for path in directory.iterdir()} == {"report.md", "report.html", "report.json", *linked}
     assert json.loads((directory / "report.json").read_text())["pictures"] == linked
 
 
@@ -171,7 +171,8 @@ def test_a_cascade_is_called_one(tmp_path):
     markdown = (tmp_path / "report.md").read_text()
     assert "ran as a cascade" in markdown
     assert "No sanity checks ran" not in markdown
-    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "report.json", "attribute_values.png"}
+    written = {"report.md", "report.html", "report.json", "attribute_values.png"}
+    assert {path.name for path in tmp_path.iterdir()} == written
 
 
 def test_models_may_have_different_attacks_and_many_classes(tmp_path):
