@@ -4,9 +4,13 @@ from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.changes import attack_distances, edited_images
 from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
 from spa_jax.evaluation.description import describe
+from spa_jax.evaluation.entries import Entry, Reader, read_entries
+from spa_jax.evaluation.gallery import Gallery, Sighting
 from spa_jax.evaluation.histograms import histograms_png
 from spa_jax.evaluation.manipulation import ManipulationReport, evaluate_manipulator
 from spa_jax.evaluation.manipulation_report import sweep_png, write_manipulation_report
+from spa_jax.evaluation.page import report_page
+from spa_jax.evaluation.page.leaderboard import leaderboard_page, write_leaderboard
 from spa_jax.evaluation.pictures import Sheet, SheetRow, curves_png, make_sheet, sheet_png
 from spa_jax.evaluation.records import (
     AttackRecord,
@@ -42,13 +46,17 @@ __all__ = [
     "Check",
     "Curve",
     "Distance",
+    "Entry",
+    "Gallery",
     "ManipulationReport",
     "Mean",
     "ModelReport",
     "OverDraws",
     "Proportion",
+    "Reader",
     "Sheet",
     "SheetRow",
+    "Sighting",
     "TrainingExamplesRecord",
     "UniversalRecord",
     "accuracy_by_attribute",
@@ -65,17 +73,21 @@ __all__ = [
     "evaluate_universal",
     "evenly_spaced",
     "histograms_png",
+    "leaderboard_page",
     "make_sheet",
     "measure_training_examples",
     "measure_transfer",
     "measure_universal",
+    "read_entries",
     "read_report",
+    "report_page",
     "sanity_checks",
     "sharedness",
     "sheet_png",
     "sweep_png",
     "universal_png",
     "worst_record",
+    "write_leaderboard",
     "write_manipulation_report",
     "write_report",
     "write_training_examples_report",

@@ -61,7 +61,9 @@ def define_flags(default_workdir: str | None = None) -> Any:
     )
 
 
-def launch(main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda: True) -> None:
+def launch(
+    main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda: True, needs_config: bool = True
+) -> None:
     """Parse the flags, set up the devices and run `main`, ending with one line and status 2 for an error of the user.
 
     An error of the program itself, which no check of ours has raised, keeps its traceback.
@@ -70,8 +72,10 @@ def launch(main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda:
         main: the program.
         collectives: asked when the flags are parsed whether devices will wait for each other, see
             `spa_jax.parallel.use_host_cores`.
+        needs_config: whether the program takes the flags of `define_flags`; without them no device is set up.
     """
-    flags.mark_flags_as_required(["config"])
+    if needs_config:
+        flags.mark_flags_as_required(["config"])
 
     def guarded(arguments: list[str]) -> None:
         if len(arguments) > 1:
@@ -80,7 +84,8 @@ def launch(main: Callable[[], Any], *, collectives: Callable[[], bool] = lambda:
         jax.config.update("jax_traceback_filtering", "off")  # tracebacks tell whose an error is
         warnings.showwarning = _show_once
         try:
-            _set_up_devices(collectives())
+            if needs_config:
+                _set_up_devices(collectives())
             main()
         except Exception as error:
             peers.outlast(error)

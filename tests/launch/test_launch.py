@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spa_jax.evaluation import AttackRecord, ModelReport, write_report
+
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "--config.model.width=2",
@@ -86,6 +88,20 @@ def test_a_platform_that_is_not_there_is_named(platform, tmp_path):
 def test_help_names_flags_and_an_example(script):
     shown = _run(script, "--help").stdout
     assert "--config" in shown and "--workdir" in shown and f"python launch/{script}" in shown
+
+
+def test_the_leaderboard_compares_reports_and_needs_no_config(tmp_path):
+    flags = np.ones(3, bool)
+    model = ModelReport(np.arange(3, dtype=np.int32), flags, {"mine": AttackRecord(flags, 3)}, False)
+    write_report({"a": model}, tmp_path, title="t", dataset="d", seed=0, config={})
+    result, output = f"--result={tmp_path / 'report.json'}", tmp_path / "board.html"
+    done = _run("leaderboard.py", result, result, "--output", output)
+    assert (done.returncode, done.stdout) == (0, f"{output}: 2 entries from 2 files\n")
+    assert "2 models" not in output.read_text() and "1 model from 1 file." in output.read_text()
+    wrong = _run("leaderboard.py", "--result", tmp_path / "none.json")
+    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
+    assert "none.json' cannot be read" in wrong.stderr
+    assert "python launch/leaderboard.py" in _run("leaderboard.py", "--help").stdout
 
 
 _PROCESS = """
