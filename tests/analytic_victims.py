@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from scipy.optimize import linprog
 
 SIZE = (4, 4, 1)
 
@@ -71,6 +72,37 @@ def water_filled(gain, room, radius):
         t = (low + high) / 2
         low, high = (t, high) if np.linalg.norm(np.minimum(room, t * gain)) < radius else (low, t)
     return np.minimum(room, high * gain)
+
+
+def shortest(norm, g, x, shortfall):
+    """The smallest norm of a change of each image, within [0, 1], that raises g . x by its shortfall, in float64."""
+    g, x = np.asarray(g, np.float64), np.asarray(x, np.float64)
+    programs = {"linf": linf_program, "l1": l1_program, "l2": l2_bisection}
+    return np.array([programs[norm](*case) for case in zip(g, x, shortfall, strict=True)])
+
+
+def linf_program(g, x, shortfall):
+    """min t such that |d| <= t, the image stays in [0, 1], and g . d is the shortfall at least."""
+    count, ones = x.size, np.ones((x.size, 1))
+    rows = [np.hstack([np.eye(count), -ones]), np.hstack([-np.eye(count), -ones]), [[*-g.ravel(), 0.0]]]
+    bounds = [*zip(-x.ravel(), 1 - x.ravel(), strict=True), (0, None)]
+    return linprog([0.0] * count + [1.0], np.vstack(rows), [0.0] * 2 * count + [-shortfall], bounds=bounds).fun
+
+
+def l1_program(g, x, shortfall):
+    """The same for the sum of what each pixel rises and falls."""
+    gain = [[*-g.ravel(), *g.ravel()]]
+    bounds = [(0, most) for most in (*(1 - x).ravel(), *x.ravel())]
+    return linprog(np.ones(2 * x.size), gain, [-shortfall], bounds=bounds).fun
+
+
+def l2_bisection(g, x, shortfall):
+    room, low, high = np.where(g > 0, 1 - x, x), 0.0, 10.0
+    for _ in range(60):
+        radius = (low + high) / 2
+        reached = np.sum(np.abs(g) * water_filled(np.abs(g), room, radius)) >= shortfall
+        low, high = (low, radius) if reached else (radius, high)
+    return high
 
 
 def mlp_parameters(seed=3, size=SIZE, hidden=6, classes=3):

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from spa_jax import attribute, cb_uap, chain, deepfool_uap, make_attack, uap
+from spa_jax import attribute, cb_uap, chain, cw, ddn, deepfool, deepfool_uap, fab, fmn, make_attack, uap
+from spa_jax.attacks.minimal_norm import DISTANCES
 from spa_jax.edits import rotate
 from spa_jax.losses import margin
 from spa_jax.solvers import apgd, grid, l1_apgd, projected_gradient, random_search, shared_mask, square
 from spa_jax.spaces import flow, l1, l2, latent, linf
-from tests.analytic_victims import ascent, images, labels, linear, margins, strongest, weights
+from tests.analytic_victims import ascent, images, labels, linear, margins, shortest, strongest, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -176,6 +177,71 @@ def test_a_grid_leaves_noise_where_it_starts():
     result = attack(KEY, case.victim, case.x, case.y)
     np.testing.assert_array_equal(result.variables["noise"], 0)
     np.testing.assert_allclose(result.value, margins(W, case.x, case.y) + 0.1 * light_gain(), rtol=1e-4, atol=1e-5)
+
+
+# --- the nearest image that fools -----------------------------------------------------------------------------------
+
+NEAREST = {
+    # attack, how many times as far as the optimum it may lie
+    "cw": (cw(num_steps=400), 1.02),
+    "deepfool, linf": (deepfool("linf"), 1.025),  # its overshoot is 0.02, its surplus 1e-4 of a gap of 0.02
+    "deepfool, l2": (deepfool("l2"), 1.025),
+    "ddn": (ddn(), 1.02),  # its length changes by gamma = 0.05 a step
+    "fmn, linf": (fmn("linf"), 1.002),  # its radius changes by gamma = 0.001 a step at last
+    "fmn, l2": (fmn("l2"), 1.002),
+    "fmn, l1": (fmn("l1"), 1.002),
+    "fab, linf": (fab("linf"), 1.011),  # it comes to rest between 0.9 and 1.05 times the way to the boundary
+    "fab, l2": (fab("l2"), 1.011),
+    "fab, l1": (fab("l1"), 1.011),
+    "fab, random start": (fab("l2", random_start=True), 1.011),
+}
+
+
+@pytest.mark.parametrize("aimed", [False, True], ids=["untargeted", "targeted"])
+@pytest.mark.parametrize("name", NEAREST)
+def test_minimal_norm_attacks_reach_the_known_distance_within_the_box(name, aimed):
+    attack, times = NEAREST[name]
+    y = jnp.argmax(linear(W)(X), axis=-1)
+    found = attack(KEY, linear(W), X, y, 1 - y if aimed else None)
+    assert found.success.all() and np.min(found.x) >= 0 and np.max(found.x) <= 1
+    optimum = shortest(attack.norm, ascent(W, y), X, -margins(W, X, y))
+    reached = np.asarray(DISTANCES[attack.norm](found.x, X)) / optimum
+    assert np.all(reached >= 1 - 1e-5) and np.all(reached <= times), reached
+
+
+MANY, BIAS = np.random.default_rng(8).normal(size=(16, 5)), np.array([[0.0, -0.5, -0.7, -0.9, -1.1]])
+
+
+def many_classes(x):
+    return (x.reshape(len(x), -1) - 0.5) @ jnp.asarray(MANY, jnp.float32) + jnp.asarray(BIAS, jnp.float32)
+
+
+def boundary_distances(norm, x):
+    """The labels, and how far the boundary of each other class lies [b, 5]; the box is inactive close to its middle."""
+    logits = (np.asarray(x, np.float64).reshape(len(x), -1) - 0.5) @ MANY + BIAS
+    y = logits.argmax(1)
+    dual = [[DUAL[norm](MANY[:, j] - MANY[:, own]) for j in range(5)] for own in y]
+    gaps = logits.max(1)[:, None] - logits
+    return y, np.where(gaps > 0, gaps / np.maximum(dual, 1e-9), np.inf)
+
+
+AMONG_MANY = [name for name in NEAREST if name not in ("ddn", "fab, random start")]
+"""DDN follows the cross entropy, which mixes classes, and a random start may end at another boundary."""
+
+
+@pytest.mark.parametrize("name", AMONG_MANY)
+def test_minimal_norm_attacks_find_the_nearest_of_several_boundaries(name):
+    """Those that climb the margin find the distance of one of them: that of the class that they end in."""
+    attack, times = NEAREST[name]
+    x = images(9, 6, low=0.45, high=0.55)
+    y, optima = boundary_distances(attack.norm, x)
+    found = attack(KEY, many_classes, x, jnp.asarray(y))
+    ends_in = np.argmax(many_classes(found.x), axis=-1)
+    looks_at_all = name.startswith(("deepfool", "fab"))
+    optimum = optima.min(1) if looks_at_all else optima[np.arange(len(x)), ends_in]
+    reached = np.asarray(DISTANCES[attack.norm](found.x, x)) / optimum
+    assert found.success.all() and np.all(reached >= 1 - 1e-4)
+    assert np.all(reached <= times), reached
 
 
 # --- universal perturbations ----------------------------------------------------------------------------------------

@@ -6,13 +6,16 @@ pytree: its numbers (radius, ranges, step sizes) are leaves, so one compiled pro
 """
 
 from spa_jax.attacks.base import PureAttack
+from spa_jax.attacks.carlini_wagner import cw
 from spa_jax.attacks.catalogue import ATTACKS, attack_from_config
 from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
 from spa_jax.attacks.composite import caa
 from spa_jax.attacks.crafted import crafted_on
+from spa_jax.attacks.deepfool import deepfool
+from spa_jax.attacks.fab import fab, fab_t
+from spa_jax.attacks.fast_minimum_norm import ddn, fmn
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, apgd_t, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.iterative import AttackState, IterativeAttack, Stage, make_attack, stage
-from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.query import square
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
 from spa_jax.attacks.spatial import stadv
@@ -35,8 +38,13 @@ __all__ = [
     "cb_uap",
     "crafted_on",
     "cw",
+    "ddn",
+    "deepfool",
     "deepfool_uap",
+    "fab",
+    "fab_t",
     "fgsm",
+    "fmn",
     "in_chunks",
     "make_attack",
     "mi_fgsm",

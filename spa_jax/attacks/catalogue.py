@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spa_jax.attacks.base import PureAttack
+from spa_jax.attacks.carlini_wagner import cw
 from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
 from spa_jax.attacks.composite import caa
 from spa_jax.attacks.crafted import crafted_on
+from spa_jax.attacks.deepfool import deepfool
+from spa_jax.attacks.fab import fab, fab_t
+from spa_jax.attacks.fast_minimum_norm import ddn, fmn
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, apgd_t, fgsm, mi_fgsm, pgd, spat
-from spa_jax.attacks.minimal_norm import cw
 from spa_jax.attacks.query import square
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
 from spa_jax.attacks.spatial import stadv
@@ -32,6 +35,11 @@ ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
     "apgd_t": apgd_t,
     "cw": cw,
     "square": square,
+    "deepfool": deepfool,
+    "ddn": ddn,
+    "fmn": fmn,
+    "fab": fab,
+    "fab_t": fab_t,
     "attribute": attribute_attack,
     "noise": noise_attack,
     "spa": spa,

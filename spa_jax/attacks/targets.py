@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from spa_jax.attacks.base import JUDGE, RUN, PureAttack, stream
@@ -45,6 +46,7 @@ class MultiTargeted(Wrapped):
 
     attack: Any
     k: int = static()
+    all_targets: bool = static(default=False)
 
     @property
     def num_steps(self) -> int:
@@ -101,7 +103,8 @@ class MultiTargeted(Wrapped):
             best: Any = self._aim(driver, 0, None, keys, targets, examples)
             for i in range(1, count):
                 aim = functools.partial(self._aim, driver, i)
-                best = on_rows(standing_rows(best.success, driver.predict), aim, best, keys, targets, examples)
+                rows = np.arange(len(targets)) if self.all_targets else standing_rows(best.success, driver.predict)
+                best = on_rows(rows, aim, best, keys, targets, examples)
         else:
             found = driver.each(lambda i: self._attacked(driver, i, keys, targets, examples), jnp.arange(count))
             best = None
@@ -124,12 +127,12 @@ class MultiTargeted(Wrapped):
         """The best result with that at a further target, judged as an untargeted attack's.
 
         The first success stays, so that it does not matter whether what has been broken is attacked again. Of a
-        randomised victim a success may be luck, and the stronger result is taken.
+        randomised victim a success may be luck, and the stronger result is taken, as with `all_targets`.
         """
         found = self.judged(found, stream(keys, JUDGE), predict, examples)
         if best is None:
             return found
-        wins = is_stronger(found, best) & (is_randomized(predict) | ~best.success)
+        wins = is_stronger(found, best) & (self.all_targets | is_randomized(predict) | ~best.success)
         counted = jax.tree.map(jnp.add, best.nonfinite, found.nonfinite)
         return dataclasses.replace(select(wins, found, best), nonfinite=counted)
 
@@ -154,7 +157,7 @@ def _aimed(i: Any, targets: Targets, examples: Example) -> Example:
     return examples.replace(target=jnp.take(targets, i, axis=1))
 
 
-def multi_targeted(attack: PureAttack, k: Count = 9) -> MultiTargeted:
+def multi_targeted(attack: PureAttack, k: Count = 9, all_targets: bool = False) -> MultiTargeted:
     """A targeted attack at each of the `k` most likely other classes of the clean image, the likeliest first.
 
     As APGD-T and FAB-T of AutoAttack (Croce & Hein 2020, section 4): to aim at one class after the other finds more
@@ -165,6 +168,8 @@ def multi_targeted(attack: PureAttack, k: Count = 9) -> MultiTargeted:
     Args:
         attack: with per-example variables and a loss that takes targets.
         k: how many targets; a victim of fewer classes has one fewer than classes. 9 is AutoAttack's.
+        all_targets: go on with images that have been broken, and keep the strongest success: for attacks that look for
+            the nearest image that fools.
 
     Raises:
         ValueError: `k` below 1, or an attack with shared variables, or something that is not an attack; when called, a
@@ -181,4 +186,4 @@ def multi_targeted(attack: PureAttack, k: Count = 9) -> MultiTargeted:
         [ True  True]
     """
     require_per_example("multi_targeted picks per example", attack)
-    return MultiTargeted(attack.aimed(), require_count("k", k))
+    return MultiTargeted(attack.aimed(), require_count("k", k), bool(all_targets))

@@ -10,8 +10,10 @@ import optax
 
 from spa_jax import solvers
 from spa_jax.attacks.base import JUDGE, START, PureAttack, stream
+from spa_jax.attacks.deepfool import over_nearest
 from spa_jax.attacks.gradient import relative_step
 from spa_jax.attacks.iterative import IterativeAttack, Keep, make_attack
+from spa_jax.attacks.minimal_norm import NormProblem
 from spa_jax.attacks.spa import attribute_spaces
 from spa_jax.goals import misclassified
 from spa_jax.losses import class_balanced
@@ -23,9 +25,6 @@ from spa_jax.spaces.noise import noise_ball
 from spa_jax.trees import branch, pytree, static
 from spa_jax.types import Example, Image, Images, Keys, Predict, Result, Scalar, Solver, Space
 from spa_jax.validation import require_choice, require_count, require_number
-
-_TINY = 1e-12
-_LINEAR_SURPLUS = 1e-4
 
 
 def uap(
@@ -296,42 +295,22 @@ class _Point(NamedTuple):
 
         def go(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             moved, _, step = carry
-            moved = moved + (1 + self.overshoot) * self._step(moved)
+            moved = moved + (1 + self.overshoot) * self._step(moved, logits)
             return moved, self.reached(self.logits(moved)), step + 1
 
         logits = self.logits(image)
         start = (image, self.reached(logits), jnp.zeros((), jnp.int32))
         moved, done, steps = jax.lax.while_loop(unfinished, go, start)
-        backward = len(logits) if self.example.target is None else 1
+        backward = len(logits) - 1 if self.example.target is None else 1
         return jnp.where(done, moved - image, jnp.zeros_like(image)), 1 + steps * (1 + backward)
 
-    def _step(self, image: Image) -> Image:
+    def _step(self, image: Image, logits: Any) -> Image:
         """Onto the nearest boundary of the linearised logits, or onto that of the target."""
-        logits = self.logits(image)
-        if self.example.target is None:
-            own, jacobian = self.example.label, jax.jacrev(self.logits)(image)
-            gaps, slopes = logits - logits[own], jacobian - jacobian[own][None]
-            distances = jnp.where(jnp.arange(len(logits)) == own, jnp.inf, jnp.abs(gaps) / (self._dual(slopes) + _TINY))
-            chosen = jnp.argmin(distances)
-            gap, slope = gaps[chosen], slopes[chosen]
-        else:
-            leader = jnp.argmax(logits)
-            gap, slope = jax.value_and_grad(lambda image: self._behind(image, leader))(image)
-        gap = jnp.abs(gap) + _LINEAR_SURPLUS
-        dual = self._dual(slope[None])[0]
-        along = jnp.sign(slope) if self.norm == "linf" else slope / (dual + _TINY)
-        return gap / (dual + _TINY) * along
-
-    def _behind(self, image: Image, leader: Any) -> Any:
-        """How far the target's logit lies above the leader's."""
-        logits = self.logits(image)
-        return logits[self.example.target] - logits[leader]
-
-    def _dual(self, slopes: Any) -> Any:
-        """The dual norm of each slope: l1 for l-infinity, l2 for l2."""
-        if self.norm == "linf":
-            return jnp.sum(jnp.abs(slopes), axis=(1, 2, 3))
-        return jnp.sqrt(jnp.sum(slopes**2, axis=(1, 2, 3)))
+        batch = jax.tree.map(lambda leaf: leaf[None], self.example.replace(key=None))
+        problem = NormProblem(self.predict, batch, self.norm)
+        classes = problem.likely(logits[None], len(logits))
+        gaps, slopes, _ = problem.boundaries(image[None], self.key[None], classes)
+        return over_nearest(gaps[0], slopes[0], self.norm)
 
 
 def deepfool_uap(
@@ -346,8 +325,8 @@ def deepfool_uap(
 
     Each pass goes through the images of the call one by one in a random order; an image that the perturbation does not
     fool yet adds the smallest change that fools it (DeepFool, Moosavi-Dezfooli et al. 2016), and the sum is projected.
-    With a target it accumulates targeted vectors. It is sequential, costs one backward pass for each class and inner
-    step (with a target one), and is here as a reference: `uap` is faster and stronger.
+    With a target it accumulates targeted vectors. It is sequential, costs one backward pass for each other class and
+    inner step (with a target one), and is here as a reference: `uap` is faster and stronger.
 
     The paper compares with the clean prediction; this compares with the label, so pass the predictions as labels for
     the paper's rule. One step is one pass; passes after `success_share` was reached change nothing. The result is the

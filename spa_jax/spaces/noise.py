@@ -127,11 +127,11 @@ class L1(_Noise):
         noise_key, slack_key = jax.random.split(key)
         noise = jax.random.laplace(noise_key, image.shape, image.dtype)
         slack = jax.random.exponential(slack_key, (), image.dtype)
-        return self.project(in_dtype_of(self.radius, image) * noise / (_l1_norm(noise) + slack), example)
+        return self.project(in_dtype_of(self.radius, image) * noise / (l1_norm(noise) + slack), example)
 
     def project(self, v: Image, example: Example | None) -> Image:
         radius = in_dtype_of(self.radius, v)
-        return _project_onto_ball(v, example, radius, _l1_norm, _l1_shrink, jnp.max(jnp.abs(v)))
+        return _project_onto_ball(v, example, radius, l1_norm, _l1_shrink, jnp.max(jnp.abs(v)))
 
     def direction(self, g: Image) -> Image:
         return self.sparse_direction(g, round((1 - self.sparsity) * g.size))
@@ -141,13 +141,13 @@ class L1(_Noise):
         magnitude = jnp.abs(g)
         smallest = jnp.sort(magnitude, axis=None)[g.size - jnp.clip(entries, 1, g.size)]
         chosen = jnp.where((magnitude >= smallest) & (magnitude > 0), jnp.sign(g), 0)
-        return in_dtype_of(self.radius, g) * chosen / (_l1_norm(chosen) + TINY)
+        return in_dtype_of(self.radius, g) * chosen / (l1_norm(chosen) + TINY)
 
     def apply(self, v: Image, example: Example) -> Image:
         return _add_within_unit(example.image, v)
 
     def onto_grid(self, image: Image, example: Example, grid: Grid) -> Image:
-        return _ball_onto_grid(image, example, in_dtype_of(self.radius, image), _l1_norm, grid)
+        return _ball_onto_grid(image, example, in_dtype_of(self.radius, image), l1_norm, grid)
 
 
 @jax.custom_vjp
@@ -186,7 +186,8 @@ def unit_l2(g: Any) -> Any:
     return scaled / (l2_norm(scaled) + TINY)
 
 
-def _l1_norm(v: Any) -> Any:
+def l1_norm(v: Any) -> Any:
+    """The sum of magnitudes."""
     return jnp.sum(jnp.abs(v))
 
 

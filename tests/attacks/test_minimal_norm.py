@@ -1,89 +1,168 @@
-"""The attack of Carlini & Wagner finds the nearest image across a linear boundary, whose distance is known."""
+"""What all attacks share that look for the nearest image that fools."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import Example, cw
-from spa_jax.losses import margin
-from tests.analytic_victims import ascent, images, linear, margins, water_filled, weights
+from spa_jax import cw, ddn, deepfool, fab, fab_t, fmn, restarts
+from spa_jax.attacks.minimal_norm import DISTANCES
+from tests.analytic_victims import ascent, images, linear, margins, mlp, shortest, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY, W, BATCH = jax.random.key(0), weights(), 6
-INNER, ON_BOUNDS = images(low=0.35, high=0.65, batch=BATCH), images(batch=BATCH)
-ATTACK = cw(num_steps=400)
+X = images(batch=BATCH)
+ATTACKS = {
+    "cw": lambda *radius: cw(*radius, num_steps=200),
+    "deepfool": lambda *radius: deepfool("linf", *radius),
+    "ddn": ddn,
+    "fmn": lambda *radius: fmn("linf", *radius),
+    "fmn_l1": lambda *radius: fmn("l1", *radius),
+    "fab": lambda *radius: fab("l2", *radius),
+}
 
 
-def answers(x):
-    return jnp.argmax(linear(W)(x), axis=-1)
+def answers(x, victim=None):
+    return jnp.argmax((victim or linear(W))(x), axis=-1)
 
 
-def distances(result, x):
-    return np.linalg.norm(np.asarray(result.x - x, np.float64).reshape(BATCH, -1), axis=1)
+def nearest(norm, y):
+    return shortest(norm, ascent(W, y), X, -margins(W, X, y))
 
 
-def nearest(x, y):
-    """The L2 distance to the boundary, with the pixels kept in [0, 1]."""
-    g = ascent(W, y)
-    found = []
-    for gain, room, shortfall in zip(np.abs(g), np.where(g > 0, 1 - x, x), -margins(W, x, y), strict=True):
-        low, high = 0.0, 10.0
-        for _ in range(60):
-            radius = (low + high) / 2
-            reached = np.sum(gain * water_filled(gain, room, radius)) >= shortfall
-            low, high = (low, radius) if reached else (radius, high)
-        found.append(high)
-    return np.array(found)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_success_counts_within_the_radius_only_and_failures_stay_clean(name):
+    y, make = answers(X), ATTACKS[name]
+    norm = make().norm
+    radius = float(np.median(nearest(norm, y)))
+    result = make(radius)(KEY, linear(W), X, y)
+    distance = np.asarray(DISTANCES[norm](result.x, X))
+    assert 0 < np.sum(result.success) < BATCH
+    np.testing.assert_array_equal(result.success, answers(result.x) != y)
+    np.testing.assert_array_equal(result.x[~result.success], X[~result.success])
+    assert np.all(distance <= radius)
+    np.testing.assert_allclose(result.value, np.where(result.success, -distance, -np.inf), rtol=1e-6)
+    np.testing.assert_array_equal(result.variables, result.x - X)
 
 
-@pytest.mark.parametrize(("x", "tolerance"), [(INNER, 0.02), (ON_BOUNDS, 0.02)], ids=["inner", "on_bounds"])
-def test_the_distance_is_the_smallest_that_fools(x, tolerance):
-    y = answers(x)
-    result = ATTACK(KEY, linear(W), x, y)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_images_that_are_wrong_already_are_left_alone(name):
+    result = ATTACKS[name]()(KEY, linear(W), X, 1 - answers(X))
     np.testing.assert_array_equal(result.success, True)
-    np.testing.assert_array_equal(answers(result.x) != y, True)
-    assert np.min(result.x) >= 0 and np.max(result.x) <= 1
-    shortest, found = nearest(np.asarray(x, np.float64), y), distances(result, x)
-    assert np.all(found >= shortest * (1 - 1e-4)) and np.all(found <= shortest * (1 + tolerance)), found / shortest
-    np.testing.assert_allclose(result.variables, result.x - x)
-    np.testing.assert_allclose(result.value, margin(linear(W)(result.x), Example(x, y)), atol=1e-6)
+    np.testing.assert_array_equal(result.x, X)
+    np.testing.assert_array_equal(result.value, 0)
 
 
-def test_the_plain_distance_of_the_boundary_is_margin_over_norm():
-    y = answers(INNER)
-    plain = np.abs(margins(W, INNER, y)) / np.linalg.norm(np.asarray(W, np.float64))
-    np.testing.assert_allclose(nearest(np.asarray(INNER, np.float64), y), plain, rtol=1e-6)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_image_does_not_depend_on_the_others_of_its_batch(name):
+    """One of them is wrong already, so that an attack that stops at a success goes on for the others alone."""
+    victim, attack = mlp(), ATTACKS[name]()
+    y = answers(X, victim).at[0].add(1) % 3
+    keys = jax.random.split(KEY, BATCH)
+    together = attack(keys, victim, X, y)
+    for i in (0, 3):
+        alone = attack(keys[i : i + 1], victim, X[i : i + 1], y[i : i + 1])
+        np.testing.assert_allclose(together.x[i], alone.x[0], atol=1e-3)
+        np.testing.assert_array_equal(together.nonfinite.gradients[i], alone.nonfinite.gradients[0])
 
 
-def test_success_counts_within_the_radius_only_and_failures_stay_clean():
-    y = answers(INNER)
-    shortest = nearest(np.asarray(INNER, np.float64), y)
-    radius = float(np.median(shortest))
-    result = cw(radius, num_steps=400)(KEY, linear(W), INNER, y)
-    within = shortest <= radius
-    assert 0 < within.sum() < BATCH
-    np.testing.assert_array_equal(result.success, within)
-    np.testing.assert_array_equal(result.x[~within], INNER[~within])
-    assert np.all(distances(result, INNER) <= radius)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_target_among_three_classes_is_reached(name):
+    victim = mlp()
+    y = answers(X, victim)
+    target = (y + 1) % 3
+    found = ATTACKS[name]()(KEY, victim, X, y, target)
+    np.testing.assert_array_equal(found.success, True)
+    np.testing.assert_array_equal(answers(found.x, victim), target)
 
 
-def test_images_that_are_wrong_already_are_left_alone():
-    result = ATTACK(KEY, linear(W), INNER, 1 - answers(INNER))
-    np.testing.assert_array_equal(result.success, True)
-    np.testing.assert_array_equal(result.x, INNER)
+def test_restarts_keep_the_nearest_success():
+    victim = mlp()
+    y = answers(X, victim)
+    single = fab("l2", num_steps=3, random_start=True)
+    keys = jax.random.split(KEY, BATCH)
+    runs, repeated = restarts(single, 1)(keys, victim, X, y), restarts(single, 6)(keys, victim, X, y)
+    distance = DISTANCES["l2"](repeated.x, X)
+    np.testing.assert_allclose(repeated.value, np.where(repeated.success, -distance, -np.inf), rtol=1e-6)
+    assert np.any(repeated.value > runs.value)
 
 
-def test_confidence_asks_for_a_larger_margin():
-    y = answers(INNER)
-    result = cw(num_steps=400, confidence=0.3)(KEY, linear(W), INNER, y)
-    assert np.all(result.value >= 0.3 - 1e-6)
-    assert np.all(distances(result, INNER) > nearest(np.asarray(INNER, np.float64), y))
+def test_fab_t_finds_the_nearest_of_fab_at_every_target():
+    victim = mlp()
+    y = answers(X, victim)
+    aimed = fab("l2", num_steps=30).aimed()
+    values = [aimed(KEY, victim, X, y, (y + shift) % 3).value for shift in (1, 2)]
+    found = fab_t("l2", num_steps=30)(KEY, victim, X, y)
+    np.testing.assert_allclose(found.value, np.maximum(*values), rtol=1e-4)
+    radius = float(np.median(-found.value))
+    within = fab_t("l2", radius, num_steps=30)(KEY, victim, X, y)
+    np.testing.assert_array_equal(within.success, -found.value <= radius)
+    assert np.all(within.value[within.success] >= -radius)
 
 
-def test_a_target_is_reached_at_the_same_distance_in_two_classes():
-    y = answers(INNER)
-    aimed, straight = ATTACK(KEY, linear(W), INNER, y, 1 - y), ATTACK(KEY, linear(W), INNER, y)
-    np.testing.assert_allclose(aimed.x, straight.x, atol=1e-5)
-    np.testing.assert_array_equal(aimed.success, True)
+def test_fab_starts_half_a_radius_away_where_it_starts_at_random():
+    victim, y = linear(W), answers(X)
+    for norm, radius in (("linf", 0.2), ("l2", 0.5), ("l1", 2.0)):
+        attack = fab(norm, radius, random_start=True)
+        inner = jnp.full_like(X, 0.5)
+        start = attack.init(KEY, victim, inner, y).own.points
+        np.testing.assert_allclose(DISTANCES[norm](start, inner), radius / 2, rtol=1e-5)
+
+
+def test_ddn_leaves_an_image_where_the_gradient_vanishes():
+    """Flat around the start, and another class from a distance of 0.5 on."""
+
+    def flat(x):
+        far = jnp.linalg.norm(x - 0.5, axis=(1, 2))[:, 0] - 0.5
+        return jnp.stack([jnp.zeros_like(far), jnp.where(far > 0, 1.0, -1.0)], axis=-1)
+
+    x = jnp.full((3, 4, 4, 1), 0.5)
+    found = ddn()(KEY, flat, x, jnp.zeros(3, jnp.int32))
+    np.testing.assert_array_equal(found.success, True)
+    np.testing.assert_allclose(DISTANCES["l2"](found.x, x), 0.5, rtol=0.06)
+
+
+def test_deepfool_looks_at_the_most_likely_candidates_only():
+    """Class 2 is nearest and least likely: only a search among all three finds it."""
+    slopes = np.stack([np.zeros(X.shape[1:]), np.ones(X.shape[1:]), -8 * np.ones(X.shape[1:])]).reshape(3, -1)
+
+    def victim(x):
+        return (x.reshape(len(x), -1) - 0.5) @ jnp.asarray(slopes.T, jnp.float32) + jnp.array([[0.0, -0.5, -1.0]])
+
+    x, y = jnp.full((2, 4, 4, 1), 0.5), jnp.zeros(2, jnp.int32)
+    few, all_three = (deepfool("linf", candidates=count)(KEY, victim, x, y) for count in (2, 3))
+    np.testing.assert_array_equal(answers(few.x, victim), 1)
+    np.testing.assert_array_equal(answers(all_three.x, victim), 2)
+    np.testing.assert_allclose(few.value, -0.5 / 16, rtol=0.03)
+    np.testing.assert_allclose(all_three.value, -1 / 128, rtol=0.03)
+
+
+def test_deepfool_rests_once_all_images_fool():
+    attack, victim, y = deepfool(), linear(W), answers(X)
+    state = attack.init(KEY, victim, X, y)
+    states = [state := attack.step(state, victim, X, y) for _ in range(12)]
+    assert np.all(np.isfinite(states[-1].distance)) and states[-1].step == 12
+    np.testing.assert_array_equal(states[-1].own.total, states[-2].own.total)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: deepfool("l1"), r"norm='l1' must be one of l2, linf"),
+        (lambda: deepfool(overshoot=-0.1), r"overshoot=-0\.1 must be 0 or larger"),
+        (lambda: deepfool(candidates=1), r"candidates=1 must be at least 2"),
+        (lambda: ddn(initial_epsilon=0.0), r"initial_epsilon=0\.0 must be larger than 0"),
+        (lambda: ddn(gamma=1.0), r"gamma=1\.0 must be in \(0, 1\)"),
+        (lambda: fmn("l0"), r"norm='l0' must be one of"),
+        (lambda: fmn(step_size=0.0), r"step_size=0\.0 must be larger than 0"),
+        (lambda: fab(alpha_max=1.5), r"alpha_max=1\.5 must be in \[0, 1\]"),
+        (lambda: fab(eta=0.9), r"eta=0\.9 must be 1 or larger"),
+        (lambda: fab(beta=0.0), r"beta=0\.0 must be in \(0, 1\]"),
+        (lambda: fab("l2", -1.0), r"radius=-1\.0 must be 0 or larger"),
+        (lambda: fab(num_steps=0), r"num_steps=0 must be an integer of at least 1"),
+    ],
+)
+def test_bad_use_is_refused_with_value_and_rule(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -5,7 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import Example, apgd_ce, cw, fgsm, in_chunks, make_attack, pgd, restarts, spa, universal, worst_of
+from spa_jax import (
+    Example,
+    apgd_ce,
+    cw,
+    ddn,
+    deepfool,
+    fab,
+    fgsm,
+    fmn,
+    in_chunks,
+    make_attack,
+    pgd,
+    restarts,
+    spa,
+    universal,
+    worst_of,
+)
 from spa_jax.goals import misclassified
 from spa_jax.losses import margin
 from spa_jax.numerics import on_grid
@@ -47,8 +63,12 @@ def careful(x):
         make_attack(linf(0.2), num_steps=4, lift=universal, random_start=False),
         spa(0.2, ["brightness"], 4),
         cw(num_steps=20, search_steps=3),
+        deepfool("linf"),
+        ddn(num_steps=20),
+        fmn("l1", num_steps=20),
+        fab("l2", num_steps=20),
     ],
-    ids=["fgsm", "pgd", "l2", "universal", "spa", "cw"],
+    ids=["fgsm", "pgd", "l2", "universal", "spa", "cw", "deepfool", "ddn", "fmn", "fab"],
 )
 def test_an_attack_on_a_gradient_with_nan_is_that_with_zero_in_its_place(attack):
     assert np.all(np.isnan(jax.grad(lambda x: careless(x).sum())(X)[:, 0]))
@@ -91,8 +111,15 @@ ANSWERS = jnp.argmax(mlp32(FILES), axis=-1)
 
 @pytest.mark.parametrize(
     "attack",
-    [pgd(0.3, 5), apgd_ce(0.3, 5), make_attack(linf(0.3), solver=random_search(), num_steps=5), cw(num_steps=5)],
-    ids=["pgd", "apgd", "random", "cw"],
+    [
+        pgd(0.3, 5),
+        apgd_ce(0.3, 5),
+        make_attack(linf(0.3), solver=random_search(), num_steps=5),
+        cw(num_steps=5),
+        fmn(),
+        fab(),
+    ],
+    ids=["pgd", "apgd", "random", "cw", "fmn", "fab"],
 )
 def test_nan_is_no_success_and_leaves_a_trace(attack):
     found = attack(KEY, fragile, FILES, ANSWERS)

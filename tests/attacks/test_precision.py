@@ -9,6 +9,10 @@ from spa_jax import (
     apgd_ce,
     attribute_attack,
     cw,
+    ddn,
+    deepfool,
+    fab,
+    fmn,
     make_attack,
     mi_fgsm,
     noise_attack,
@@ -75,11 +79,11 @@ def test_the_search_is_that_of_float32(dtype):
     np.testing.assert_allclose(half.value, single.value, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.parametrize("attack", [cw(num_steps=200), deepfool(), fmn(), fab("l2")], ids=["cw", "df", "fmn", "fab"])
 @pytest.mark.parametrize("dtype", HALF)
-def test_carlini_wagner_succeeds_in_half_precision_at_the_distance_of_float32(dtype):
+def test_minimal_norm_attacks_succeed_in_half_precision_at_the_distance_of_float32(dtype, attack):
     victim, x = in_half(dtype)
     y = jnp.argmax(linear(W)(x.astype(jnp.float32)), axis=-1)
-    attack = cw(num_steps=200)
     half, single = attack(KEY, victim, x, y), attack(KEY, linear(W), x.astype(jnp.float32), y)
     assert half.x.dtype == dtype
     np.testing.assert_array_equal(half.success, True)
@@ -120,10 +124,14 @@ MAKES = {
     "capped": lambda r: pgd(0.1, 3, loss=capped_cross_entropy(1 + r)),
     "smoothed": lambda r: pgd(0.1, 3, loss=smoothed_cross_entropy(r)),
     "cw": lambda r: cw(r, 3, 2, learning_rate=0.01 + r),
+    "deepfool": lambda r: deepfool("linf", 10 * r, 3, overshoot=r),
+    "ddn": lambda r: ddn(10 * r, 3, gamma=r),
+    "fmn": lambda r: fmn("l1", 10 * r, 3, gamma=r),
+    "fab": lambda r: fab("l2", 10 * r, 3, alpha_max=r, random_start=True),
 }
 
 
-QUICK = {"pgd", "apgd_l1", "universal", "spa", "cw"}
+QUICK = {"pgd", "apgd_l1", "universal", "spa", "cw", "fmn", "fab"}
 BY_NAME = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MAKES]
 
 
@@ -192,7 +200,13 @@ def coin(keys, x):
 
 @pytest.mark.parametrize(
     "attack",
-    [pgd(0.0, 40), restarts(pgd(0.0, 4), 10), worst_of(pgd(0.0, 9), pgd(0.0, 9)), cw(num_steps=5, search_steps=2)],
+    [
+        pgd(0.0, 40),
+        restarts(pgd(0.0, 4), 10),
+        worst_of(pgd(0.0, 9), pgd(0.0, 9)),
+        cw(num_steps=5, search_steps=2),
+        fmn(),
+    ],
     ids=lambda attack: type(attack).__name__,
 )
 def test_success_against_chance_is_chance_and_not_the_best_of_many_draws(attack):

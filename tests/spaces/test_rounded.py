@@ -7,7 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import Example, apgd_ce, attack_from_config, attribute, chain, cw, make_attack, pgd, restarts, spa
+from spa_jax import (
+    Example,
+    apgd_ce,
+    attack_from_config,
+    attribute,
+    chain,
+    cw,
+    fab,
+    fmn,
+    make_attack,
+    pgd,
+    restarts,
+    spa,
+)
 from spa_jax.losses import margin
 from spa_jax.numerics import on_grid
 from spa_jax.solvers import grid
@@ -100,8 +113,10 @@ def test_a_rounded_space_answers_as_the_space_it_rounds():
         restarts(pgd(0.1, 3), 2),
         spa(0.05, ["brightness"], 5),
         cw(num_steps=200),
+        fmn("l1"),
+        fab("linf"),
     ],
-    ids=["pgd", "pgd_l2", "apgd_l1", "restarts", "spa", "cw"],
+    ids=["pgd", "pgd_l2", "apgd_l1", "restarts", "spa", "cw", "fmn", "fab"],
 )
 def test_a_success_is_one_also_when_the_image_is_saved(attack):
     y = jnp.argmax(linear(W)(X), axis=-1)
