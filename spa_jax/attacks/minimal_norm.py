@@ -189,6 +189,13 @@ class MinimalNorm(PureAttack):
     num_steps: int = static()
     grids: tuple[Grid, ...] = static(default=())
 
+    @property
+    def tells_broken(self) -> bool:
+        return True
+
+    def broken(self, state: MinimalNormState) -> Flags:
+        return self._is_near(state.distance)
+
     def begin(self, keys: Keys, predict: Predict, examples: Example) -> MinimalNormState:
         x, problem = examples.image, self._problem(predict, examples)
         logits = predict(stream(keys, JUDGE), x)

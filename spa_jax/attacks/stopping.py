@@ -113,7 +113,7 @@ def until_broken(attack: PureAttack, every: Count = 10) -> UntilBroken:
 
     Raises:
         ValueError: `every` below 1; an attack with shared variables, one whose state does not say what is broken (with
-            `keep="last"`, `cw`, or in chunks: say `in_chunks(until_broken(attack), size)`), or something that is not an
+            `keep="last"`, or in chunks: say `in_chunks(until_broken(attack), size)`), or something that is not an
             attack.
 
     Examples:

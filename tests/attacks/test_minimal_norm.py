@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import cw, ddn, deepfool, fab, fab_t, fmn, restarts
+from spa_jax import cw, ddn, deepfool, fab, fab_t, fmn, restarts, until_broken
 from spa_jax.attacks.minimal_norm import DISTANCES
 from tests.analytic_victims import ascent, images, linear, margins, mlp, shortest, weights
 
@@ -75,6 +75,17 @@ def test_a_target_among_three_classes_is_reached(name):
     found = ATTACKS[name]()(KEY, victim, X, y, target)
     np.testing.assert_array_equal(found.success, True)
     np.testing.assert_array_equal(answers(found.x, victim), target)
+
+
+@pytest.mark.parametrize("name", ["cw", "fmn", "fab"])
+def test_an_attack_within_a_radius_may_stop_at_what_it_has_broken(name):
+    y, norm = answers(X), ATTACKS[name]().norm
+    radius = float(np.median(nearest(norm, y)))
+    attack = ATTACKS[name](radius)
+    whole, stopped = attack(KEY, linear(W), X, y), until_broken(attack, every=5)(KEY, linear(W), X, y)
+    np.testing.assert_array_equal(stopped.success, whole.success)
+    assert np.all(stopped.value <= whole.value)
+    assert name == "fab" or np.any(stopped.value < whole.value)  # which is at its optimum after one step
 
 
 def test_restarts_keep_the_nearest_success():

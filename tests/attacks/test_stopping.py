@@ -8,7 +8,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from spa_jax import (
     apgd_ce,
-    cw,
     in_chunks,
     multi_targeted,
     pgd,
@@ -156,7 +155,6 @@ def test_a_batch_shrinks_to_few_sizes():
     [
         (lambda: until_broken(pgd(0.1), 0), "every=0"),
         (lambda: until_broken(pgd(0.1, keep="last")), "attack=IterativeAttack does not say"),
-        (lambda: until_broken(cw()), "attack=CarliniWagner does not say"),
         (lambda: until_broken(in_chunks(pgd(0.1), 4)), "attack=InChunks does not say"),
         (lambda: until_broken(worst_of(pgd(0.1))), "attack=WorstOf does not say"),
     ],
