@@ -176,7 +176,7 @@ def test_it_groups_by_data_and_threat_model_and_has_every_entry(page):
 def test_only_what_differs_of_the_paths_is_shown(page):
     _, entries, text = page
     directory = entries[0].source.rsplit("/", 2)[0]
-    assert directory not in text and ">one/report.json<" in text
+    assert directory not in text and ">one<" in text and "report.json" not in text
 
 
 def test_the_sorted_column_is_told(page):

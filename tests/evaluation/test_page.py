@@ -142,7 +142,11 @@ def test_without_alarms_it_says_what_was_checked():
     text = report_page({"one": model_report(), "two": report}, setting())
     assert "Alarms (2)" in text
     object.__setattr__(report, "checks", passed)
-    assert "None of the sanity checks of two raised one." in report_page({"two": report}, setting())
+    calm = Page(report_page({"two": report}, setting())).all("section", id="alarms")[0][2]
+    assert calm == "Alarms (0)None None of the sanity checks of two raised one."
+    object.__setattr__(report, "checks", ())
+    unknown = Page(report_page({"two": report}, setting())).all("section", id="alarms")[0][2]
+    assert unknown == "Alarms (0)Not checked No sanity checks ran."
 
 
 def test_curves_have_a_text_and_all_their_numbers(written):

@@ -1,5 +1,8 @@
 """Evaluating what was trained: by the same network, with the difference named where it is another one."""
 
+import json
+import re
+
 import pytest
 
 from spa_jax.errors import CheckpointError, ConfigError
@@ -49,3 +52,20 @@ def test_data_of_another_shape_are_refused_with_the_difference(trained):
 def test_options_written_out_and_another_precision_are_the_same_network(trained):
     model = {"name": "small_cnn", "width": 2, "hidden": 8, "convs_per_stage": 1, "dtype": "bfloat16"}
     assert "PGD" in _report(_config(model=model), trained)
+
+
+@pytest.mark.parametrize("count", [1, 0])
+def test_the_page_has_as_many_images_as_the_config_says(count, trained):
+    config = _config()
+    config["evaluation"] = config["evaluation"] | {"examples_per_class": count, "num_examples": 60}
+    _report(config, trained)
+    page = (trained / "report" / "report.html").read_text("utf-8")
+    assert ("No images were kept" in page) is (count == 0)
+    found = re.search(r'id="explorer-data">(.*?)</script>', page)
+    if count == 0:
+        assert found is None
+        return
+    (attack,) = json.loads(found[1])["models"][0]["attacks"]
+    for label, (fooled, attacked) in attack["counts"].items():
+        own = [row[2] for row in attack["rows"] if str(row[1]) == label]
+        assert own == [1] * min(fooled, count) + [0] * min(attacked - fooled, count)

@@ -24,11 +24,12 @@ Galleries = Mapping[str, Mapping[str, Gallery]]
 
 
 class _Images:
-    """PNG files in base64, each content once."""
+    """PNG files in base64, each content once; `encoded` is kept for further collections of the same images."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoded: dict[Any, str]) -> None:
         self.files: list[str] = []
-        self._places: dict[tuple[Any, bytes], int] = {}
+        self._places: dict[Any, int] = {}
+        self._encoded = encoded
 
     @property
     def size(self) -> int:
@@ -40,8 +41,10 @@ class _Images:
         levels = np.rint(_GREY_LEVELS * np.clip(image, 0, 1)).astype(np.uint8)
         known = (levels.shape, levels.tobytes())
         if known not in self._places:
+            if known not in self._encoded:
+                self._encoded[known] = base64.b64encode(_png(levels)).decode()
             self._places[known] = len(self.files)
-            self.files.append(base64.b64encode(_png(levels)).decode())
+            self.files.append(self._encoded[known])
         return self._places[known]
 
 
@@ -86,7 +89,8 @@ def class_name(label: int, class_names: Sequence[str] | None) -> str:
 
 def _within_budget(galleries: Galleries) -> tuple[Galleries, _Images]:
     """As many examples as keep the page small, by the same rule for all models and attacks, and their images."""
-    images = _encoded(galleries)
+    encoded: dict[Any, str] = {}
+    images = _collected(galleries, encoded)
     for per_class, most in _QUOTAS:
         if images.size <= _BUDGET:
             break
@@ -94,12 +98,12 @@ def _within_budget(galleries: Galleries) -> tuple[Galleries, _Images]:
             model: {attack: gallery.thinned(per_class, most) for attack, gallery in own.items()}
             for model, own in galleries.items()
         }
-        images = _encoded(galleries)
+        images = _collected(galleries, encoded)
     return galleries, images
 
 
-def _encoded(galleries: Galleries) -> _Images:
-    images = _Images()
+def _collected(galleries: Galleries, encoded: dict[Any, str]) -> _Images:
+    images = _Images(encoded)
     for own in galleries.values():
         for gallery in own.values():
             _places(gallery, images)

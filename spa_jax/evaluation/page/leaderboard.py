@@ -10,8 +10,8 @@ from spa_jax.evaluation.files import write_files
 from spa_jax.evaluation.page.markup import Markup, document, tag
 from spa_jax.evaluation.page.tables import heat, percent, scale, table
 
-_HEADER = ("model", "robust", "clean", "claimed", "attacks", "images", "alarms", "file")
-_WIDE = ("attacks", "file")
+_HEADER = ("model", "robust", "clean", "claimed", "attacks", "images", "alarms", "run")
+_WIDE = ("attacks", "run")
 _HOW_TO_READ = (
     "Robust is the share of images classified correctly as they are and under every attack of the run that the threat "
     "model allows, with its 95 % interval (Wilson), which covers the sampling of the images, not the training seed.",
@@ -113,13 +113,14 @@ def _row(entry: Entry, with_claims: bool, sources: Mapping[str, str]) -> list[Ma
 
 
 def _shortened(sources: Iterable[str]) -> dict[str, str]:
-    """Paths without the directory that all of them share."""
-    known = sorted(set(sources))
-    if len(known) < 2:
-        return {source: source for source in known}
-    parts = {source: Path(source).parts for source in known}
-    shared = len(os.path.commonprefix(list(parts.values())))
-    return {source: "/".join(own[shared:]) for source, own in parts.items()}
+    """Paths without what all of them begin and end with."""
+    parts = {source: Path(source).parts for source in sources}
+    if len(parts) < 2:
+        return {source: source for source in parts}
+    begin = len(os.path.commonprefix(list(parts.values())))
+    rest = {source: own[begin:] for source, own in parts.items()}
+    end = len(os.path.commonprefix([own[::-1] for own in rest.values()]))
+    return {source: "/".join(own[: len(own) - end]) or "." for source, own in rest.items()}
 
 
 def _claim(entry: Entry) -> Markup:

@@ -91,7 +91,7 @@ def _alarms(found: Sequence[Alarm]) -> Markup:
 def _alarm(alarm: Alarm) -> Markup:
     where = tag("span", f"{alarm.model}, {alarm.name}", class_="where")
     cause = tag("strong", _sentence(alarm.cause or alarm.found))
-    found = tag("p", _sentence(alarm.found), class_="found") if alarm.cause else None
+    found = tag("p", _sentence(alarm.found), class_="seen") if alarm.cause else None
     advice = tag("p", tag("b", "What to do: "), _sentence(alarm.advice), class_="advice")
     return tag("li", tag("p", tag("span", "Alarm", class_="badge"), " ", where), tag("p", cause), found, advice)
 
@@ -101,7 +101,9 @@ def _sentence(text: str) -> str:
 
 
 def _calm(models: Models) -> Markup:
-    return tag("p", tag("span", "None", class_="badge calm"), " ", no_alarm(models))
+    checked = any(report.checks for report in models.values())
+    badge = tag("span", "None", class_="badge calm") if checked else tag("span", "Not checked", class_="badge")
+    return tag("p", badge, " ", no_alarm(models))
 
 
 # --- the comparison -------------------------------------------------------------------------------------------------
