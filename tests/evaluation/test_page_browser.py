@@ -1,11 +1,16 @@
-"""report.html in a headless Chromium: sorting, the explorer, narrow screens, and what assistive technology is told."""
+"""report.html and leaderboard.html in a headless Chromium: sorting, the explorer, any screen, any reader."""
 
 import pytest
 
 from spa_jax.evaluation.drawing import MINUS
+from spa_jax.evaluation.entries import Entry
 from spa_jax.evaluation.page import report_page
+from spa_jax.evaluation.page.leaderboard import leaderboard_page
+from spa_jax.evaluation.records import Proportion
 from tests.browser import browser_or_skip
 from tests.evaluation.pages import WICKED, model_report, models, setting
+
+ATTACKS = ("APGD-CE", "APGD-T", "a_very_long_name_of_an_attack_that_does_not_break")
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +25,34 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(report_page(models(), setting(class_names=["zero", WICKED, "a very long name " * 4])), "utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    long, threats = f"{WICKED} " * 4, ("linf 0.1", "linf 0.1 and rotation 0 to 9 and translation_x 0 to 1")
+    entries = [
+        Entry(
+            f"{long}{i}",
+            "made up, test split",
+            threat,
+            Proportion(10 * i, 50),
+            Proportion(45, 50),
+            claim,
+            ATTACKS,
+            i % 2,
+            f"/a/{i}",
+        )
+        for threat in threats
+        for i, claim in enumerate((None, 0.1, 0.9))
+    ]
+    path = tmp_path_factory.mktemp("board") / "leaderboard.html"
+    path.write_text(leaderboard_page(entries, title=long), "utf-8")
+    return path
+
+
+@pytest.fixture(params=["file", "board"])
+def either(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -165,8 +198,8 @@ def test_no_images_of_a_kind_is_said(browser, tmp_path):
 
 @pytest.mark.parametrize("width", [320, 400, 768, 1600])
 @pytest.mark.parametrize("dark", [False, True])
-def test_nothing_is_wider_than_the_screen(browser, file, width, dark):
-    browser.open(file, width=width, dark=dark)
+def test_nothing_is_wider_than_the_screen(browser, either, width, dark):
+    browser.open(either, width=width, dark=dark)
     browser.run("document.querySelectorAll('details').forEach(e => { e.open = true; })")
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run("document.body.scrollWidth") <= width
@@ -185,15 +218,30 @@ _NAMELESS = """
 """
 
 
-def test_every_control_and_region_has_a_name_and_every_image_an_alternative(page):
-    assert page.run(_NAMELESS) == []
-    assert (
-        page.run("[...document.querySelectorAll('img')].filter(e => !(e.getAttribute('alt') || '').trim()).length") == 0
-    )
+def test_every_control_and_region_has_a_name_and_every_image_an_alternative(browser, either):
+    browser.open(either)
+    assert browser.run(_NAMELESS) == []
+    assert browser.run("[...document.images].filter(e => !(e.getAttribute('alt') || '').trim()).length") == 0
+    assert browser.run("[...document.querySelectorAll('table')].every(t => t.caption && t.caption.textContent.trim())")
+    assert browser.run("[...document.querySelectorAll('th')].every(e => e.textContent.trim() && e.scope)")
+    assert browser.complaints == []
+    assert [url for url in browser.requests if not url.startswith("data:")] == [f"file://{either}"]
+
+
+def test_the_explorer_shows_images(page):
     assert page.run("document.querySelectorAll('#explorer img').length") > 4
-    roles = page.run("[...document.querySelectorAll('table')].every(t => t.caption && t.caption.textContent.trim())")
-    assert roles
-    assert page.run("[...document.querySelectorAll('th')].every(e => e.textContent.trim() && e.scope)")
+
+
+def test_a_leaderboard_starts_with_the_most_robust_and_sorts(browser, board):
+    browser.open(board)
+    shares = "[...document.querySelectorAll('tbody')].map(t => [...t.rows].map(r => Number(r.cells[1].dataset.sort)))"
+    assert browser.run(shares) == [[0.4, 0.2, 0.0]] * 2
+    browser.click("document.querySelectorAll('thead')[1].querySelectorAll('button')[1]")
+    assert browser.run(shares) == [[0.4, 0.2, 0.0], [0.0, 0.2, 0.4]]
+    browser.click("document.querySelectorAll('thead')[0].querySelectorAll('button')[3]")
+    claims = browser.run("[...document.querySelector('tbody').rows].map(r => r.cells[3].textContent)")
+    assert claims == ["90.0 % above measured", "10.0 % ", "none"]
+    assert browser.complaints == []
 
 
 def test_the_accessibility_tree_names_choices_tables_and_status(page):
@@ -240,9 +288,9 @@ _CONTRAST = """
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_stands_out_from_its_background(browser, file, dark):
+def test_text_stands_out_from_its_background(browser, either, dark):
     """A ratio of 4.5 for all text (WCAG 2.2, criterion 1.4.3)."""
-    browser.open(file, dark=dark)
+    browser.open(either, dark=dark)
     browser.run("document.querySelectorAll('details').forEach(e => { e.open = true; })")
     assert browser.run(_CONTRAST) == []
 
