@@ -11,7 +11,9 @@ from absl import flags
 from spa_jax.evaluation.page.leaderboard import write_leaderboard
 from spa_jax.runs import launching
 
-RESULT = flags.DEFINE_multi_string("result", None, "A report.json of a run; repeat it for each.", required=True)
+RESULT = flags.DEFINE_multi_string(
+    "result", None, "A report.json, or a card.json of AutoAttack; repeat it for each.", required=True
+)
 OUTPUT = launching.define_path("output", "leaderboard.html", "The page to write.")
 TITLE = flags.DEFINE_string("title", "Leaderboard", "Its title.")
 

@@ -61,7 +61,7 @@ class Reader:
 
 
 def read_entries(paths: Iterable[str | os.PathLike]) -> list[Entry]:
-    """The entries of several files, each a report.json or another kind that `READERS` knows.
+    """The entries of several files, each a report.json, a card.json of AutoAttack, or of a kind added to `READERS`.
 
     Raises:
         ValueError: a file that cannot be read, is of no known kind, or holds no model under attack.
@@ -153,5 +153,26 @@ def in_words(threat: Threat) -> str:
     return " or ".join(sorted(" and ".join(sorted(limits)) for limits in threat))
 
 
-READERS = {"report.json": Reader(lambda content: "models" in content and "survivors_only" in content, _of_report)}
-"""The kinds of files that hold entries; another one, such as a result card, is one more reader."""
+def _of_card(content: Mapping[str, Any], path: Path) -> list[Entry]:
+    threat = f"{content['norm']} {_number(content['radius'])}"
+    robust, clean = (Proportion(content[share]["correct"], content[share]["total"]) for share in ("robust", "clean"))
+    tried = f"AutoAttack {content['version']} ({', '.join(part['name'] for part in content['parts'])})"
+    entry = Entry(
+        content["model"] or path.parent.name,
+        content["data"] or "data without a name",
+        threat,
+        robust,
+        clean,
+        content["claimed"],
+        (tried,),
+        len(content["warnings"]),
+        os.fspath(path),
+    )
+    return [entry]
+
+
+READERS = {
+    "report.json": Reader(lambda content: "models" in content and "survivors_only" in content, _of_report),
+    "card.json of AutoAttack": Reader(lambda content: content.get("attack") == "autoattack", _of_card),
+}
+"""The kinds of files that hold entries; another one is one more reader."""

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+NO_ANSWER = -1
+"""In the place of a class where the image or the victim's answer to it is not finite."""
 _MOST = 400
 _LARGEST_SIDE = 112
 
@@ -21,8 +23,8 @@ class Sighting(NamedTuple):
         index: of the example in the split.
         label: its class.
         fooled: whether the attack fooled the victim.
-        answer: the class that the victim answers the attacked image with, in the draw of the verdict; `NO_ANSWER`, -1,
-            where something is not finite.
+        answer: the class that the victim answers the attacked image with, in the draw of the verdict; `NO_ANSWER`
+            where there is none.
         edited_answer: the same of the edited image A(x, a), where the attack has both attributes and noise.
         closeness: the attack's loss; of two survivors the one with the larger loss came closer to being fooled.
         clean, edited, attacked: [m, h, w, c] in [0, 1].

@@ -11,7 +11,7 @@ from spa_jax.evaluation.drawing import MODEL_COLORS, MUTED, as_png, make_panels,
 from spa_jax.evaluation.records import AttributeValues, ModelReport
 
 _BINS = 20
-_MOST_PANELS = 12
+MOST_PANELS = 12
 _WIDTH_OF_LETTER = 0.07
 
 
@@ -44,7 +44,7 @@ def histograms_png(models: Mapping[str, ModelReport]) -> bytes:
     found = attribute_histograms(models)
     if not found:
         raise ValueError(f"models {', '.join(models)} hold no attribute values of fooled images")
-    shown = dict(list(found.items())[:_MOST_PANELS])
+    shown = dict(list(found.items())[:MOST_PANELS])
     figure, panels = make_panels(len(shown), 0.3 + _WIDTH_OF_LETTER * (max(map(len, models)) + 8))
     for axes, ((attack, attribute), by_model) in zip(panels, shown.items(), strict=True):
         _draw(axes, attack, attribute, by_model, list(models))
@@ -54,7 +54,7 @@ def histograms_png(models: Mapping[str, ModelReport]) -> bytes:
 
 
 def _draw(axes: Any, attack: str, attribute: str, by_model: Mapping[str, AttributeValues], models: list[str]) -> None:
-    edges = _edges(by_model)
+    edges = bin_edges(by_model)
     for place, (model, own) in enumerate(by_model.items()):
         color = MODEL_COLORS[models.index(model) % len(MODEL_COLORS)]
         shares = 100 * np.histogram(own.values, edges)[0] / len(own.values)
@@ -71,7 +71,8 @@ def _draw(axes: Any, attack: str, attribute: str, by_model: Mapping[str, Attribu
         axes.axvline(EDITS[attribute].identity, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
 
 
-def _edges(by_model: Mapping[str, AttributeValues]) -> Float[np.ndarray, " edges"]:
+def bin_edges(by_model: Mapping[str, AttributeValues]) -> Float[np.ndarray, " edges"]:
+    """The 21 edges of the bins of one attribute, which all models share."""
     low = min(min(own.low, float(own.values.min())) for own in by_model.values())
     high = max(max(own.high, float(own.values.max())) for own in by_model.values())
     margin = 0 if high > low else 0.5

@@ -18,7 +18,7 @@ from spa_jax.evaluation.changes import (
     names_of_numbers,
 )
 from spa_jax.evaluation.description import describe
-from spa_jax.evaluation.gallery import Collector, Sighting
+from spa_jax.evaluation.gallery import NO_ANSWER, Collector, Sighting
 from spa_jax.evaluation.records import (
     AttackRecord,
     AttributeValues,
@@ -34,8 +34,6 @@ from spa_jax.numerics import on_grid
 from spa_jax.types import Images, Key, Labels, Predict, Victim
 from spa_jax.victims.tracing import is_randomized
 
-NO_ANSWER = -1
-"""In the place of a class where the image or the victim's answer to it is not finite."""
 _ROUNDING = 1e-6
 
 

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from spa_jax.attacks.base import PureAttack
 from spa_jax.data.batching import steps_per_epoch, train_batches
 from spa_jax.data.types import Examples, IndexArray
-from spa_jax.evaluation.judging import NO_ANSWER, answers, described
+from spa_jax.evaluation.gallery import NO_ANSWER
+from spa_jax.evaluation.judging import answers, described
 from spa_jax.evaluation.records import ExampleLabels, Proportion
 from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys, floats, make_sweep, stream
 from spa_jax.goals import is_answer

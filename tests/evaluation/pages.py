@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from spa_jax.evaluation import AttackRecord, Check, Curve, ModelReport
+from spa_jax.evaluation import AttackRecord, AttributeValues, Check, Curve, ModelReport
 from spa_jax.evaluation.gallery import Gallery, Sighting
 from spa_jax.evaluation.markdown import Setting
 
@@ -37,9 +37,11 @@ def model_report(seed=0, name="pgd", **options):
     attacks = {}
     for attack, share, noise in ((name, 0.5, True), ("turned", 0.7, False)):
         correct = clean & (rng.uniform(size=COUNT) < share)
-        attacks[attack] = AttackRecord(
-            correct, int(clean.sum()), gallery=gallery(rng, ~correct, labels, noise=noise, **options)
+        kept = gallery(rng, ~correct, labels, noise=noise, **options)
+        values = (
+            {} if noise else {"rotation": AttributeValues(rng.uniform(-20, 20, 17).astype(np.float32), -20.0, 20.0)}
         )
+        attacks[attack] = AttackRecord(correct, int(clean.sum()), attributes=values, gallery=kept)
     checks = (
         Check("deterministic", True, "all is well", "nothing", {}),
         Check("gradients", False, "zero on 40.0 % of images", "look for a rounding", {}, "the gradient vanishes"),

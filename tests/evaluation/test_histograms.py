@@ -60,14 +60,14 @@ def test_an_axis_names_its_attribute(attribute, label):
 
 def test_bins_hold_every_value():
     wide = AttributeValues(np.array([-3.0, 0.5], np.float32), -1.0, 1.0)
-    edges = histograms._edges({"a": wide, "b": values()})
+    edges = histograms.bin_edges({"a": wide, "b": values()})
     assert (edges[0], edges[-1], len(edges)) == (-3, 1, 21)
     point = AttributeValues(np.array([2.0], np.float32), 2.0, 2.0)
-    assert histograms._edges({"a": point})[0] < 2 < histograms._edges({"a": point})[-1]
+    assert histograms.bin_edges({"a": point})[0] < 2 < histograms._edges({"a": point})[-1]
 
 
 def test_the_picture_grows_with_the_attributes_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr(histograms, "_MOST_PANELS", 4)
+    monkeypatch.setattr(histograms, "MOST_PANELS", 4)
 
     def drawn(count):
         return imread(io.BytesIO(histograms_png({"a": report({f"face[{i}]": values() for i in range(count)})})))

@@ -105,7 +105,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"text.json' cannot be read"):
         read_entries([tmp_path / "text.json"])
     (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"other.json' must be of one of the kinds report.json"):
+    with pytest.raises(
+        ValueError, match=r"other.json' must be of one of the kinds report.json, card.json of AutoAttack$"
+    ):
         read_entries([tmp_path / "other.json"])
     (tmp_path / "torn.json").write_text('{"models": {"a": {}}, "survivors_only": true}')
     with pytest.raises(ValueError, match=r"torn.json' cannot be read"):
@@ -114,6 +116,39 @@ def test_what_cannot_be_read_is_named(tmp_path):
         read_entries([write(tmp_path, {"a": report(0, ())})])
     with pytest.raises(ValueError, match="paths must hold at least one file"):
         write_leaderboard([], tmp_path / "l.html")
+
+
+CARD = {
+    "format": 1,
+    "attack": "autoattack",
+    "model": "wrn",
+    "data": "cifar10, test split",
+    "norm": "linf",
+    "radius": 8 / 255,
+    "version": "standard",
+    "images": 200,
+    "clean": {"correct": 180, "total": 200},
+    "robust": {"correct": 104, "total": 200},
+    "claimed": 0.56,
+    "parts": [{"name": "apgd_ce"}, {"name": "square"}],
+    "warnings": [{"check": "gradients", "cause": "c", "seen": "s", "advice": "a"}],
+}
+
+
+def test_a_card_of_autoattack_is_read(tmp_path):
+    (tmp_path / "wide").mkdir()
+    path = tmp_path / "wide" / "card.json"
+    path.write_text(json.dumps(CARD))
+    (entry,) = read_entries([path])
+    assert (entry.model, entry.dataset, entry.threat) == ("wrn", "cifar10, test split", "linf 0.0314")
+    assert (entry.robust, entry.clean, entry.claimed) == (Proportion(104, 200), Proportion(180, 200), 0.56)
+    assert entry.attacks == ("AutoAttack standard (apgd_ce, square)",) and entry.alarms == 1
+    path.write_text(json.dumps(CARD | {"model": "", "data": "", "claimed": None, "warnings": []}))
+    (entry,) = read_entries([path])
+    assert (entry.model, entry.dataset, entry.claimed, entry.alarms) == ("wide", "data without a name", None, 0)
+    path.write_text(json.dumps({"attack": "autoattack"}))
+    with pytest.raises(ValueError, match=r"card.json' cannot be read: 'norm'"):
+        read_entries([path])
 
 
 def test_another_kind_of_file_is_one_more_reader(tmp_path, monkeypatch):

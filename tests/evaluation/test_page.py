@@ -77,7 +77,7 @@ def test_wicked_names_stay_text(written):
     assert WICKED in shown
     assert page.all("h1")[0][2] == WICKED
     data = _data(page)
-    assert data["models"][2]["name"] == WICKED and data["classes"]["1"] == WICKED
+    assert data["models"][2]["name"] == WICKED and data["names"]["1"] == WICKED
     assert f"made of {WICKED}" in [own[2] for own in page.all("dd")]
 
 
@@ -182,6 +182,21 @@ def test_a_line_is_where_its_numbers_are():
     np.testing.assert_allclose(shares, [57 / COUNT, 30 / COUNT, 3 / COUNT], atol=1e-3)
 
 
+def test_attribute_values_are_counted_in_ranges():
+    own = models()
+    page = Page(report_page(own, setting()))
+    (shown,) = page.all("table", class_="bins")
+    assert shown[2].startswith("turned: rotation in degrees, middle of each range")
+    cells = [round(float(td[2])) for td in page.all("td", class_="heat") if "--low" not in td[1]["style"]]
+    expected = []
+    for report in own.values():
+        values = report.attacks["turned"].attributes["rotation"].values
+        for low in range(-20, 20, 2):
+            inside = sum(low <= value < low + 2 for value in values.tolist())
+            expected.append(round(100 * inside / len(values)))
+    assert cells == expected
+
+
 # --- the explorer ---------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +207,8 @@ def _pixels(encoded):
 def test_the_explorer_has_the_images_of_the_galleries():
     own = models()
     data = _data(Page(report_page(own, setting())))
-    assert data["classes"] == {str(label): str(label) for label in range(CLASSES)}
+    assert data["classes"] == list(range(CLASSES))
+    assert data["names"] == {str(label): str(label) for label in range(CLASSES)}
     for told, (name, report) in zip(data["models"], own.items(), strict=True):
         assert told["name"] == name
         for attack, record in zip(told["attacks"], report.attacks.values(), strict=True):
@@ -226,6 +242,25 @@ def test_the_explorer_counts_who_was_fooled_whatever_it_shows():
                     int((fooled & of_class).sum()),
                     int((report.clean & of_class).sum()),
                 ]
+
+
+def test_answers_have_names_though_no_image_is_of_their_class():
+    report = model_report()
+    kept = report.attacks["pgd"].gallery
+    answers = np.where(kept.sighting.fooled, 7, kept.sighting.answer).astype(np.int32)
+    answers[0] = -1
+    object.__setattr__(kept, "sighting", kept.sighting._replace(answer=answers))
+    names = [f"class {i}" for i in range(9)]
+    data = _data(Page(report_page({"one": report}, setting(class_names=names))))
+    assert data["classes"] == [0, 1, 2]
+    assert data["names"] == {str(label): f"class {label}" for label in (0, 1, 2, 7)}
+
+
+def test_answers_of_one_draw_are_said_to_be():
+    report = model_report()
+    assert "draw that decided" not in report_page({"one": report}, setting())
+    object.__setattr__(report, "failed", np.zeros(COUNT))
+    assert "draw that decided" in report_page({"one": report}, setting())
 
 
 def test_a_cascade_counts_each_image_once():

@@ -149,7 +149,7 @@ def _line(curve: Curve, place: int, x: Scale) -> Markup:
 
 
 def _marker(place: int, x: Pixels, y: Pixels) -> Markup:
-    shape = _MARKERS[place % len(_MARKERS)]
+    shape = _MARKERS[(place + place // _COLORS) % len(_MARKERS)]  # after the last colour other pairs
     return tag("path", d=shape, transform=f"translate({x:.1f} {y:.1f})", class_="marker")
 
 

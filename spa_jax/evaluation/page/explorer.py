@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from spa_jax.evaluation.drawing import fewest_digits, magnification, with_unit
-from spa_jax.evaluation.gallery import Gallery
+from spa_jax.evaluation.gallery import NO_ANSWER, Gallery
 from spa_jax.evaluation.page.markup import Markup, data_script, tag
 from spa_jax.evaluation.records import ModelReport
 
@@ -69,7 +69,8 @@ def explorer(models: Mapping[str, ModelReport], class_names: Sequence[str] | Non
     side = next(gallery.sighting.clean.shape[1:] for own in chosen.values() for gallery in own.values())
     labels = np.unique(next(iter(models.values())).labels).tolist()
     content = {
-        "classes": {str(label): class_name(label, class_names) for label in labels},
+        "classes": labels,
+        "names": {str(label): class_name(label, class_names) for label in _answered(chosen, labels)},
         "models": [
             {"name": model, "attacks": [_attack_data(name, own, models[model], images) for name, own in kept.items()]}
             for model, kept in chosen.items()
@@ -79,7 +80,22 @@ def explorer(models: Mapping[str, ModelReport], class_names: Sequence[str] | Non
         "colored": side[2] == 3,
     }
     colors = None if side[2] == 3 else tag("p", "Noise: orange makes a pixel brighter, violet darker.", class_="muted")
-    return tag("div", _how_many(chosen, models), colors, _controls(), data_script("explorer-data", content))
+    return tag(
+        "div", _how_many(chosen, models), _draws(models), colors, _controls(), data_script("explorer-data", content)
+    )
+
+
+def _answered(galleries: Galleries, labels: Sequence[int]) -> list[int]:
+    """The classes that occur, and those that are only answered."""
+    seen = [gallery.sighting for own in galleries.values() for gallery in own.values()]
+    answers = {int(label) for own in seen for label in (*own.answer, *own.edited_answer)}
+    return sorted(answers.union(labels) - {NO_ANSWER})
+
+
+def _draws(models: Mapping[str, ModelReport]) -> Markup | None:
+    if all(report.failed is None for report in models.values()):
+        return None
+    return tag("p", "Victims that draw at random: the answers are of the draw that decided who was fooled.")
 
 
 def class_name(label: int, class_names: Sequence[str] | None) -> str:

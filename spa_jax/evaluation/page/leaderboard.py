@@ -27,7 +27,7 @@ def write_leaderboard(
     """Read the results of several runs and write one page that compares them.
 
     Args:
-        paths: of report.json files, or of other kinds that `spa_jax.evaluation.entries` reads.
+        paths: of report.json files, or of other kinds that `spa_jax.evaluation.read_entries` reads.
         output: the file, usually `leaderboard.html`; its directory is made.
         title: of the page.
 

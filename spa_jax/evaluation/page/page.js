@@ -54,7 +54,7 @@ const explore = (data) => {
     if (className) element.className = className;
     return element;
   };
-  const className = (label) => (label === NO_ANSWER ? "no answer" : data.classes[label] ?? String(label));
+  const className = (label) => (label === NO_ANSWER ? "no answer" : data.names[label]);
   const fill = (choice, entries, wanted) => {
     choice.replaceChildren(...entries.map(([value, text]) => {
       const option = make("option", text);
@@ -131,7 +131,7 @@ const explore = (data) => {
   };
   const chooseClass = (wanted) => {
     const { counts } = attack();
-    const labels = Object.keys(data.classes);
+    const labels = data.classes.map(String);
     const both = labels.map((name) => counts[name] ?? [0, 0]);
     const sums = both.reduce((sum, own) => [sum[0] + own[0], sum[1] + own[1]], [0, 0]);
     const told = ([fooled, attacked]) => `(${fooled} of ${attacked} fooled)`;

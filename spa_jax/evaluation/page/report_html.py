@@ -20,6 +20,7 @@ from spa_jax.evaluation.contents import (
     over_draws_rows,
 )
 from spa_jax.evaluation.markdown import Setting
+from spa_jax.evaluation.page.attributes import value_tables
 from spa_jax.evaluation.page.charts import curve_figures
 from spa_jax.evaluation.page.explorer import class_name, explorer
 from spa_jax.evaluation.page.markup import Markup, document, join, tag
@@ -27,6 +28,7 @@ from spa_jax.evaluation.page.tables import heat, scale, table
 from spa_jax.evaluation.records import ModelReport
 
 Models = Mapping[str, ModelReport]
+_SHORT = {"values": "Attribute values"}
 
 
 def report_page(models: Models, setting: Setting, victims: Mapping[str, str] | None = None) -> str:
@@ -41,7 +43,7 @@ def report_page(models: Models, setting: Setting, victims: Mapping[str, str] | N
         victims: what the composed ones among the models are made of, in words.
     """
     sections = list(_sections(models, setting, victims))
-    links = [tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in sections]
+    links = [tag("li", tag("a", _SHORT.get(name, title), href=f"#{name}")) for name, title, _ in sections]
     examples = len(next(iter(models.values())).labels)
     header = tag(
         "header",
@@ -74,6 +76,8 @@ def _sections(
     curves = {name: report.curves for name, report in models.items()}
     if figures := [*curve_figures(curves, "radius"), *curve_figures(curves, "attribute")]:
         yield "curves", "Curves", [tag("div", *figures, class_="figures")]
+    if tables := value_tables(models):
+        yield "values", "Attribute values at which attacks fool", tables
     if any(report.attacks for report in models.values()):
         yield "explorer", "Explorer", [explorer(models, setting.class_names)]
     yield "models", "Models", [_card(name, report, setting.class_names) for name, report in models.items()]
