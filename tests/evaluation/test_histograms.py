@@ -63,7 +63,7 @@ def test_bins_hold_every_value():
     edges = histograms.bin_edges({"a": wide, "b": values()})
     assert (edges[0], edges[-1], len(edges)) == (-3, 1, 21)
     point = AttributeValues(np.array([2.0], np.float32), 2.0, 2.0)
-    assert histograms.bin_edges({"a": point})[0] < 2 < histograms._edges({"a": point})[-1]
+    assert histograms.bin_edges({"a": point})[0] < 2 < histograms.bin_edges({"a": point})[-1]
 
 
 def test_the_picture_grows_with_the_attributes_up_to_a_limit(monkeypatch):
