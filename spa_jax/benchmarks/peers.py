@@ -137,7 +137,28 @@ def to_torch_images(images: np.ndarray, channels_last: bool) -> Any:
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
 
-def _in_torch(attack: Callable[[Any, Any], Any], channels_last: bool = False) -> Peer:
+class Counted:
+    """A network in PyTorch, and the forward and backward passes of one image that it has made."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.reset()
+        [*module.children()][-1].register_forward_hook(self._forward)  # ART calls layer by layer
+
+    def reset(self) -> None:
+        """Count from 0 again."""
+        self.forwards = self.backwards = 0
+
+    def _forward(self, module: Any, inputs: Any, output: Any) -> None:
+        self.forwards += len(output)
+        if output.requires_grad:
+            output.register_hook(self._backward)
+
+    def _backward(self, gradient: Any) -> None:
+        self.backwards += len(gradient)
+
+
+def in_torch(attack: Callable[[Any, Any], Any], channels_last: bool = False) -> Peer:
     """A peer from an attack on channels-first PyTorch images."""
 
     def run(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -154,21 +175,21 @@ def _torchattacks_pgd(task: Task) -> Peer:
     import torchattacks
 
     attack = torchattacks.PGD(task.torch_module(), eps=task.radius, alpha=task.step_size, steps=task.num_steps)
-    return _in_torch(attack)
+    return in_torch(attack)
 
 
 def _torchattacks_apgd(task: Task) -> Peer:
     import torchattacks
 
     attack = torchattacks.APGD(task.torch_module(), eps=task.radius, steps=task.num_steps, seed=task.seed, loss="ce")
-    return _in_torch(attack)
+    return in_torch(attack)
 
 
 def _foolbox_torch_pgd(task: Task) -> Peer:
     import foolbox
 
     model = foolbox.PyTorchModel(task.torch_module(), bounds=(0, 1), device="cpu")
-    return _in_torch(lambda x, y: _foolbox_attack(task).run(model, x, _misclassified(y), epsilon=task.radius))
+    return in_torch(lambda x, y: _foolbox_attack(task).run(model, x, _misclassified(y), epsilon=task.radius))
 
 
 def _foolbox_attack(task: Task) -> Any:
@@ -196,7 +217,7 @@ def _torch_compiled_loop(task: Task) -> Peer:
 
 
 def _hand_written(task: Task, module: Any) -> Peer:
-    return _in_torch(functools.partial(_loop, task, module), channels_last=True)
+    return in_torch(functools.partial(_loop, task, module), channels_last=True)
 
 
 def _loop(task: Task, module: Any, x: Any, y: Any) -> Any:

@@ -13,6 +13,8 @@ import jax
 from spa_jax.benchmarks.device import check_device, time_device
 from spa_jax.benchmarks.generator import check_generator, time_generator
 from spa_jax.benchmarks.matrix import check_matrix, fill_matrix, matrix_table
+from spa_jax.benchmarks.minimal_norm import check_minimal_norm, compare_minimal_norm
+from spa_jax.benchmarks.minimal_norm_peers import NORM_REQUIREMENTS
 from spa_jax.benchmarks.peers import REQUIREMENTS, versions
 from spa_jax.benchmarks.speed import Row, check_memory, check_speed, measure_memory, time_attacks
 from spa_jax.benchmarks.strength import check_strength, compare_strength
@@ -30,6 +32,7 @@ SCHEMA: Mapping[str, Any] = {
     "speed": Mapping | None,
     "memory": Mapping | None,
     "strength": Mapping | None,
+    "minimal_norm": Mapping | None,
     "matrix": Mapping | None,
     "generator": Mapping | None,
     "device": Mapping | None,
@@ -82,6 +85,9 @@ MEASUREMENTS: Mapping[str, Callable[[Mapping[str, Any], Path], Iterable[Row]]] =
     "speed": lambda config, workdir: time_attacks(config["speed"], config["seed"]),
     "memory": lambda config, workdir: measure_memory(config["memory"], config["seed"]),
     "strength": lambda config, workdir: compare_strength(config["strength"], config["data"], config["seed"]),
+    "minimal_norm": lambda config, workdir: compare_minimal_norm(
+        config["minimal_norm"], config["data"], config["seed"]
+    ),
     "matrix": lambda config, workdir: fill_matrix(config["matrix"], config["data"], workdir),
     "generator": lambda config, workdir: time_generator(config["generator"], config["seed"]),
     "device": lambda config, workdir: time_device(config["device"], config["seed"]),
@@ -93,6 +99,7 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "speed": lambda config: check_speed(config["speed"]),
     "memory": lambda config: check_memory(config["memory"]),
     "strength": lambda config: check_strength(config["strength"]),
+    "minimal_norm": lambda config: check_minimal_norm(config["minimal_norm"]),
     "matrix": lambda config: check_matrix(config["matrix"], config["data"]),
     "generator": lambda config: check_generator(config["generator"]),
     "device": lambda config: check_device(config["device"]),
@@ -110,7 +117,7 @@ def _checked(config: Any) -> Any:
     asked = [section for section in MEASUREMENTS if config.get(section)]
     if not asked:
         raise ConfigError(f"config has no section to measure; give it one of {', '.join(MEASUREMENTS)}")
-    for section in {"strength", "matrix", "universal"} & set(asked):
+    for section in {"strength", "minimal_norm", "matrix", "universal"} & set(asked):
         if not config.get("data"):
             raise ConfigError(f"config.data is missing: the section `{section}` needs images")
     for section in asked:
@@ -121,7 +128,7 @@ def _checked(config: Any) -> Any:
 def _environment(config: Mapping[str, Any]) -> Row:
     """What the numbers depend on; a load average above the machine's idle one means that others used its cores."""
     peers: set[str] = set()
-    for name in ("speed", "strength", "universal", "universal_speed"):
+    for name in ("speed", "strength", "minimal_norm", "universal", "universal_speed"):
         section = config.get(name) or {}
         peers |= set(section.get("peers", ()))
         peers |= {peer for match in section.get("attacks", {}).values() for peer in match.get("peers", ())}
@@ -131,7 +138,7 @@ def _environment(config: Mapping[str, Any]) -> Row:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "devices": [str(device) for device in jax.devices()],
-        "versions": own | versions(sorted(peers), {**REQUIREMENTS, **UNIVERSAL_REQUIREMENTS}),
+        "versions": own | versions(sorted(peers), {**REQUIREMENTS, **NORM_REQUIREMENTS, **UNIVERSAL_REQUIREMENTS}),
         "load_average_before": os.getloadavg(),
     }
 
@@ -150,6 +157,10 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
     "strength": (
         "victim", "radius", "clean_accuracy", "attack", "library", "robust_accuracy", "by_seed", "all_seeds",
         "ours_minus_theirs", "all_seeds_minus_theirs", "logits_off",
+    ),
+    "minimal_norm": (
+        "victim", "attack", "norm", "images", "steps", "library", "median", "by_seed", "found", "passes", "forwards",
+        "backwards", "times_theirs", "nearer", "farther", "logits_off",
     ),
     "universal_speed": (
         "network", "library", "devices", "seconds", "examples_per_s", "first_s", "multiple_of_floor",

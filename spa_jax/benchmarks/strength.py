@@ -52,14 +52,19 @@ def check_strength(section: Mapping[str, Any]) -> None:
         check_peers(match["peers"])
 
 
-def check_victims(section: Mapping[str, Any], path: str) -> None:
+def check_victims(section: Mapping[str, Any], path: str, schema: Mapping[str, Any] | None = None) -> None:
     """Check the `victims` of a section: what `train_victim` takes.
+
+    Args:
+        section: the section.
+        path: where it stands.
+        schema: of a victim. Default: a recipe, epochs, and the radius that it is attacked at.
 
     Raises:
         ConfigError: an unknown or missing key or name.
     """
     for name, victim in section["victims"].items():
-        check_keys(victim, _VICTIM_SCHEMA, f"{path}.victims.{name}")
+        check_keys(victim, schema or _VICTIM_SCHEMA, f"{path}.victims.{name}")
         check_spec(STEPS, victim["recipe"], "recipe", f"{path}.victims.{name}.recipe", ("learner",))
 
 
@@ -123,7 +128,7 @@ def _attack_victim(
         rows.append(common | {"library": "spa_jax"} | _compared(ours, ours))
         for peer in match["peers"]:
             theirs = [judge(make_peer(peer, ask(seed=seed))(x, y)) for seed in section["seeds"]]
-            off = {"logits_off": _logits_off(victim, ask(seed=0), x) if "torch" in REQUIREMENTS[peer] else None}
+            off = {"logits_off": logits_off(victim, ask(seed=0), x) if "torch" in REQUIREMENTS[peer] else None}
             rows.append(common | {"library": peer} | _compared(ours, theirs) | off)
     return rows
 
@@ -143,11 +148,12 @@ def _points(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(100 * (ours.mean() - theirs.mean()))
 
 
-def _logits_off(victim: Classifier, task: Task, x: np.ndarray) -> float:
+def logits_off(victim: Classifier, task: Task, x: np.ndarray) -> float:
+    """The largest difference of the PyTorch form's logits on images [n, h, w, c]."""
     import torch
 
     theirs = task.torch_module()(torch.from_numpy(np.array(x)).permute(0, 3, 1, 2)).numpy()
-    return float(np.abs(theirs - _logits(victim, x)).max())
+    return float(np.abs(theirs - logits_of(victim, x)).max())
 
 
 def _ours(attack: PureAttack, victim: Classifier, seed: int) -> Peer:
@@ -163,10 +169,11 @@ def _survivors(victim: Classifier, x: np.ndarray, y: np.ndarray, radius: float, 
     farthest = np.abs(adversarial - x).max(axis=(1, 2, 3))
     outside = np.maximum(-adversarial, adversarial - 1).max(axis=(1, 2, 3))
     valid = (farthest <= radius + _ROUNDING) & (outside <= _ROUNDING)
-    right = np.asarray(jax.numpy.argmax(_logits(victim, adversarial), -1)) == y
+    right = np.asarray(jax.numpy.argmax(logits_of(victim, adversarial), -1)) == y
     return right | ~valid
 
 
 @jax.jit
-def _logits(victim: Classifier, images: Any) -> Any:
+def logits_of(victim: Classifier, images: Any) -> Any:
+    """The victim's logits [n, k] of images [n, h, w, c]."""
     return call(victim, None, images)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from spa_jax.benchmarks.peers import Task, art_classifier, check_peers, seed_libraries, to_torch_images
+from spa_jax.benchmarks.peers import Counted, Task, art_classifier, check_peers, seed_libraries, to_torch_images
 
 
 class Crafted(NamedTuple):
@@ -57,33 +57,17 @@ def make_universal_peer(name: str, task: UniversalTask) -> UniversalPeer:
     return UNIVERSAL_PEERS[name](task)
 
 
-class _Counted:
-    """The network in PyTorch, and the forward and backward passes of one image that it has made."""
-
-    def __init__(self, task: UniversalTask, module: Any) -> None:
-        seed_libraries(task.seed)
-        self.module, self.count = module, 0
-        [*module.children()][-1].register_forward_hook(self._forward)  # ART calls layer by layer
-
-    def _forward(self, module: Any, inputs: Any, output: Any) -> None:
-        self._add(output)
-        if output.requires_grad:
-            output.register_hook(self._add)
-
-    def _add(self, tensor: Any) -> None:
-        self.count += len(tensor)
-
-
 def _torch_loop(task: UniversalTask) -> UniversalPeer:
     import torch
 
-    counted = _Counted(task, task.torch_module().to(memory_format=torch.channels_last))
+    seed_libraries(task.seed)
+    counted = Counted(task.torch_module().to(memory_format=torch.channels_last))
 
     def run(images: np.ndarray, labels: np.ndarray) -> Crafted:
-        counted.count = 0
+        counted.reset()
         x, y = to_torch_images(images, channels_last=True), torch.from_numpy(np.array(labels, np.int64))
         noise = _climb(task, counted.module, x, y)
-        return Crafted(noise[0].permute(1, 2, 0).contiguous().numpy(), counted.count / 2)
+        return Crafted(noise[0].permute(1, 2, 0).contiguous().numpy(), (counted.forwards + counted.backwards) / 2)
 
     return run
 
@@ -107,7 +91,8 @@ def _art(task: UniversalTask) -> UniversalPeer:
     from art.attacks.evasion import UniversalPerturbation
 
     classifier = art_classifier(task)
-    counted = _Counted(task, classifier.model)
+    seed_libraries(task.seed)
+    counted = Counted(classifier.model)
     attack = UniversalPerturbation(
         classifier,
         attacker="deepfool",
@@ -121,9 +106,9 @@ def _art(task: UniversalTask) -> UniversalPeer:
 
     def run(images: np.ndarray, labels: np.ndarray) -> Crafted:
         random.seed(task.seed)  # ART draws its order from Python's generator
-        counted.count = 0
+        counted.reset()
         attack.generate(np.ascontiguousarray(np.asarray(images).transpose(0, 3, 1, 2)), np.asarray(labels))
-        return Crafted(attack.noise[0].transpose(1, 2, 0), counted.count / 2)
+        return Crafted(attack.noise[0].transpose(1, 2, 0), (counted.forwards + counted.backwards) / 2)
 
     return run
 
