@@ -314,6 +314,11 @@ class PureAttack:
         """Which examples a state has a success of, [b]."""
         raise NotImplementedError
 
+    @property
+    def nearest_in(self) -> str | None:
+        """The norm in which the attack looks for the nearest image that fools, at any distance; None: it does not."""
+        return None
+
     def members(self) -> Mapping[str, Any]:
         """The spaces that it moves, by the names of their variables; empty where they are not known."""
         return {}

@@ -21,6 +21,10 @@ class Wrapped(PureAttack):
 
     attack: Any
 
+    @property
+    def nearest_in(self) -> str | None:
+        return self.attack.nearest_in
+
     def members(self) -> Any:
         return self.attack.members()
 

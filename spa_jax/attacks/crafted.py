@@ -35,6 +35,10 @@ class CraftedOn(Wrapped):
         """Steps on the surrogate."""
         return self.attack.num_steps
 
+    @property
+    def nearest_in(self) -> None:
+        return None
+
     def batch_sizes(self, size: int) -> set[int]:
         return {size, *self.attack.batch_sizes(size)}
 

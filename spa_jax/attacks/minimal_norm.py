@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Int
 
 from spa_jax import distances
@@ -29,7 +30,7 @@ from spa_jax.types import (
     Scalar,
     Values,
 )
-from spa_jax.validation import require_choice, require_count, require_number
+from spa_jax.validation import is_traced, require_choice, require_count, require_number
 
 DISTANCES = {"linf": distances.linf, "l2": distances.l2, "l1": distances.l1}
 """How far images lie apart, [b], by the name of the norm."""
@@ -192,6 +193,10 @@ class MinimalNorm(PureAttack):
     @property
     def tells_broken(self) -> bool:
         return True
+
+    @property
+    def nearest_in(self) -> str | None:
+        return self.norm if not is_traced(self.radius) and np.isinf(self.radius) else None
 
     def broken(self, state: MinimalNormState) -> Flags:
         return self._is_near(state.distance)

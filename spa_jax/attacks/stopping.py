@@ -45,6 +45,10 @@ class UntilBroken(Wrapped):
     def tells_broken(self) -> bool:
         return True
 
+    @property
+    def nearest_in(self) -> None:
+        return None
+
     def broken(self, state: StoppingState) -> Flags:
         return state.stopped | self.attack.broken(state.own)
 

@@ -60,6 +60,10 @@ class MultiTargeted(Wrapped):
     def broken(self, state: MultiTargetedState) -> Flags:
         return state.best.success | self.attack.broken(state.run)
 
+    @property
+    def nearest_in(self) -> str | None:
+        return self.attack.nearest_in if self.all_targets else None
+
     def batch_sizes(self, size: int) -> set[int]:
         return ladder_sizes(self.attack, size)
 

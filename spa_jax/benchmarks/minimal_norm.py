@@ -37,7 +37,7 @@ _VICTIM_SCHEMA: Mapping[str, Any] = {"recipe": Mapping, "num_epochs": float}
 _ATTACK_SCHEMA: Mapping[str, Any] = {"attack": Mapping, "peers": tuple | list}
 _ROUNDING = 1e-6
 
-Distances: TypeAlias = Float[np.ndarray, " n"]
+_Distances: TypeAlias = Float[np.ndarray, " n"]
 
 
 def check_minimal_norm(section: Mapping[str, Any]) -> None:
@@ -53,7 +53,7 @@ def check_minimal_norm(section: Mapping[str, Any]) -> None:
     require_count("num_images", section["num_images"])
     for name, match in section["attacks"].items():
         check_keys(match, _ATTACK_SCHEMA, f"{path}.attacks.{name}")
-        if not hasattr(attack_from_config(match["attack"]), "norm"):
+        if attack_from_config(match["attack"]).nearest_in is None:
             raise ValueError(f"{path}.attacks.{name}.attack does not look for the nearest image that fools")
         check_peers(match["peers"], NORM_REQUIREMENTS)
 
@@ -101,37 +101,37 @@ def compare_on(
     right = np.asarray(jax.numpy.argmax(logits_of(victim, x), -1)) == y
     x, y = x[right], y[right]
     for name, match in attacks.items():
-        attack = attack_from_config(match["attack"])
-        steps = getattr(attack, "attack", attack).num_steps
-        common = {"attack": name, "norm": attack.norm, "images": len(x), "steps": steps}
+        attack: Any = attack_from_config(match["attack"])
+        norm, steps = attack.nearest_in, getattr(attack, "attack", attack).num_steps
+        common = {"attack": name, "norm": norm, "images": len(x), "steps": steps}
         tasks = [Task(model, victim.variables, x.shape[1:], math.inf, 0.0, steps, seed) for seed in seeds]
-        ours = _measured(attack.norm, [_ours(attack, victim, seed) for seed in seeds], victim, x, y)
+        ours = _measured(norm, [_ours(attack, victim, seed) for seed in seeds], victim, x, y)
         yield common | {"library": "spa_jax"} | _compared(ours, ours)
         for peer in match["peers"]:
-            theirs = _measured(attack.norm, [make_norm_peer(peer, task) for task in tasks], victim, x, y)
+            theirs = _measured(norm, [make_norm_peer(peer, task) for task in tasks], victim, x, y)
             off = {"logits_off": logits_off(victim, tasks[0], x)}
             yield common | {"library": peer} | _compared(ours, theirs) | off
 
 
-Measured: TypeAlias = tuple[list[Distances], float, float]
+_Measured: TypeAlias = tuple[list[_Distances], float, float]
 """Distances by seed, and forward and backward passes for each image."""
 
 
-def _measured(norm: str, runs: Sequence[NormPeer], victim: Classifier, x: np.ndarray, y: np.ndarray) -> Measured:
+def _measured(norm: str, runs: Sequence[NormPeer], victim: Classifier, x: np.ndarray, y: np.ndarray) -> _Measured:
     found = [run(x, y) for run in runs]
     distances = [_distances(norm, victim, x, y, one.images) for one in found]
     total = len(x) * len(found)
     return distances, sum(one.forwards for one in found) / total, sum(one.backwards for one in found) / total
 
 
-def _distances(norm: str, victim: Classifier, x: np.ndarray, y: np.ndarray, images: np.ndarray) -> Distances:
+def _distances(norm: str, victim: Classifier, x: np.ndarray, y: np.ndarray, images: np.ndarray) -> _Distances:
     """How far each image lies that fools and is in [0, 1], to 1e-6; infinity in the place of the others."""
     outside = np.maximum(-images, images - 1).max(axis=(1, 2, 3))
     fools = np.asarray(jax.numpy.argmax(logits_of(victim, images), -1)) != y
     return np.where(fools & (outside <= _ROUNDING), np.asarray(DISTANCES[norm](images, x)), np.inf)
 
 
-def _compared(ours: Measured, theirs: Measured) -> Row:
+def _compared(ours: _Measured, theirs: _Measured) -> Row:
     distances, forwards, backwards = theirs
     medians = [float(np.median(own)) for own in distances]
     median, own = float(np.mean(medians)), float(np.mean([np.median(one) for one in ours[0]]))
@@ -142,7 +142,7 @@ def _compared(ours: Measured, theirs: Measured) -> Row:
         "forwards": forwards,
         "backwards": backwards,
         "passes": forwards + backwards,
-        "times_theirs": own / median,
+        "times_theirs": own / median if math.isfinite(median) else None,
         "nearer": float(np.mean(np.less(ours[0], np.multiply(0.99, distances)))),
         "farther": float(np.mean(np.multiply(0.99, ours[0]) > distances)),
     }

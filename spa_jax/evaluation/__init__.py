@@ -2,7 +2,7 @@
 
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.changes import attack_distances, edited_images
-from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
+from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius, robustness_curve
 from spa_jax.evaluation.description import describe
 from spa_jax.evaluation.entries import Entry, Reader, read_entries
 from spa_jax.evaluation.gallery import Gallery, Sighting
@@ -20,6 +20,7 @@ from spa_jax.evaluation.records import (
     Distance,
     Mean,
     ModelReport,
+    Nearest,
     OverDraws,
     Proportion,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "ManipulationReport",
     "Mean",
     "ModelReport",
+    "Nearest",
     "OverDraws",
     "Proportion",
     "Reader",
@@ -81,6 +83,7 @@ __all__ = [
     "read_entries",
     "read_report",
     "report_page",
+    "robustness_curve",
     "sanity_checks",
     "sharedness",
     "sheet_png",

@@ -9,10 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from spa_jax.attacks import PureAttack
 from spa_jax.data.types import Examples
 from spa_jax.edits import Edit, get_edit
+from spa_jax.errors import shown
 from spa_jax.evaluation.accuracy import evaluate
-from spa_jax.evaluation.records import Curve
+from spa_jax.evaluation.judging import nearest_in
+from spa_jax.evaluation.records import Curve, Nearest
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Progress, example_keys, make_sweep, stream
 from spa_jax.goals import is_answer
 from spa_jax.trees import as_pytree
@@ -58,6 +61,41 @@ def accuracy_by_radius(
     report = evaluate(victim, split, attacks, sanity=False, **options)
     correct = tuple(int(record.correct.sum()) for record in report.attacks.values())
     return Curve("radius", name, tuple(ascending), correct, len(split))
+
+
+def robustness_curve(
+    victim: Victim,
+    split: Examples,
+    attack: PureAttack,
+    *,
+    name: str = "nearest",
+    key: Key,
+    batch_size: int,
+    mesh: Mesh | None = None,
+    on_batch: Progress | None = None,
+) -> Nearest:
+    """The whole curve of accuracy against the radius, from one run of an attack that looks for the nearest image.
+
+    Each image that it finds is judged anew. An image that is misclassified as it is has the distance 0, one that the
+    attack cannot fool an infinite one; so the median says how far the attack must go to fool half of the examples.
+    `accuracy(radius)` of what is returned is the accuracy at any radius.
+
+    Args:
+        victim: any function from images to logits, or `spa_jax.randomized(f)`.
+        split: the examples.
+        attack: `fmn()`, `fab()` or another minimal-norm attack, without a radius.
+        name: of the attack, of which its keys are made.
+        key, batch_size, mesh, on_batch: as for `evaluate`.
+
+    Raises:
+        ValueError: an attack that does not look for the nearest image, or has a radius; else as `evaluate`.
+    """
+    if nearest_in(attack) is None:
+        raise ValueError(f"attack={shown(attack)} must look for the nearest image at any distance, as fmn() does")
+    options: dict[str, Any] = {"key": key, "batch_size": batch_size, "mesh": mesh, "on_batch": on_batch}
+    found = evaluate(victim, split, {name: attack}, sanity=False, **options).attacks[name].nearest
+    assert found is not None
+    return found
 
 
 def accuracy_by_attribute(

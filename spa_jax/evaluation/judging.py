@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spa_jax.attacks.minimal_norm import DISTANCES
 from spa_jax.evaluation.changes import (
     attack_distances,
     attribute_spaces,
@@ -27,6 +28,7 @@ from spa_jax.evaluation.records import (
     ExampleLabels,
     ExampleShares,
     ModelReport,
+    Nearest,
 )
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Sweep, example_keys, stream
 from spa_jax.goals import is_answer
@@ -75,9 +77,10 @@ def judge_all(
     records = {}
     standing = clean
     for name, attack in attacks.items():
-        candidates = standing if survivors_only else clean
+        candidates = clean if not survivors_only or nearest_in(attack) else standing
         records[name] = _attack_all(name, attack, victim, sweep, key, candidates, **options)
-        standing = standing & records[name].correct
+        if records[name].nearest is None:
+            standing = standing & records[name].correct
     return ModelReport(labels, clean, records, survivors_only, draws=draws, failed=failed)
 
 
@@ -125,6 +128,7 @@ def _attack_all(
     """The attack on the candidates; all others are wrong already."""
     attack_key, judge_key = stream(key, "attack", name), stream(key, "judge", name)
     predict, collector = sweep.predict(victim), Collector(examples_per_class)
+    norm = nearest_in(attack)
     is_joint = bool(attribute_spaces(attack)) and moves_noise(attack)
 
     def survive(batch: DeviceBatch) -> Any:
@@ -133,7 +137,10 @@ def _attack_all(
         if found.nonfinite is not None:
             verdict = verdict._replace(finite=verdict.finite & (found.nonfinite.answers == 0))
         failures = _failures(predict, judge_key, batch, found.x, draws)
-        changes = attack_distances(found, batch.images, edited), attribute_values(attack, found.variables)
+        measured = attack_distances(found, batch.images, edited)
+        if norm is not None:
+            measured["nearest"] = DISTANCES[norm](found.x, batch.images)
+        changes = measured, attribute_values(attack, found.variables)
         if not examples_per_class:
             return verdict, failures, *changes
         between = answers(predict, judge_key, batch.index, edited) if is_joint else verdict.answer
@@ -147,7 +154,8 @@ def _attack_all(
     correct, indices = np.zeros_like(candidates), np.flatnonzero(candidates)
     failed = None if draws == 1 else np.ones(len(correct))
     if not len(indices):
-        return AttackRecord(correct, 0, parameters=described(attack), failed=failed)
+        nothing = None if norm is None else Nearest(norm, np.zeros(len(correct)))
+        return AttackRecord(correct, 0, parameters=described(attack), failed=failed, nearest=nothing)
     started = time.perf_counter()
     options = {"keep": keep} if examples_per_class else {}
     found, failures, distances, attributes = sweep.run(name, survive, indices, **options)
@@ -156,6 +164,10 @@ def _attack_all(
         excused = found.finite & ~found.inside
         failed[indices] = np.where(excused, 0, _shares(correct[indices], failures, draws))
         failed[indices[~found.finite]] = 1
+    nearest = None
+    if norm is not None:
+        nearest = Nearest(norm, np.zeros(len(correct)))
+        nearest.distances[indices] = np.where(correct[indices], np.inf, np.nan_to_num(distances.pop("nearest")))
     return AttackRecord(
         correct,
         len(indices),
@@ -166,6 +178,7 @@ def _attack_all(
         broken=int(np.sum(~found.finite)),
         failed=failed,
         gallery=collector.gallery(*_what_moves(attack)),
+        nearest=nearest,
     )
 
 
@@ -180,6 +193,11 @@ def _what_moves(attack: AnyAttack) -> tuple[dict[str, list[str]], bool]:
     """The names of the numbers of each attribute of an attack, and whether it moves noise."""
     named = {name: names_of_numbers(name, space) for name, space in attribute_spaces(attack).items()}
     return named, moves_noise(attack)
+
+
+def nearest_in(attack: AnyAttack) -> str | None:
+    """The norm in which an attack looks for the nearest image that fools; None where it does not, or does not say."""
+    return getattr(attack, "nearest_in", None)
 
 
 def described(attack: AnyAttack) -> Mapping[str, Any]:

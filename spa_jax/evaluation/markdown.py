@@ -11,6 +11,8 @@ from spa_jax.evaluation.contents import (
     DISTANCES_HEADER,
     HOW_DRAWN,
     HOW_FAR,
+    HOW_NEAR,
+    NEAREST_HEADER,
     OVER_DRAWS_HEADER,
     alarms,
     attacks_in_words,
@@ -19,6 +21,7 @@ from spa_jax.evaluation.contents import (
     distance_rows,
     fooled_and_seconds,
     how_to_read,
+    nearest_rows,
     no_alarm,
     over_draws_rows,
 )
@@ -90,6 +93,9 @@ def markdown_report(
     lines += ["## Accuracy", "", *_comparison(models), "", how_to_read(models, "row"), ""]
     if drawn := {name: report for name, report in models.items() if report.over_draws}:
         lines += ["## Over fresh draws", "", *_over_draws(drawn), ""]
+    if nearest := nearest_rows(models):
+        rows = [[plain(model), plain(attack), *numbers] for model, attack, *numbers in nearest]
+        lines += ["## Nearest images that fool", "", HOW_NEAR, "", *table(NEAREST_HEADER, rows), ""]
     lines += ["## Warnings", "", *_warnings(models), ""]
     if pictures:
         lines += ["## Pictures", ""]

@@ -272,8 +272,12 @@ def _write_under(
 
 _TITLES = {
     "radius": ("Accuracy under attack, by its radius", "still right under this radius and all smaller ones"),
+    "nearest": ("Accuracy by the distance of the nearest image that fools", "still right within this distance"),
     "attribute": ("Accuracy on edited images, without an attack", "right when all are edited by the same value"),
 }
+
+
+_ACROSS = {"radius": "radius", "nearest": "distance"}
 
 
 def curves_png(curves: Mapping[str, Sequence[Curve]], kind: str) -> bytes:
@@ -281,7 +285,7 @@ def curves_png(curves: Mapping[str, Sequence[Curve]], kind: str) -> bytes:
 
     Args:
         curves: of each model; those of another kind are left out.
-        kind: "radius" or "attribute".
+        kind: "radius", "nearest" or "attribute".
 
     Raises:
         ValueError: another kind, or no curve of this one.
@@ -311,13 +315,13 @@ def _draw_panel(axes: Any, name: str, kind: str, lines: Mapping[str, Curve], mod
         styles[model] = {"color": color, "marker": marker, "markersize": 3.5, "linewidth": 1.6}
         low, middle, high = np.array([(100 * p.low, 100 * p.value, 100 * p.high) for p in curve.accuracies]).T
         axes.fill_between(curve.values, low, high, color=color, alpha=0.14, linewidth=0)
-        axes.plot(curve.values, middle, **styles[model])
+        axes.plot(curve.values, middle, markevery=10 if kind == "nearest" else None, **styles[model])
     _label_lines(axes, lines, styles)
 
 
 def _style_panel(axes: Any, name: str, kind: str) -> None:
     axes.set_title(name, loc="left", fontsize=9.5)
-    axes.set_xlabel("radius" if kind == "radius" else with_unit(name), fontsize=8)
+    axes.set_xlabel(with_unit(name) if kind == "attribute" else _ACROSS[kind], fontsize=8)
     axes.set_ylim(-2, 102)
     axes.set_yticks(range(0, 101, 20), [f"{tick} %" for tick in range(0, 101, 20)])
     style_axes(axes)

@@ -12,6 +12,7 @@ from spa_jax.evaluation.gallery import Gallery
 
 _NORMAL_QUANTILE_975 = 1.959963984540054
 
+_CURVE_POINTS = 61
 _SIMILARITIES = ("ssim", "psnr")
 
 ExampleFlags: TypeAlias = Bool[np.ndarray, " n"]
@@ -162,6 +163,36 @@ class OverDraws:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Nearest:
+    """How far the nearest images lie that one attack has found to fool a model.
+
+    Attributes:
+        norm: "linf", "l2" or "l1".
+        distances: [n], in that norm; 0 for those misclassified as they are, infinite where nothing was found.
+    """
+
+    norm: str
+    distances: ExampleShares
+
+    @property
+    def median(self) -> float:
+        """The median distance: half of the examples withstand the attack within it. Infinite if more than half do."""
+        low, high = np.quantile(self.distances, 0.5, method="lower"), np.quantile(self.distances, 0.5, method="higher")
+        return float((low + high) / 2)
+
+    def accuracy(self, radius: float) -> Proportion:
+        """The share of examples that withstand the attack within a radius."""
+        return Proportion.of(self.distances > radius)
+
+    def curve(self, name: str) -> "Curve":
+        """The accuracy at 61 radii from 0 to the largest finite distance, of an attack by name."""
+        finite = self.distances[np.isfinite(self.distances)]
+        radii = np.linspace(0, finite.max(initial=0), _CURVE_POINTS) if finite.any() else np.zeros(1)
+        correct = tuple(self.accuracy(radius).correct for radius in radii)
+        return Curve("nearest", f"{name} ({self.norm})", tuple(radii.tolist()), correct, len(self.distances))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class AttackRecord:
     """One attack on one model.
 
@@ -178,6 +209,7 @@ class AttackRecord:
             the search met, was not finite.
         failed: [n], of a randomised victim the share of fresh draws in which each example is misclassified, 1 for those
             that were misclassified before; None where it was judged by one draw.
+        nearest: of an attack that looks for the nearest image at any distance, how far it lies; None for others.
         gallery: some of the images, for those who want to look at them; None where none were kept.
     """
 
@@ -191,6 +223,7 @@ class AttackRecord:
     broken: int = 0
     failed: ExampleShares | None = None
     gallery: Gallery | None = None
+    nearest: Nearest | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +252,8 @@ class Curve:
     """Accuracy of one model against a number.
 
     Attributes:
-        kind: "radius" (of an attack) or "attribute" (value of an image edit, no attack).
+        kind: "radius" (of an attack), "nearest" (the same from the distances of one attack, `Nearest`) or "attribute"
+            (value of an image edit, no attack).
         name: which attack or which edit.
         values: the numbers, ascending.
         correct: for each of them, how many of `total` examples are classified correctly.
@@ -242,7 +276,9 @@ class Curve:
 class ModelReport:
     """How a model fared on a whole split, example by example.
 
-    An example that is misclassified clean counts as wrong under every attack.
+    An example that is misclassified clean counts as wrong under every attack. An attack that looks for the nearest
+    image at any distance has no accuracy, but distances: `nearest` of its record. It is none of the conditions, and in
+    a cascade it runs on everything classified correctly clean and takes nothing away.
 
     Attributes:
         labels: [n], in the split's order.
@@ -269,12 +305,23 @@ class ModelReport:
     @property
     def worst_case(self) -> ExampleFlags:
         """[n], classified correctly clean and under every attack."""
-        return np.all([self.clean, *(record.correct for record in self.attacks.values())], axis=0)
+        return np.all([self.clean, *(record.correct for record in self.bounded.values())], axis=0)
+
+    @property
+    def bounded(self) -> dict[str, AttackRecord]:
+        """The attacks that have an accuracy: all but those that look for the nearest image at any distance."""
+        return {name: record for name, record in self.attacks.items() if record.nearest is None}
+
+    @property
+    def drawn_curves(self) -> list[Curve]:
+        """The curves, and those of accuracy against the distances of `nearest`."""
+        records = self.attacks.items()
+        return [*self.curves, *(record.nearest.curve(name) for name, record in records if record.nearest is not None)]
 
     @property
     def conditions(self) -> dict[str, ExampleFlags]:
         """Who is correct under everything there is: `clean`, each attack, and `worst_case` where there are attacks."""
-        named = {name: record.correct for name, record in self.attacks.items()}
+        named = {name: record.correct for name, record in self.bounded.items()}
         return {"clean": self.clean, **named} | ({"worst_case": self.worst_case} if named else {})
 
     @property
@@ -290,9 +337,9 @@ class ModelReport:
         """
         if self.failed is None:
             return {}
-        shares = {"clean": self.failed} | {name: record.failed for name, record in self.attacks.items()}
+        shares = {"clean": self.failed} | {name: record.failed for name, record in self.bounded.items()}
         known = {name: share for name, share in shares.items() if share is not None}
-        worst = {"worst_case": np.max(list(known.values()), axis=0)} if self.attacks else {}
+        worst = {"worst_case": np.max(list(known.values()), axis=0)} if self.bounded else {}
         return {name: OverDraws.of(share) for name, share in (known | worst).items()}
 
     @property

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -29,9 +30,15 @@ from spa_jax.evaluation.records import (
     ExampleFlags,
     ExampleShares,
     ModelReport,
+    Nearest,
     Proportion,
 )
 
+_CAPTIONS = {
+    "radius": "Accuracy by radius",
+    "nearest": "Accuracy by the distance of the nearest image that fools",
+    "attribute": "Accuracy by attribute value",
+}
 _WIDTH_OF_TITLES, _WIDTH_OF_MODEL = 40, 28
 _PACKAGES = ("spa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -139,8 +146,8 @@ def _pictures(
 ) -> dict[str, tuple[str, bytes]]:
     """Caption and content of every picture by its file's name."""
     pictures = {}
-    curves = {name: report.curves for name, report in models.items()}
-    for kind, caption in (("radius", "Accuracy by radius"), ("attribute", "Accuracy by attribute value")):
+    curves = {name: report.drawn_curves for name, report in models.items()}
+    for kind, caption in _CAPTIONS.items():
         if any(curve.kind == kind for own in curves.values() for curve in own):
             pictures[f"accuracy_by_{kind}.png"] = (caption, curves_png(curves, kind))
     if attribute_histograms(models):
@@ -229,6 +236,7 @@ def _model_as_data(report: ModelReport) -> dict[str, Any]:
                 "invalid": record.invalid,
                 "broken": record.broken,
                 "failed": _shares_as_text(record.failed),
+                "nearest": _nearest_as_data(record.nearest),
                 "seconds": record.seconds,
                 "parameters": record.parameters,
                 "distances": {of: dataclasses.asdict(distance) for of, distance in record.distances.items()},
@@ -259,7 +267,7 @@ def _record_from_data(data: Mapping[str, Any]) -> AttackRecord:
     distances = {name: Distance(**distance) for name, distance in data.get("distances", {}).items()}
     attributes = {name: _values_from_data(values) for name, values in data.get("attributes", {}).items()}
     changes = {"correct": _flags_from_text(data["correct"]), "distances": distances, "attributes": attributes}
-    changes |= {"failed": _shares_from_text(data.get("failed"))}
+    changes |= {"failed": _shares_from_text(data.get("failed")), "nearest": _nearest_from_data(data.get("nearest"))}
     return AttackRecord(**(dict(data) | changes))
 
 
@@ -270,6 +278,18 @@ def _values_as_data(attribute: AttributeValues) -> dict[str, Any]:
 
 def _values_from_data(data: Mapping[str, Any]) -> AttributeValues:
     return AttributeValues(np.asarray(data["values"].split(), np.float32), data["low"], data["high"])
+
+
+def _nearest_as_data(nearest: Nearest | None) -> dict[str, Any] | None:
+    """The norm, the distance of each example, and their median, which is null where it is infinite."""
+    if nearest is None:
+        return None
+    median = nearest.median if math.isfinite(nearest.median) else None
+    return {"norm": nearest.norm, "median": median, "distances": _shares_as_text(nearest.distances)}
+
+
+def _nearest_from_data(data: Mapping[str, Any] | None) -> Nearest | None:
+    return None if data is None else Nearest(data["norm"], np.asarray(data["distances"].split(), np.float64))
 
 
 def _shares_as_text(shares: ExampleShares | None) -> str | None:

@@ -105,6 +105,13 @@ def _check_judgement(config: Mapping[str, Any], path: str) -> None:
                     )
     if classifies(config) and section["select_by"] == "robust" and selection_attack(config) is None:
         raise ConfigError(f"{path}.select_by='robust' needs a selection_attack, or a recipe with an attack")
+    chosen = selection_attack(config) if classifies(config) else None
+    for simple in simple_specs(chosen) if chosen is not None else ():
+        if not part_names(simple) and attack_from_config(simple).nearest_in:
+            raise ConfigError(
+                f"{path}.selection_attack, or the recipe's attack: {simple['name']!r} needs a radius, since it leaves no "
+                "accuracy at any distance"
+            )
     curve = section["radius_attack"]
     if curve is not None and not takes(section["attacks"][curve], "radius"):
         raise ConfigError(f"{path}.radius_attack={curve!r} must be an attack with a radius")

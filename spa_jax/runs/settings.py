@@ -143,7 +143,8 @@ class Evaluation:
     Attributes:
         batch_size: of all devices together.
         attacks: of the report by name, as `spa_jax.attacks.attack_from_config` takes them, in the order of the report
-            and of the cascade.
+            and of the cascade. One that looks for the nearest image, such as `fmn`, and has no radius gives distances
+            and their curve instead of an accuracy.
         selection_attack: the attack of the validation. Default: that of the recipe, if it has one.
         select_by: the accuracy that chooses the best checkpoint, "clean" or "robust", the latter under the selection
             attack. Default: "robust" if there is one, else "clean".

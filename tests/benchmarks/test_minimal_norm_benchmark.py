@@ -25,7 +25,7 @@ def untrained():
     variables = model.init(jax.random.key(1), jnp.zeros((1, *SIZE)))
     x = np.random.default_rng(0).uniform(size=(12, *SIZE)).astype(np.float32)
     victim = classifier(model, variables)
-    return model, victim, x, np.asarray(jnp.argmax(victim(x), -1))
+    return model, victim, x, np.asarray(jnp.argmax(victim(jnp.asarray(x)), -1))
 
 
 def rows_of(attacks, untrained):

@@ -242,7 +242,7 @@ def test_labels_are_pushed_apart_within_the_panel():
 def test_bad_arguments_are_named(linear_victim, split):
     with pytest.raises(ValueError, match="columns=0 must be at least 1"):
         make_sheet(linear_victim, split, fgsm(0.1), name="a", key=KEY, batch_size=8, columns=0)
-    with pytest.raises(ValueError, match="kind='angle' must be one of radius, attribute"):
+    with pytest.raises(ValueError, match="kind='angle' must be one of radius, nearest, attribute"):
         curves_png({"a": [curve()]}, "angle")
     with pytest.raises(ValueError, match="none of kind='attribute'"):
         curves_png({"a": [curve()]}, "attribute")

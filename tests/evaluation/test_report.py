@@ -16,6 +16,7 @@ from spa_jax.evaluation import (
     Curve,
     Distance,
     ModelReport,
+    Nearest,
     Sheet,
     SheetRow,
     evaluate,
@@ -37,6 +38,9 @@ def model_report(seed=0, **changes):
     attacks = {
         "pgd": AttackRecord(
             clean & (rng.uniform(size=40) < 0.5), int(clean.sum()), 2, 1.25, {"type": "LInf", "radius": 0.1}, broken=3
+        ),
+        "fmn": AttackRecord(
+            np.zeros(40, bool), int(clean.sum()), nearest=Nearest("l2", np.where(clean, np.arange(40) / 10, 0.0))
         ),
         "joint": AttackRecord(
             clean & (rng.uniform(size=40) < 0.2),
@@ -145,6 +149,7 @@ def test_every_linked_picture_is_there(written):
     linked = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", (directory / "report.md").read_text())
     assert sorted(linked) == [
         "accuracy_by_attribute.png",
+        "accuracy_by_nearest.png",
         "accuracy_by_radius.png",
         "attribute_values.png",
         "sheet.png",
@@ -171,8 +176,29 @@ def test_a_cascade_is_called_one(tmp_path):
     markdown = (tmp_path / "report.md").read_text()
     assert "ran as a cascade" in markdown
     assert "No sanity checks ran" not in markdown
-    written = {"report.md", "report.html", "report.json", "attribute_values.png"}
+    written = {"report.md", "report.html", "report.json", "attribute_values.png", "accuracy_by_nearest.png"}
     assert {path.name for path in tmp_path.iterdir()} == written
+
+
+def test_distances_of_the_nearest_images_are_told_and_read_back(written):
+    models, directory, _ = written
+    markdown = (directory / "report.md").read_text()
+    median = np.median(models["standard"].attacks["fmn"].nearest.distances)
+    assert "## Nearest images that fool" in markdown and f"| standard | fmn | l2 | {median:.4g} | 100.0 % |" in markdown
+    assert "after fmn" not in markdown and "| fmn | " not in markdown.split("## Nearest")[0]
+    assert "Nearest images that fool" in (directory / "report.html").read_text()
+    again = read_report(directory / "report.json")["standard"].attacks["fmn"].nearest
+    assert again.norm == "l2" and again.median == median
+    np.testing.assert_allclose(again.distances, models["standard"].attacks["fmn"].nearest.distances)
+
+
+def test_an_infinite_median_is_told_and_read_back(tmp_path):
+    far = AttackRecord(np.ones(40, bool), 40, nearest=Nearest("linf", np.where(np.arange(40) < 15, 0.1, np.inf)))
+    write_report({"m": model_report(attacks={"fab": far})}, tmp_path, **OPTIONS)
+    assert "| m | fab | linf | infinite | 37.5 % |" in (tmp_path / "report.md").read_text()
+    found = json.loads((tmp_path / "report.json").read_text())["models"]["m"]["attacks"]["fab"]["nearest"]
+    assert found["median"] is None
+    assert read_report(tmp_path / "report.json")["m"].attacks["fab"].nearest.median == np.inf
 
 
 def test_models_may_have_different_attacks_and_many_classes(tmp_path):

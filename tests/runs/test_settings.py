@@ -180,6 +180,10 @@ REFUSED = {
     ),
     "an attack called clean": ({f"{ATTACKS}.clean": PGD}, "attacks holds the name 'clean'"),
     "an attack of two lines": ({f"{ATTACKS}.a\nb": PGD}, r"attacks holds the name 'a\\nb'; it must be printable"),
+    "a selection at any distance": (
+        {"evaluation.selection_attack": {"name": "fmn"}},
+        "selection_attack, or the recipe's attack: 'fmn' needs a radius",
+    ),
     "a curve of no attack": ({"evaluation.radius_attack": "PGDD"}, "radius_attack='PGDD' must be one of PGD"),
     "a curve without radius": (
         {f"{ATTACKS}.turn": {"name": "attribute", "edit": "rotation"}, "evaluation.radius_attack": "turn"},

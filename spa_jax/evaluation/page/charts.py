@@ -14,15 +14,20 @@ from spa_jax.evaluation.records import Curve
 _WIDTH, _HEIGHT = 480, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 112, 14, 44
 _LONGEST_LABEL = 16
+CURVE_KINDS = ("radius", "nearest", "attribute")
 _MEASURED = {
     "radius": "right under this radius and all smaller ones",
+    "nearest": "still right within this distance",
     "attribute": "right when all are edited by this value",
 }
+
+_ACROSS = {"radius": "radius", "nearest": "distance"}
 
 Scale: TypeAlias = Callable[[Pixels], Pixels]
 """From a value to where it lies across, in units of the drawing."""
 
 _COLORS = 7
+_MOST_MARKERS = 20
 _MARKERS = {
     0: "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z",
     1: "M-3.6,-3.6h7.2v7.2h-7.2z",
@@ -35,7 +40,7 @@ _MARKERS = {
 
 
 def curve_figures(curves: Mapping[str, Sequence[Curve]], kind: str) -> list[Markup]:
-    """A figure for each curve of a kind, "radius" or "attribute", that some model has.
+    """A figure for each curve of a kind, one of `CURVE_KINDS`, that some model has.
 
     Args:
         curves: of each model.
@@ -56,17 +61,12 @@ def curve_figures(curves: Mapping[str, Sequence[Curve]], kind: str) -> list[Mark
 
 
 def _figure(kind: str, name: str, lines: Mapping[str, Curve], models: Sequence[str], identifier: str) -> Markup:
-    of = f"{name}, by radius" if kind == "radius" else f"by {with_unit(name)}"
+    of = f"by {with_unit(name)}" if kind == "attribute" else f"{name}, by {_ACROSS[kind]}"
     total = max(curve.total for curve in lines.values())
-    measured = (
-        "right under this radius and all smaller ones"
-        if kind == "radius"
-        else "right when all are edited by this value"
-    )
-    heading = tag("h3", f"Accuracy under {of}" if kind == "radius" else f"Accuracy {of}", id=identifier)
-    caption = tag("figcaption", f"Share of {total} images {measured}. Bands: 95 % intervals.")
+    heading = tag("h3", f"Accuracy {of}" if kind == "attribute" else f"Accuracy under {of}", id=identifier)
+    caption = tag("figcaption", f"Share of {total} images {_MEASURED[kind]}. Bands: 95 % intervals.")
     rows = [[_number(value), *cells] for value, cells in _cells(lines)]
-    numbers = table(f"Numbers of the curve {of}", ["radius" if kind == "radius" else name, *lines], rows)
+    numbers = table(f"Numbers of the curve {of}", [_ACROSS.get(kind, name), *lines], rows)
     details = tag("details", tag("summary", "Numbers as a table"), numbers)
     return tag(
         "figure", heading, _svg(kind, name, lines, models, f"{identifier}-svg"), caption, details, class_="curve"
@@ -87,7 +87,8 @@ def _svg(kind: str, name: str, lines: Mapping[str, Curve], models: Sequence[str]
     def x(value: Pixels) -> Pixels:
         return _LEFT + (value - low) / span * (_WIDTH - _LEFT - _RIGHT)
 
-    title = tag("title", f"Accuracy against {'the radius of ' if kind == 'radius' else ''}{name}", id=identifier)
+    against = name if kind == "attribute" else f"the {_ACROSS[kind]} of {name}"
+    title = tag("title", f"Accuracy against {against}", id=identifier)
     words = tag("desc", _in_words(lines), id=f"{identifier}-words")
     parts = [_axes(kind, name, low, high, x), *(_line(curve, models.index(m), x) for m, curve in lines.items())]
     parts.append(_labels(lines, models))
@@ -122,7 +123,7 @@ def _axes(kind: str, name: str, low: Pixels, high: Pixels, x: Scale) -> Markup:
         parts.append(tag("text", "unchanged", x=float(at) + 4, y=bottom - 7, class_="tick"))
     for tick in _ticks(low, high):
         parts.append(tag("text", _number(tick), x=f"{x(tick):.1f}", y=bottom + 15, class_="tick middle"))
-    title = "radius" if kind == "radius" else with_unit(name)
+    title = with_unit(name) if kind == "attribute" else _ACROSS[kind]
     parts.append(tag("text", title, x=(_LEFT + right) / 2, y=_HEIGHT - 6, class_="axis middle"))
     return tag("g", *parts, aria_hidden="true")
 
@@ -144,7 +145,8 @@ def _line(curve: Curve, place: int, x: Scale) -> Markup:
     lower = [f"{across:.1f},{_y(share.low):.1f}" for across, share in reversed(points)]
     middle = "L".join(f"{across:.1f},{_y(share.value):.1f}" for across, share in points)
     band = tag("path", d=f"M{'L'.join(upper + lower)}z", class_="band")
-    marks = [_marker(place, across, _y(share.value)) for across, share in points]
+    every = max(1, len(points) // _MOST_MARKERS)
+    marks = [_marker(place, across, _y(share.value)) for across, share in points[::every]]
     return tag("g", band, tag("path", d=f"M{middle}", class_="line"), *marks, class_=_color(place), aria_hidden="true")
 
 

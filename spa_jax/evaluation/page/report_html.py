@@ -7,6 +7,8 @@ from spa_jax.evaluation.contents import (
     DISTANCES_HEADER,
     HOW_DRAWN,
     HOW_FAR,
+    HOW_NEAR,
+    NEAREST_HEADER,
     OVER_DRAWS_HEADER,
     Alarm,
     alarms,
@@ -16,12 +18,13 @@ from spa_jax.evaluation.contents import (
     distance_rows,
     fooled_and_seconds,
     how_to_read,
+    nearest_rows,
     no_alarm,
     over_draws_rows,
 )
 from spa_jax.evaluation.markdown import Setting
 from spa_jax.evaluation.page.attributes import value_tables
-from spa_jax.evaluation.page.charts import curve_figures
+from spa_jax.evaluation.page.charts import CURVE_KINDS, curve_figures
 from spa_jax.evaluation.page.explorer import class_name, explorer
 from spa_jax.evaluation.page.markup import Markup, document, join, tag
 from spa_jax.evaluation.page.tables import heat, scale, table
@@ -73,8 +76,15 @@ def _sections(
         header = ["model", "condition", *OVER_DRAWS_HEADER[2:]]
         shown = [tag("p", HOW_DRAWN), table("Accuracy over fresh draws", header, rows, data_sortable=True)]
         yield "draws", "Over fresh draws", shown
-    curves = {name: report.curves for name, report in models.items()}
-    if figures := [*curve_figures(curves, "radius"), *curve_figures(curves, "attribute")]:
+    if rows := nearest_rows(models):
+        header = ["model", "attack", *NEAREST_HEADER[2:]]
+        shown = [
+            tag("p", HOW_NEAR),
+            table("How far the nearest images that fool lie", header, rows, data_sortable=True),
+        ]
+        yield "nearest", "Nearest images that fool", shown
+    curves = {name: report.drawn_curves for name, report in models.items()}
+    if figures := [figure for kind in CURVE_KINDS for figure in curve_figures(curves, kind)]:
         yield "curves", "Curves", [tag("div", *figures, class_="figures")]
     if tables := value_tables(models):
         yield "values", "Attribute values at which attacks fool", tables
