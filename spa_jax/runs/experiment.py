@@ -109,8 +109,8 @@ def _check_judgement(config: Mapping[str, Any], path: str) -> None:
     for simple in simple_specs(chosen) if chosen is not None else ():
         if not part_names(simple) and attack_from_config(simple).nearest_in:
             raise ConfigError(
-                f"{path}.selection_attack, or the recipe's attack: {simple['name']!r} needs a radius, since it leaves no "
-                "accuracy at any distance"
+                f"{path}.selection_attack, or the recipe's attack: {simple['name']!r} needs a radius, since at any "
+                "distance it leaves no accuracy"
             )
     curve = section["radius_attack"]
     if curve is not None and not takes(section["attacks"][curve], "radius"):
