@@ -16,6 +16,7 @@ from spa_jax.attacks.fab import fab, fab_t
 from spa_jax.attacks.fast_minimum_norm import ddn, fmn
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, apgd_t, fgsm, mi_fgsm, pgd, spat
 from spa_jax.attacks.iterative import AttackState, IterativeAttack, Stage, make_attack, stage
+from spa_jax.attacks.label_only import random_attack, rays
 from spa_jax.attacks.query import square
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
 from spa_jax.attacks.spatial import stadv
@@ -51,6 +52,8 @@ __all__ = [
     "multi_targeted",
     "noise_attack",
     "pgd",
+    "random_attack",
+    "rays",
     "restarts",
     "spa",
     "spat",

@@ -14,6 +14,7 @@ from spa_jax.attacks.deepfool import deepfool
 from spa_jax.attacks.fab import fab, fab_t
 from spa_jax.attacks.fast_minimum_norm import ddn, fmn
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr, apgd_t, fgsm, mi_fgsm, pgd, spat
+from spa_jax.attacks.label_only import random_attack, rays
 from spa_jax.attacks.query import square
 from spa_jax.attacks.spa import attribute_attack, noise_attack, spa
 from spa_jax.attacks.spatial import stadv
@@ -40,6 +41,8 @@ ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
     "fmn": fmn,
     "fab": fab,
     "fab_t": fab_t,
+    "rays": rays,
+    "random": random_attack,
     "attribute": attribute_attack,
     "noise": noise_attack,
     "spa": spa,

@@ -9,7 +9,7 @@ import optax
 from spa_jax.attacks.gradient import relative_step
 from spa_jax.attacks.iterative import IterativeAttack, Keep, Stage, default_step, make_attack, stage
 from spa_jax.errors import shown
-from spa_jax.solvers import apgd, grid, projected_gradient, random_search, rule, steepest, take_turns
+from spa_jax.solvers import apgd, climbed, grid, projected_gradient, random_search, rule, steepest, take_turns
 from spa_jax.spaces.attribute import attribute
 from spa_jax.spaces.base import require_space
 from spa_jax.spaces.chain import chain
@@ -41,6 +41,7 @@ def spa(
     search: Search = "joint",
     start: Start | None = None,
     start_points: Count | None = None,
+    start_steps: Count | None = None,
     solver: str | Solver = "apgd",
     step_size: Scalar | None = None,
     rel_step_size: Scalar | None = None,
@@ -82,6 +83,9 @@ def spa(
         start: where they start, see the table. Default: "grid" while that takes at most 64 points, else "draws".
         start_points: grid points an attribute, or random points. Default: 9 for one attribute, 3 for two, 2 for more;
             9 random ones.
+        start_steps: passes forward and backward by which the noise climbs at each of these points before the best is
+            chosen (`spa_jax.solvers.climbed`), all but the last of them a step; the gradient steps then go on from that
+            noise. Default: none, the points are judged as they are. `configs/bench_optimum.py` has what it wins.
         solver: of the gradient steps, "apgd", "projected_gradient" or "random_search" (a random point each step), or a
             solver object.
         step_size: of the noise by the projected gradient, in the units of the radius.
@@ -123,7 +127,10 @@ def spa(
     space = chain(**links) if order == "fixed" else ordered(**links)
     begins, points = _start_of(start, start_points, edits.grid_axes, order)
     _refuse_unread(search, solver, step_size, rel_step_size, attribute_step_size, step_schedule)
-    first = _start_stage(begins, points, edits, tuple(members))
+    climbs = None if start_steps is None else require_count("start_steps", start_steps)
+    if climbs and begins == "none":
+        raise ValueError(f"start_steps={climbs} with start='none': there are no points to climb from")
+    first = _start_stage(begins, points, climbs, edits, tuple(members))
     share = _AFTER_A_START if begins in ("grid", "random") else 1.0
     if solver == "projected_gradient":
         shrinks = step_schedule == "linear"
@@ -136,7 +143,7 @@ def spa(
     elif solver == "apgd":
         solver = apgd(_sizes(space, share * _APGD_STEP, _APGD_STEP))
     moves = ("noise",) if search == "noise" else tuple(links) if order == "random" else None
-    draws = ("noise",) if begins in ("grid", "random") else ()
+    draws = ("noise",) if begins in ("grid", "random") and not climbs else ()
     climb = stage(random_search() if isinstance(solver, str) else solver, num_steps, moves, draws)
     random_start = begins in ("draws", "none")
     return make_attack(space, loss, (*first, climb), keep=keep, random_start=random_start, without=("noise",))
@@ -160,7 +167,11 @@ def _start_of(start: str | None, points: Count | None, axes: int, order: str) ->
     return start, a_grid if start == "grid" else points or 9
 
 
-def _start_stage(start: str, points: int, edits: Any, names: tuple[str, ...]) -> tuple[Stage, ...]:
+def _start_stage(start: str, points: int, climbs: int | None, edits: Any, names: tuple[str, ...]) -> tuple[Stage, ...]:
+    if climbs:
+        noise, is_grid = projected_gradient(default_step(climbs)), start == "grid"
+        starts = climbed(noise, climbs, points if is_grid else None, ("noise",))
+        return (stage(starts, starts.num_steps(grid(points).num_steps(edits) if is_grid else points)),)
     if start == "grid":
         solver = grid(points)
         return (stage(solver, solver.num_steps(edits), names),)

@@ -252,14 +252,25 @@ def more_steps(ball: Any, many: ExampleFlags, more: ExampleFlags) -> Check:
 
 def black_box(ball: Any, by_gradient: ExampleFlags, by_queries: ExampleFlags) -> Check:
     """A search that takes no gradient does not fool more than one that does."""
+    cause = "the gradient misleads: random noise fools more than PGD"
+    return _without_gradient(f"black_box[{ball}]", cause, "a random search without gradients", by_gradient, by_queries)
+
+
+def label_only(ball: Any, by_gradient: ExampleFlags, by_labels: ExampleFlags) -> Check:
+    """A search that reads the decision alone does not fool more than one that takes gradients."""
+    cause = "the gradient or the scores mislead: a search by labels alone fools more than PGD"
+    return _without_gradient(f"label_only[{ball}]", cause, "RayS, which reads labels alone", by_gradient, by_labels)
+
+
+def _without_gradient(name: str, cause: str, search: str, by_gradient: ExampleFlags, by_queries: ExampleFlags) -> Check:
     only_queries, only_gradient, passed = _compared(by_queries, by_gradient)
+    ball = name.partition("[")[2].rstrip("]")
     return _check(
-        f"black_box[{ball}]",
+        name,
         passed,
-        "the gradient misleads: random noise fools more than PGD",
-        f"within {ball}, {_percent(np.mean(by_gradient))} are right after PGD, {_percent(np.mean(by_queries))} after a "
-        f"random search without gradients; {only_queries} images are fooled by the search alone, {only_gradient} by "
-        "the gradient alone",
+        cause,
+        f"within {ball}, {_percent(np.mean(by_gradient))} are right after PGD, {_percent(np.mean(by_queries))} after "
+        f"{search}; {only_queries} images are fooled by the search alone, {only_gradient} by the gradient alone",
         "replace what stops the gradient by spa_jax.straight_through or attack spa_jax.victims.bypassed(victim), and "
         "add transfer from another model",
         by_gradient=np.mean(by_gradient),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from spa_jax.attacks import fgsm, make_attack, pgd
+from spa_jax.attacks import fgsm, make_attack, pgd, rays
 from spa_jax.data.types import Examples
 from spa_jax.evaluation import checks
 from spa_jax.evaluation.judging import judge_all
@@ -31,6 +31,7 @@ from spa_jax.victims.tracing import is_randomized
 _EXAMPLES = 128
 _STEPS = 10
 _MORE = 3
+_QUERIES = 10
 _LARGE_RADIUS = 0.5
 _PART_OF_THE_RADIUS = 0.25
 
@@ -76,6 +77,9 @@ def sanity_checks(
       standard errors, as in McNemar's test.
     - `black_box[linf 0.1]`: as many random points of the ball, judged without a gradient, do not fool more images than
       PGD, within two standard errors.
+    - `label_only[linf 0.1]`, in l-infinity: RayS, which reads the decision alone (`spa_jax.rays`), with ten times as
+      many queries as PGD has steps does not fool more images than PGD, within two standard errors. What hides or
+      misleads gradients and scores does nothing to it.
     - `more_steps[linf 0.1]`, of a randomised victim: PGD with three times as many steps does not fool fewer images than
       PGD, within two standard errors.
     - `large_radius`: at an l-infinity radius of 0.5 every image can be turned into the same grey, so no classifier
@@ -85,8 +89,8 @@ def sanity_checks(
     heart, such as a median over those it has stored, looks like an honest one, and no check of this kind can tell.
     Failing one is a reason not to believe the number.
 
-    It costs about 30 forward and backward passes at the default of 10 steps, and 10 forward ones; of a randomised
-    victim 30 more. The victim sees batches of one size.
+    It costs about 30 forward and backward passes at the default of 10 steps, and for each l-infinity radius 110 forward
+    ones; of a randomised victim 30 more. The victim sees batches of one size.
 
     Args:
         victim: any function from images to logits, or `spa_jax.randomized(f)`.
@@ -144,15 +148,18 @@ def check_victim(
     whole_batches = -(-num_examples // sweep.batch_size) * sweep.batch_size
     sweep, key = dataclasses.replace(sweep, split=evenly_spaced(sweep.split, whole_batches)), stream(key, "sanity")
     seen = _probe(sweep.predict(victim), sweep, [noise_ball(*ball) for ball in balls], stream(key, "probe"))
-    attacks = {"large_radius": pgd(_LARGE_RADIUS, num_steps)}
+    attacks: dict[str, AnyAttack] = {"large_radius": pgd(_LARGE_RADIUS, num_steps)}
     for ball in balls:
         attacks[f"one_step[{ball}]"] = fgsm(ball.radius, ball.norm)
         attacks[f"many_steps[{ball}]"] = pgd(ball.radius, num_steps, norm=ball.norm)
         attacks[f"black_box[{ball}]"] = make_attack(noise_ball(*ball), margin, random_search(), num_steps)
+        if ball.norm == "linf":
+            attacks[f"label_only[{ball}]"] = rays(ball.radius, _QUERIES * num_steps)
         if is_randomized(victim):
             attacks[f"more_steps[{ball}]"] = pgd(ball.radius, _MORE * num_steps, norm=ball.norm)
     report = judge_all(victim, sweep, attacks, key, survivors_only=False)
     correct = {name: record.correct for name, record in report.attacks.items()}
+    by_label = [ball for ball in balls if ball.norm == "linf"]
     again = [ball for ball in balls if f"more_steps[{ball}]" in correct]
     steps = zip(balls, seen["steps"], strict=True)
     return [
@@ -166,6 +173,7 @@ def check_victim(
         *(checks.gradient_size(ball, step) for ball, step in steps),
         *(checks.many_steps(ball, correct[f"one_step[{ball}]"], correct[f"many_steps[{ball}]"]) for ball in balls),
         *(checks.black_box(ball, correct[f"many_steps[{ball}]"], correct[f"black_box[{ball}]"]) for ball in balls),
+        *(checks.label_only(ball, correct[f"many_steps[{ball}]"], correct[f"label_only[{ball}]"]) for ball in by_label),
         *(checks.more_steps(ball, correct[f"many_steps[{ball}]"], correct[f"more_steps[{ball}]"]) for ball in again),
         checks.large_radius(correct["large_radius"], report.labels),
     ]

@@ -2,6 +2,7 @@
 
 from spa_jax.solvers.apgd import Apgd, apgd
 from spa_jax.solvers.base import Best, Problem, better, fold_in, is_stronger
+from spa_jax.solvers.climbed import Climbed, climbed
 from spa_jax.solvers.component_wise import ComponentWise, component_wise
 from spa_jax.solvers.gradient import ProjectedGradient, Rule, projected_gradient, rule, steepest, take_turns
 from spa_jax.solvers.l1_apgd import L1Apgd, l1_apgd
@@ -13,6 +14,7 @@ from spa_jax.solvers.square import Square, square
 __all__ = [
     "Apgd",
     "Best",
+    "Climbed",
     "ComponentWise",
     "Grid",
     "L1Apgd",
@@ -26,6 +28,7 @@ __all__ = [
     "TrackLabels",
     "apgd",
     "better",
+    "climbed",
     "component_wise",
     "fold_in",
     "grid",

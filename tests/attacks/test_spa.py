@@ -334,3 +334,44 @@ def test_nine_attributes_start_at_random_and_are_no_grid():
         ValueError, match=r"grid\(points=9\) over 9 attributes has 387,420,489 points, one forward pass"
     ):
         spa(0.1, nine, start="grid", start_points=9)
+
+
+# --- starts that are climbed from -----------------------------------------------------------------------------------
+
+
+def trap(images):
+    """Class 1 wins by brightness 0.1 + the first pixel's noise, or, which only noise reveals, by a dark image's second.
+
+    Of the angles of light -0.1 and 0.1, the second one looks better without noise and leaves noise less to gain.
+    """
+    light = images.mean((1, 2)).squeeze(-1) - 0.5
+    corner = images[:, 0, 0, 0] - images[:, 0, 1, 0]
+    return jnp.stack([jnp.zeros_like(light), jnp.where(light > 0, light, 10 * corner)], axis=-1)
+
+
+def test_climbing_from_the_starts_finds_the_one_that_noise_makes_the_best():
+    x, y = jnp.full((4, 4, 4, 1), 0.5), jnp.zeros(4, jnp.int32)
+    common = {"start_points": 2, "num_steps": 10, "loss": "margin"}
+    plain = spa(0.05, {"brightness": (-0.1, 0.1)}, search="noise", **common)(KEY, trap, x, y)
+    climbing = spa(0.05, {"brightness": (-0.1, 0.1)}, search="noise", start_steps=4, **common)(KEY, trap, x, y)
+    np.testing.assert_allclose(plain.variables["brightness"], 0.1)
+    np.testing.assert_allclose(plain.value, 0.15, atol=1e-5)
+    np.testing.assert_allclose(climbing.variables["brightness"], -0.1)
+    np.testing.assert_allclose(climbing.value, 1.0, atol=1e-4)
+
+
+def test_every_point_of_a_grid_is_climbed_from_with_fresh_noise():
+    """What each pass sees: the clean image, then for each value of the grid `steps` images, their noise anew."""
+    attack = spa(0.05, {"brightness": (-0.1, 0.1)}, 3, start_points=3, start_steps=2)
+    assert attack.num_steps == 1 + 3 * 2 + 3
+    state = attack.init(KEY, linear(W), INNER, TWO)
+    seen = []
+    for _ in range(6):
+        state = attack.step(state, linear(W), INNER, TWO)
+        seen.append(state.variables)
+    values = [float(np.unique(v["brightness"]).item()) for v in seen]
+    np.testing.assert_allclose(values, [-0.1, -0.1, 0.0, 0.0, 0.1, 0.1], atol=1e-7)
+    starts = [np.asarray(v["noise"]) for v in seen[::2]]
+    assert all(np.mean(a == b) < 0.3 for a, b in itertools.combinations(starts, 2))
+    with pytest.raises(ValueError, match="start_steps=2 with start='none'"):
+        spa(0.05, LIGHT, start="none", start_steps=2)

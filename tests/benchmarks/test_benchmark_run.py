@@ -200,6 +200,7 @@ BENCHMARKS = [
     "bench_composite",
     "bench_device",
     "bench_generator",
+    "bench_optimum",
     "bench_spa",
     "bench_strength",
     "bench_universal",
@@ -225,6 +226,20 @@ def test_the_composite_attacks_of_the_repository_cost_about_the_same():
     passes = {name: joint if name.startswith("joint") else attack.num_steps for name, attack in attacks.items()}
     assert attacks["joint, fixed order"].num_steps == 4 * (29 + 66)
     assert max(passes.values()) - min(passes.values()) <= 2
+
+
+@pytest.mark.parametrize("arg", ["", "data=mnist,seeds=4,epochs=1"])
+def test_the_searches_of_the_repository_cost_what_their_names_say(arg):
+    asked = get_config("bench_optimum", arg)
+    check_matrix(asked["matrix"], named(asked["data"]))
+    attacks = asked["matrix"]["experiment"]["evaluation"]["attacks"]
+    steps = {name: attack_from_config(own).num_steps for name, own in attacks.items()}
+    assert steps["exhaustive"] == 3 * (1 + 81 * 21 + 1)
+    for name, own in attacks.items():
+        starts = 0 if own.get("start") == "none" else steps[name] // own.get("restarts", 1) - own.get("num_steps", 20)
+        forward = 0 if "start_steps" in own else starts * own.get("restarts", 1)
+        passes = steps[name] - forward + forward / 3
+        assert name == "exhaustive" or name.endswith(f"({passes:.0f})"), (name, passes)
 
 
 @pytest.mark.parametrize("arg", ["data=digits", "data=mnist_rot,epochs=2,attacker_epochs=1,seeds=0|5,images=100"])

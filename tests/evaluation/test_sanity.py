@@ -93,6 +93,7 @@ def findings(victim, split):
         "gradient_size[linf 0.01]",
         "many_steps[linf 0.01]",
         "black_box[linf 0.01]",
+        "label_only[linf 0.01]",
         "large_radius",
     ]
     assert "more_steps[linf 0.01]" in names, "what hides the gradient here takes keys"
@@ -138,7 +139,7 @@ def test_probabilities_are_noticed(linear_victim, split):
 
 def test_saturated_logits_have_a_margin_but_no_cross_entropy_gradient(linear_victim, split):
     found = findings(masked(linear_victim, after=saturated), split)
-    assert set(found) == {"usable_logits", "gradients", "black_box[linf 0.01]"}
+    assert set(found) == {"usable_logits", "gradients", "black_box[linf 0.01]", "label_only[linf 0.01]"}
     assert found["gradients"].numbers["zero_cross_entropy_gradients"] > 0.5
     assert found["gradients"].numbers["zero_margin_gradients"] == 0
     assert "margin or DLR" in found["gradients"].advice
@@ -254,6 +255,24 @@ def test_an_evaluation_names_what_makes_a_planted_defence_look_good(defence, dig
     assert cause in f"{found[check].cause}: {found[check].message}"
 
 
+BROKEN_BY_LABELS = [
+    planted_defences.quantiser,
+    planted_defences.times_1000,
+    planted_defences.squashed,
+    planted_defences.median_detached,
+    planted_defences.dct_quantiser,
+    planted_defences.one_hot,
+]
+
+
+@pytest.mark.parametrize("defence", BROKEN_BY_LABELS, ids=lambda defence: defence.__name__)
+def test_labels_alone_break_what_hides_gradients_and_scores(defence, digits):
+    found = sanity_checks(planted_defences.victim(defence), digits, radius=0.1, key=KEY, mesh=one_device())
+    (check,) = [check for check in found if check.name == "label_only[linf 0.1]"]
+    assert not check.passed
+    assert check.numbers["by_queries"] < check.numbers["by_gradient"] - 0.1
+
+
 @pytest.mark.parametrize("attacked", [False, True], ids=["undefended", "trained_on_pgd"])
 def test_an_honest_network_raises_nothing_in_any_norm(attacked, digits):
     attacks = {
@@ -267,7 +286,10 @@ def test_an_honest_network_raises_nothing_in_any_norm(attacked, digits):
     assert found == {}
     balls = ["linf 0.1", "linf 0.2", "l2 0.6", "l1 2"]
     assert [check.name for check in report.checks if "[" in check.name] == [
-        f"{name}[{ball}]" for name in ("gradient_size", "many_steps", "black_box") for ball in balls
+        f"{name}[{ball}]"
+        for name in ("gradient_size", "many_steps", "black_box", "label_only")
+        for ball in balls
+        if name != "label_only" or ball.startswith("linf")
     ]
 
 
