@@ -15,6 +15,8 @@ from spa_jax.evaluation.records import ExampleFlags, ModelReport, Proportion
 from spa_jax.evaluation.report import read_report
 
 _NORMS = {"LInf": "linf", "L2": "l2", "L1": "l1", "NoisePainter": "generated linf"}
+_ORDINARY = ", test split"
+"""Left out of a data set's name, so that reports stand beside cards, which do not have it."""
 
 Threat: TypeAlias = frozenset[frozenset[str]]
 """What an attacker may do: one of several sets of limits, each such as {"linf 0.1", "rotation -20 to 20"}."""
@@ -84,12 +86,12 @@ def _read(path: Path) -> list[Entry]:
 
 
 def _of_report(content: Mapping[str, Any], path: Path) -> list[Entry]:
-    found = []
+    found, dataset = [], content["dataset"].removesuffix(_ORDINARY)
     for model, report in read_report(path).items():
         warned = len(alarms({model: report}))
         for threat, names, correct in _judged(report):
             measured = Proportion.of(correct), Proportion.of(report.clean), None
-            found.append(Entry(model, content["dataset"], in_words(threat), *measured, names, warned, os.fspath(path)))
+            found.append(Entry(model, dataset, in_words(threat), *measured, names, warned, os.fspath(path)))
     return found
 
 

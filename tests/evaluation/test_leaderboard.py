@@ -122,7 +122,7 @@ CARD = {
     "format": 1,
     "attack": "autoattack",
     "model": "wrn",
-    "data": "cifar10, test split",
+    "data": "cifar10",
     "norm": "linf",
     "radius": 8 / 255,
     "version": "standard",
@@ -140,7 +140,7 @@ def test_a_card_of_autoattack_is_read(tmp_path):
     path = tmp_path / "wide" / "card.json"
     path.write_text(json.dumps(CARD))
     (entry,) = read_entries([path])
-    assert (entry.model, entry.dataset, entry.threat) == ("wrn", "cifar10, test split", "linf 0.0314")
+    assert (entry.model, entry.dataset, entry.threat) == ("wrn", "cifar10", "linf 0.0314")
     assert (entry.robust, entry.clean, entry.claimed) == (Proportion(104, 200), Proportion(180, 200), 0.56)
     assert entry.attacks == ("AutoAttack standard (apgd_ce, square)",) and entry.alarms == 1
     path.write_text(json.dumps(CARD | {"model": "", "data": "", "claimed": None, "warnings": []}))
@@ -149,6 +149,14 @@ def test_a_card_of_autoattack_is_read(tmp_path):
     path.write_text(json.dumps({"attack": "autoattack"}))
     with pytest.raises(ValueError, match=r"card.json' cannot be read: 'norm'"):
         read_entries([path])
+
+
+def test_a_card_stands_beside_reports_on_the_same_data(tmp_path):
+    (tmp_path / "card.json").write_text(json.dumps(CARD | {"data": "digits", "radius": 0.1}))
+    entries = read_entries([write(tmp_path, {"a": report(0, ("noise",))}), tmp_path / "card.json"])
+    page = Page(leaderboard_page(entries))
+    assert [own[2] for own in page.all("caption")] == ["digits, linf 0.1"]
+    assert len(page.all("th", scope="row")) == 2
 
 
 def test_another_kind_of_file_is_one_more_reader(tmp_path, monkeypatch):
