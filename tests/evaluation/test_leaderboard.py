@@ -222,6 +222,22 @@ def test_only_what_differs_of_the_paths_is_shown(page):
     assert directory not in text and ">one<" in text and "report.json" not in text
 
 
+@pytest.mark.parametrize(
+    ("sources", "shown"),
+    [
+        (["/a/one/report/report.json", "/a/two/report/report.json"], ["one", "two"]),
+        (["runs/x/report/report.json"], ["runs/x"]),
+        (["/a/report.json", "/a/card.json"], ["report.json", "card.json"]),
+        (["report.json"], ["report.json"]),
+        (["/a/b/report.json", "/a/b/c/card.json"], ["report.json", "c"]),
+    ],
+)
+def test_a_run_goes_by_its_directory(sources, shown):
+    entries = [Entry("m", "d", "linf 0.1", Proportion(1, 2), source=source) for source in sources]
+    cells = [own[2] for own in Page(leaderboard_page(entries)).all("td", class_="wide muted")]
+    assert sorted(cells) == sorted(shown)
+
+
 def test_the_sorted_column_is_told(page):
     parsed, _, _ = page
     told = [own[2] for own in parsed.all("th", aria_sort="descending")]

@@ -12,6 +12,7 @@ from spa_jax.evaluation.page.tables import heat, percent, scale, table
 
 _HEADER = ("model", "robust", "clean", "claimed", "attacks", "images", "alarms", "run")
 _WIDE = ("attacks", "run")
+_USUAL = ("report", "report.json", "card.json")
 _HOW_TO_READ = (
     "Robust is the share of images classified correctly as they are and under every attack of the run that the threat "
     "model allows, with its 95 % interval (Wilson), which covers the sampling of the images, not the training seed.",
@@ -113,19 +114,19 @@ def _row(entry: Entry, with_claims: bool, sources: Mapping[str, str]) -> list[Ma
 
 
 def _shortened(sources: Iterable[str]) -> dict[str, str]:
-    """Paths without what all of them begin and end with."""
-    parts = {source: Path(source).parts for source in sources}
-    if len(parts) < 2:
-        return {source: source for source in parts}
-    begin = len(os.path.commonprefix(list(parts.values())))
-    rest = {source: own[begin:] for source, own in parts.items()}
-    end = len(os.path.commonprefix([own[::-1] for own in rest.values()]))
-    return {source: "/".join(own[: len(own) - end]) or "." for source, own in rest.items()}
+    """Paths without what all of them begin with, and without the usual names at their ends."""
+    parts = {source: list(Path(source).parts) for source in sources}
+    begin = len(os.path.commonprefix(list(parts.values()))) if len(parts) > 1 else 0
+    for own in parts.values():
+        del own[: min(begin, len(own) - 1)]
+        while len(own) > 1 and own[-1] in _USUAL:
+            own.pop()
+    return {source: "/".join(own) for source, own in parts.items()}
 
 
 def _claim(entry: Entry) -> Markup:
     """The claimed accuracy, with a mark where it lies above the interval of the measured one."""
     if entry.claimed is None:
         return tag("td", tag("span", "none", class_="muted"), data_sort="-1")
-    too_high = tag("span", "above measured", class_="badge") if entry.claimed > entry.robust.high else None
+    too_high = tag("span", "above measured", class_="badge under") if entry.claimed > entry.robust.high else None
     return tag("td", percent(entry.claimed), " ", too_high, data_sort=f"{entry.claimed:.6f}")
