@@ -7,6 +7,7 @@ pytree: its numbers (radius, ranges, step sizes) are leaves, so one compiled pro
 
 from spa_jax.attacks.base import PureAttack
 from spa_jax.attacks.carlini_wagner import cw
+from spa_jax.attacks.cascade import autoattack, autoattack_parts, in_turn
 from spa_jax.attacks.catalogue import ATTACKS, attack_from_config
 from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
 from spa_jax.attacks.composite import caa
@@ -35,6 +36,8 @@ __all__ = [
     "apgd_t",
     "attack_from_config",
     "attribute_attack",
+    "autoattack",
+    "autoattack_parts",
     "caa",
     "cb_uap",
     "crafted_on",
@@ -47,6 +50,7 @@ __all__ = [
     "fgsm",
     "fmn",
     "in_chunks",
+    "in_turn",
     "make_attack",
     "mi_fgsm",
     "multi_targeted",

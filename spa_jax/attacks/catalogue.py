@@ -7,6 +7,7 @@ from typing import Any
 
 from spa_jax.attacks.base import PureAttack
 from spa_jax.attacks.carlini_wagner import cw
+from spa_jax.attacks.cascade import autoattack
 from spa_jax.attacks.combinators import in_chunks, restarts, worst_of
 from spa_jax.attacks.composite import caa
 from spa_jax.attacks.crafted import crafted_on
@@ -43,6 +44,7 @@ ATTACKS: Mapping[str, Callable[..., PureAttack]] = {
     "fab_t": fab_t,
     "rays": rays,
     "random": random_attack,
+    "autoattack": autoattack,
     "attribute": attribute_attack,
     "noise": noise_attack,
     "spa": spa,

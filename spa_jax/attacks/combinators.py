@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from spa_jax.attacks.base import JUDGE, RUN, PureAttack, part_of, require_attack, stream
-from spa_jax.solvers import better
-from spa_jax.trees import branch, pytree, static
+from spa_jax.solvers import better, is_stronger
+from spa_jax.trees import branch, pytree, select, static
 from spa_jax.types import Count, Example, Flags, Images, Keys, NonFinite, Predict, Result, Variables, Victim
 from spa_jax.validation import require_count
 from spa_jax.victims.tracing import is_randomized
@@ -45,6 +45,16 @@ def _stronger(old: Result, new: Result) -> Result:
     """The stronger of two results of one attack, per example; what was not finite is counted in both."""
     nonfinite = jax.tree.map(jnp.add, old.nonfinite, new.nonfinite)
     return dataclasses.replace(better(old, new), nonfinite=nonfinite)
+
+
+def first_success(old: Result, new: Result, predict: Predict) -> Result:
+    """The first success per example, else the stronger result: what is broken need not be attacked again.
+
+    A success against a randomised victim may be luck, and the stronger result is taken.
+    """
+    wins = is_stronger(new, old) & (is_randomized(predict) | ~old.success)
+    nonfinite = jax.tree.map(jnp.add, old.nonfinite, new.nonfinite)
+    return dataclasses.replace(select(wins, new, old), nonfinite=nonfinite)
 
 
 def require_per_example(why: str, attack: Any) -> None:
@@ -271,10 +281,10 @@ class WorstOf(PureAttack):
         return sum(attack.num_steps for attack in self.attacks)
 
     def inside(self, change: Callable[[Any], Any]) -> "WorstOf":
-        return WorstOf(tuple(attack.inside(change) for attack in self.attacks))
+        return dataclasses.replace(self, attacks=tuple(attack.inside(change) for attack in self.attacks))
 
     def with_surrogates(self, ready: Callable[[Victim], Any]) -> "WorstOf":
-        return WorstOf(tuple(attack.with_surrogates(ready) for attack in self.attacks))
+        return dataclasses.replace(self, attacks=tuple(attack.with_surrogates(ready) for attack in self.attacks))
 
     def batch_sizes(self, size: int) -> set[int]:
         return {size}.union(*(attack.batch_sizes(size) for attack in self.attacks))
@@ -302,18 +312,19 @@ class WorstOf(PureAttack):
 
     def choose(self, keys: Keys, results: tuple[Result, ...], predict: Predict, examples: Example) -> Result:
         """The strongest result per example, all of them judged anew, and by a randomised victim once more at last."""
-
-        def candidate(i: int, result: Result) -> Result:
-            index = jnp.full(examples.label.shape, i, jnp.int32)
-            zeros = jnp.zeros_like(index)
-            nonfinite = NonFinite(zeros, zeros) if result.nonfinite is None else result.nonfinite
-            unjudged = Result(result.x, index, None, None, nonfinite=nonfinite)
-            return self.judged(unjudged, stream(keys, JUDGE), predict, examples)
-
-        winner = functools.reduce(_stronger, [candidate(i, result) for i, result in enumerate(results)])
+        candidates = [self.candidate(keys, result, predict, examples, i) for i, result in enumerate(results)]
+        winner = functools.reduce(_stronger, candidates)
         found = tuple(result.variables for result in results)
         winner = dataclasses.replace(winner, variables={"winner": winner.variables, "found": found})
         return self.conclude(keys, winner, predict, examples)
+
+    def candidate(self, keys: Keys, result: Result, predict: Predict, examples: Example, i: int) -> Result:
+        """The result of the attack `i`, judged anew, with its number in the place of its variables."""
+        index = jnp.full(examples.label.shape, i, jnp.int32)
+        zeros = jnp.zeros_like(index)
+        nonfinite = NonFinite(zeros, zeros) if result.nonfinite is None else result.nonfinite
+        unjudged = Result(result.x, index, None, None, nonfinite=nonfinite)
+        return self.judged(unjudged, stream(keys, JUDGE), predict, examples)
 
 
 def worst_of(*attacks: PureAttack) -> WorstOf:

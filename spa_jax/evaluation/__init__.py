@@ -1,6 +1,8 @@
 """Evaluation of classifiers: accuracy, sanity checks, curves, pictures and the report."""
 
 from spa_jax.evaluation.accuracy import evaluate
+from spa_jax.evaluation.card import PartRecord, RobustnessCard
+from spa_jax.evaluation.cascade import autoattack
 from spa_jax.evaluation.changes import attack_distances, edited_images
 from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius, robustness_curve
 from spa_jax.evaluation.description import describe
@@ -54,8 +56,10 @@ __all__ = [
     "ModelReport",
     "Nearest",
     "OverDraws",
+    "PartRecord",
     "Proportion",
     "Reader",
+    "RobustnessCard",
     "Sheet",
     "SheetRow",
     "Sighting",
@@ -64,6 +68,7 @@ __all__ = [
     "accuracy_by_attribute",
     "accuracy_by_radius",
     "attack_distances",
+    "autoattack",
     "boundary_points",
     "clean_answers",
     "craft",

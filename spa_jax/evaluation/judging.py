@@ -73,7 +73,7 @@ def judge_all(
     """Classify every example of a sweep as it is and under each attack; see `spa_jax.evaluation.evaluate`."""
     draws = judge_draws if is_randomized(victim) else 1
     options: dict[str, Any] = {"levels": levels, "draws": draws, "examples_per_class": examples_per_class}
-    clean, labels, failed = _classify_clean(victim, sweep, key, draws)
+    clean, labels, failed = classify_clean(victim, sweep, key, draws)
     records = {}
     standing = clean
     for name, attack in attacks.items():
@@ -84,9 +84,10 @@ def judge_all(
     return ModelReport(labels, clean, records, survivors_only, draws=draws, failed=failed)
 
 
-def _classify_clean(
+def classify_clean(
     victim: Victim, sweep: Sweep, key: Key, draws: int
 ) -> tuple[ExampleFlags, ExampleLabels, ExampleShares | None]:
+    """Who is right as it is, the labels, and of several draws the share in which each is wrong; checks the split."""
     sweep.check_labels(victim, sweep.split.take(np.arange(1))["label"])
     predict, judge_key = sweep.predict(victim), stream(key, "clean")
 

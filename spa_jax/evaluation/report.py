@@ -122,10 +122,11 @@ def make_setting(title: str, dataset: str, seed: int, config: Any, class_names: 
     Raises:
         ConfigError: a config that is not plain data.
     """
-    return Setting(title, dataset, seed, describe(freeze(config)), _versions(), _devices(), class_names)
+    return Setting(title, dataset, seed, describe(freeze(config)), library_versions(), _devices(), class_names)
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that decide results."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,0 +1,123 @@
+"""The result of AutoAttack on one model as plain data: one card for people and for programs."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spa_jax.evaluation.records import Check, Proportion
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PartRecord:
+    """One attack of a cascade.
+
+    Attributes:
+        name: of the attack.
+        attacked: how many images the attacks before it have left.
+        broken: how many of these it broke.
+        seconds: wall time, compilation included.
+        steps: that an image takes which stands to the end.
+        nonfinite: how many of the broken ones are so because an image or an answer was not finite.
+        invalid: how many images it returned that were not in [0, 1]; these are not successes.
+    """
+
+    name: str
+    attacked: int
+    broken: int
+    seconds: float
+    steps: int
+    nonfinite: int = 0
+    invalid: int = 0
+
+    @property
+    def most_passes(self) -> int:
+        """Steps over all images, if none had been broken before its last step: a bound of the work."""
+        return self.attacked * self.steps
+
+
+@dataclasses.dataclass(frozen=True)
+class RobustnessCard:
+    """What AutoAttack has found of one model; see `spa_jax.evaluation.autoattack`.
+
+    Attributes:
+        model, data: names, as they were given.
+        norm, radius, version, loss, seed: of the attack.
+        clean: the accuracy on the images as they are.
+        robust: the accuracy under all attacks together, with its interval over the images.
+        parts: the attacks in their order.
+        checks: signs that the number is not to be believed; those that did not pass are warnings.
+        claimed: the accuracy that was claimed, in [0, 1], or None.
+        versions: of the libraries.
+    """
+
+    model: str
+    data: str
+    norm: str
+    radius: float
+    version: str
+    loss: str
+    seed: int
+    clean: Proportion
+    robust: Proportion
+    parts: Sequence[PartRecord]
+    checks: Sequence[Check]
+    claimed: float | None
+    versions: Mapping[str, str]
+
+    @property
+    def warnings(self) -> list[Check]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
+
+    @property
+    def overclaimed(self) -> bool:
+        """Whether the claimed accuracy lies above the interval of what was measured."""
+        return self.claimed is not None and self.claimed > self.robust.high
+
+    def as_data(self) -> dict[str, Any]:
+        """For JSON."""
+        plain = ("model", "data", "norm", "radius", "version", "loss", "seed")
+        standing, parts = self.clean.correct, []
+        for part in self.parts:
+            standing -= part.broken
+            parts.append(dataclasses.asdict(part) | {"standing": standing, "most_passes": part.most_passes})
+        return {
+            "format": FORMAT,
+            "attack": "autoattack",
+            **{name: getattr(self, name) for name in plain},
+            "images": self.robust.total,
+            "clean": self.clean.as_data(),
+            "robust": self.robust.as_data(),
+            "claimed": self.claimed,
+            "overclaimed": self.overclaimed,
+            "parts": parts,
+            "seconds": sum(part.seconds for part in self.parts),
+            "warnings": [
+                {"check": w.name, "cause": w.cause, "seen": w.message, "advice": w.advice} for w in self.warnings
+            ],
+            "versions": dict(self.versions),
+        }
+
+    def as_json(self) -> str:
+        """The card as a file holds it."""
+        return json.dumps(self.as_data(), indent=2) + "\n"
+
+    def __str__(self) -> str:
+        """A few lines for a terminal."""
+        lines = [
+            f"{self.model or 'model'} on {self.robust.total} images of {self.data or 'a split'}, "
+            f"AutoAttack {self.version}, {self.norm} {self.radius:g}",
+            f"  clean     {self.clean}",
+        ]
+        standing = self.clean.correct
+        for part in self.parts:
+            standing -= part.broken
+            share = Proportion(standing, self.clean.total)
+            lines.append(f"  {part.name:<10}{share}  broke {part.broken} of {part.attacked} in {part.seconds:.1f} s")
+        lines.append(f"  robust    {self.robust}" + ("" if self.claimed is None else f", claimed {self.claimed:.1%}"))
+        if self.overclaimed:
+            lines.append("  the claimed accuracy lies above the interval of what was measured")
+        return "\n".join(lines + [f"  warning: {w.cause}: {w.message}" for w in self.warnings])

@@ -1,0 +1,288 @@
+"""AutoAttack on a whole split, in parts that can be interrupted, with one card as its result."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from spa_jax import distances
+from spa_jax.attacks import PureAttack, autoattack_parts
+from spa_jax.attacks.survivors import batch_ladder
+from spa_jax.data.types import Examples
+from spa_jax.errors import suggest
+from spa_jax.evaluation.card import PartRecord, RobustnessCard
+from spa_jax.evaluation.files import file_name, write_files
+from spa_jax.evaluation.judging import Verdict, classify_clean, judge
+from spa_jax.evaluation.records import Check, ExampleFlags, Proportion
+from spa_jax.evaluation.report import library_versions
+from spa_jax.evaluation.sanity import Ball, check_victim
+from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys, make_sweep, stream
+from spa_jax.types import Images, Key, Predict, Scalar, Victim
+from spa_jax.validation import require_number
+from spa_jax.victims.tracing import is_randomized
+
+_FEWEST_CLASSES = 4
+_QUERIES = "Square"
+_MORE_BY_QUERIES = 0.002
+"""AutoAttack's: the share of images from which on Square breaking what gradients left is a sign of masking."""
+_LENGTHS = {"linf": distances.linf, "l2": distances.l2, "l1": distances.l1}
+_ROUNDING = 1e-5
+
+
+def autoattack(
+    victim: Victim,
+    split: Examples,
+    radius: Scalar,
+    *,
+    norm: str = "linf",
+    version: str = "standard",
+    parts: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 500,
+    workdir: str | os.PathLike | None = None,
+    model: str = "",
+    data: str = "",
+    claimed: float | None = None,
+    sanity: bool = True,
+    mesh: Mesh | None = None,
+    on_batch: Progress | None = None,
+) -> RobustnessCard:
+    """The robust accuracy under AutoAttack (Croce & Hein 2020, 2021), every attack on what those before it have left.
+
+    The victim classifies each attacked image anew. Every draw is keyed by the seed, the attack's name and the example's
+    index, so that batch size, devices and an interruption do not matter, apart from float rounding. A victim of fewer
+    than 4 classes is attacked by the margin where DLR needs more.
+
+    With a `workdir` what is known is written after every batch, each file whole or not at all, and a call with the same
+    settings, images and victim goes on from there. The card is written beside it, as `card.json`.
+
+    Checks that look for signs of a false accuracy: those of `sanity_checks`; `randomized`, a victim that draws under a
+    version other than "rand"; and `queries`, Square breaks 0.2 % of the images or more that gradient attacks left.
+
+    Args:
+        victim: any function from images to logits, or `spa_jax.randomized(f)`.
+        split: the examples.
+        radius: of the ball, on the [0, 1] scale.
+        norm: "linf", "l2" or "l1".
+        version: "standard", "plus" or "rand", see `spa_jax.autoattack`.
+        parts: names of the attacks that run, in this order. Default: all of the version, in the published order.
+        seed: of all draws.
+        batch_size: examples at once over all devices; the rest of a split is padded to a power of two below it.
+        workdir: where to keep what is known; None: nothing is written.
+        model, data: names for the card.
+        claimed: the robust accuracy that is claimed, in [0, 1], for the card.
+        sanity: whether the checks of `sanity_checks` run.
+        mesh: the devices. Default: all of them.
+        on_batch: called with the attack's name, examples done and examples in all.
+
+    Raises:
+        ValueError: a number out of range, an unknown norm, version or part, or as `evaluate`.
+    """
+    if claimed is not None:
+        require_number("claimed", claimed, "an accuracy in [0, 1]", lambda share: 0 <= share <= 1)
+    _chosen(autoattack_parts(radius, norm, version), parts)
+    sweep = make_sweep(split, batch_size, mesh)
+    classes = sweep.check_labels(sweep.place(victim), split.take(np.arange(1))["label"])
+    loss = "dlr" if classes >= _FEWEST_CLASSES else "margin"
+    attacks = _chosen(autoattack_parts(radius, norm, version, loss), parts)
+    victim, key = sweep.place(victim, [_AnyPart(attacks)]), jax.random.key(seed)
+    clean, labels, _ = classify_clean(victim, sweep, key, 1)
+    settings = {"norm": norm, "radius": float(radius), "version": version, "loss": loss, "seed": seed}
+    ball, told = Ball(norm, float(radius)), settings | {"parts": list(attacks)}
+    kept = _Kept(workdir, told, [clean, labels, *_first_batch(victim, sweep)])
+    cascade, records, standing = _Cascade(victim, sweep, key, ball, kept, on_batch), [], clean
+    for name, attack in attacks.items():
+        record, standing = cascade.run(name, attack, standing)
+        records.append(record)
+    checks = [*_own_checks(victim, version, records, len(split))]
+    if sanity and float(radius) > 0:
+        checks += check_victim(victim, sweep, [ball], key)
+    proportions = {"clean": Proportion.of(clean), "robust": Proportion.of(standing)}
+    named = {"model": model, "data": data, "claimed": claimed, "versions": library_versions()}
+    card = RobustnessCard(**settings, **proportions, **named, parts=records, checks=checks)
+    kept.write("card.json", card.as_json().encode())
+    return card
+
+
+def _chosen(attacks: Mapping[str, PureAttack], names: Sequence[str] | None) -> dict[str, PureAttack]:
+    for name in names or ():
+        if name not in attacks:
+            raise ValueError(f"parts holds {name!r}, which is not an attack of this version{suggest(name, attacks)}")
+    if names is not None and not names:
+        raise ValueError("parts=() must name at least one attack")
+    return {name: attacks[name] for name in names or attacks}
+
+
+class _AnyPart:
+    """In the place of all attacks where a victim is prepared: the batches that they may show it."""
+
+    def __init__(self, attacks: Mapping[str, PureAttack]) -> None:
+        self._attacks = attacks
+
+    def batch_sizes(self, size: int) -> set[int]:
+        """Those of every attack on every size that a rest may be padded to."""
+        sizes = batch_ladder(size)
+        return set(sizes).union(*(attack.batch_sizes(rung) for attack in self._attacks.values() for rung in sizes))
+
+
+# --- one attack -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Known:
+    """What is known of one attack: which examples it has seen [n], which of them it left [n], and sums over batches."""
+
+    seen: ExampleFlags
+    left: ExampleFlags
+    seconds: float = 0.0
+    nonfinite: int = 0
+    invalid: int = 0
+
+    def add(self, rows: Any, verdict: Any, seconds: float) -> None:
+        """The verdict of a batch."""
+        valid = verdict.finite & ~verdict.inside
+        self.seen[rows] = True
+        self.left[rows] = verdict.finite & (verdict.correct | valid)
+        self.seconds += seconds
+        self.nonfinite += int(np.sum(~verdict.finite))
+        self.invalid += int(np.sum(valid))
+
+
+class _Cascade(NamedTuple):
+    """What all attacks of one evaluation share."""
+
+    victim: Victim
+    sweep: Sweep
+    key: Key
+    ball: Ball
+    kept: "_Kept"
+    on_batch: Progress | None
+
+    def run(self, name: str, attack: PureAttack, standing: ExampleFlags) -> tuple[PartRecord, ExampleFlags]:
+        """The attack on what stands, batch by batch; who stands after it."""
+        known, total = self.kept.read(name, len(standing)), int(standing.sum())
+        while len(rows := np.flatnonzero(standing & ~known.seen)[: self.sweep.batch_size]):
+            started = time.perf_counter()
+            known.add(rows, self._judged(name, attack, rows), time.perf_counter() - started)
+            self.kept.save(name, known)
+            if self.on_batch:
+                self.on_batch(name, int((known.seen & standing).sum()), total)
+        left = standing & known.left
+        sums = known.seconds, attack.num_steps, known.nonfinite, known.invalid  # type: ignore[attr-defined]
+        return PartRecord(name, total, total - int(left.sum()), *sums), left
+
+    def _judged(self, name: str, attack: PureAttack, rows: Any) -> Verdict:
+        """The victim's own answers to the attacked images, as `evaluate` has them."""
+        attack_key, judge_key = stream(self.key, "attack", name), stream(self.key, "judge", name)
+        sweep = dataclasses.replace(self.sweep, batch_size=_padded(len(rows), self.sweep))
+        predict = sweep.predict(self.victim)
+
+        def attacked(batch: DeviceBatch) -> Verdict:
+            found = attack(example_keys(attack_key, batch.index), self.victim, batch.images, batch.labels)
+            verdict = judge(predict, judge_key, batch.index, found.x, batch.labels)
+            near = _LENGTHS[self.ball.norm](found.x, batch.images) <= self.ball.radius * (1 + _ROUNDING) + _ROUNDING
+            answered = verdict.finite if found.nonfinite is None else verdict.finite & (found.nonfinite.answers == 0)
+            return verdict._replace(finite=answered, inside=verdict.inside & near)
+
+        return sweep.run(name, attacked, rows)
+
+
+def _padded(count: int, sweep: Sweep) -> int:
+    return min(size for size in batch_ladder(sweep.batch_size) if size >= count and size % sweep.mesh.size == 0)
+
+
+# --- what is kept ---------------------------------------------------------------------------------------------------
+
+
+class _Kept:
+    """The files of one evaluation: what is known of each attack, and the card."""
+
+    def __init__(
+        self, workdir: str | os.PathLike | None, settings: Mapping[str, Any], arrays: Sequence[np.ndarray]
+    ) -> None:
+        """One directory for each evaluation: `arrays` tell the images and the victim from others."""
+        self._directory: Path | None = None
+        if workdir is None:
+            return
+        told = [json.dumps(settings, sort_keys=True).encode(), *(np.ascontiguousarray(array) for array in arrays)]
+        digest = hashlib.sha256(b"".join(map(bytes, told))).hexdigest()[:12]
+        name = file_name(f"{settings['norm']}_{settings['radius']:g}_{settings['version']}_{digest}")
+        self._directory = Path(workdir).expanduser() / name
+        self.write("settings.json", json.dumps(settings, indent=2).encode())
+
+    def write(self, name: str, content: bytes) -> None:
+        """One file, whole or not at all."""
+        if self._directory is not None and jax.process_index() == 0:
+            write_files(self._directory, {name: content})
+
+    def save(self, name: str, known: _Known) -> None:
+        """What is known of an attack."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **dataclasses.asdict(known))
+        self.write(_npz(name), buffer.getvalue())
+
+    def read(self, name: str, count: int) -> _Known:
+        """What was known when this evaluation was interrupted, or nothing."""
+        if self._directory is None or not (path := self._directory / _npz(name)).exists():
+            return _Known(np.zeros(count, bool), np.zeros(count, bool))
+        with np.load(path) as saved:
+            sums = float(saved["seconds"]), int(saved["nonfinite"]), int(saved["invalid"])
+            return _Known(saved["seen"], saved["left"], *sums)
+
+
+def _npz(name: str) -> str:
+    return f"{file_name(name)}.npz"
+
+
+def _first_batch(victim: Victim, sweep: Sweep) -> tuple[Any, Any]:
+    """The images of the first batch and the victim's answers to them, rounded, as NumPy arrays."""
+    predict, key = sweep.predict(victim), jax.random.key(0)
+
+    def look(batch: DeviceBatch) -> Any:
+        return batch.images, _logits(predict, key, batch.index, batch.images)
+
+    images, logits = sweep.run("clean", look, np.arange(min(sweep.batch_size, len(sweep.split))))
+    return images, np.round(logits, 3)
+
+
+@jax.jit
+def _logits(predict: Predict, key: Key, index: Any, images: Images) -> Any:
+    return predict(example_keys(key, index), images)
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _own_checks(victim: Victim, version: str, records: Sequence[PartRecord], total: int) -> Iterator[Check]:
+    draws = is_randomized(victim) and version != "rand"
+    yield Check(
+        "randomized",
+        not draws,
+        f"version={version!r} on a victim that {'draws at random' if is_randomized(victim) else 'draws nothing'}",
+        "take version='rand', which follows the mean gradient over draws",
+        {},
+        "single draws decide" if draws else "",
+    )
+    first = next((i for i, part in enumerate(records) if part.name == _QUERIES), None)
+    if not first:
+        return
+    broken, before = records[first].broken, ", ".join(part.name for part in records[:first])
+    masked = broken >= _MORE_BY_QUERIES * total and broken > 0
+    yield Check(
+        "queries",
+        not masked,
+        f"Square, which takes no gradient, broke {broken} of {records[first].attacked} images that {before} left",
+        "gradients do not lead to what queries find: look for operations that hide them, and attack through or around "
+        "them (`crafted_on`, `straight_through`, `eot`)",
+        {"broken": float(broken), "share": broken / total},
+        "gradients are masked" if masked else "",
+    )
