@@ -13,6 +13,7 @@ COMBINATORS = (
     spa_jax.crafted_on,
     spa_jax.multi_targeted,
     spa_jax.until_broken,
+    spa_jax.in_turn,
 )
 FUNCTIONS = (*spa_jax.ATTACKS.values(), *COMBINATORS)
 

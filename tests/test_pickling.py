@@ -38,6 +38,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY, X, Y = jax.random.key(0), images(), jnp.arange(4) % 3
 OPTIONS = {
+    "autoattack": {"radius": 1.0},
     "attribute": {"edit": "contrast", "num_steps": 2},
     "caa": {"radius": 0.1, "attributes": ["contrast"], "num_steps": 2, "order_steps": 1},
     "cw": {"num_steps": 3, "search_steps": 2},

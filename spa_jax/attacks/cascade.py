@@ -6,7 +6,7 @@ from typing import Any
 
 from spa_jax.attacks.base import RUN, PureAttack, stream
 from spa_jax.attacks.combinators import WorstOf, first_success, require_per_example, restarts
-from spa_jax.attacks.fab import fab, fab_t
+from spa_jax.attacks.fab import fab
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr
 from spa_jax.attacks.query import square
 from spa_jax.attacks.stopping import until_broken
@@ -115,7 +115,7 @@ def autoattack_parts(
         of_loss: until_broken(restarts(dlr, several)),
         "APGD-T": multi_targeted(until_broken(dlr), targets),
         "FAB": until_broken(restarts(fab(norm, radius, random_start=True), _RESTARTS)),
-        "FAB-T": fab_t(norm, radius),
+        "FAB-T": multi_targeted(until_broken(fab(norm, radius)), _TARGETS),
         "Square": until_broken(square(radius, norm=norm)),
     }
     return {name: known[name] for name in _ORDERS[version] if name in known}

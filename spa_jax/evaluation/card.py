@@ -3,8 +3,11 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from spa_jax.evaluation.files import file_name, write_files
+from spa_jax.evaluation.markdown import plain, table
 from spa_jax.evaluation.records import Check, Proportion
 
 FORMAT = 1
@@ -121,3 +124,36 @@ class RobustnessCard:
         if self.overclaimed:
             lines.append("  the claimed accuracy lies above the interval of what was measured")
         return "\n".join(lines + [f"  warning: {w.cause}: {w.message}" for w in self.warnings])
+
+
+def write_cards(cards: Mapping[str, RobustnessCard], directory: Path) -> str:
+    """Write a card for each model into `autoattack/`, and `autoattack.md`, the table of all of them.
+
+    Args:
+        cards: by model.
+        directory: of the report.
+
+    Returns:
+        The cards as text.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    write_files(
+        directory / "autoattack", {f"{file_name(name)}.json": c.as_json().encode() for name, c in cards.items()}
+    )
+    header = ("model", "attack", "images", "clean", "robust", "claimed", "broken by", "warnings")
+    rows = [_row(name, card) for name, card in cards.items()]
+    text = "\n".join(["# AutoAttack", "", *table(header, rows), ""])
+    write_files(directory, {"autoattack.md": text.encode()})
+    return "\n".join(map(str, cards.values()))
+
+
+def _row(name: str, card: RobustnessCard) -> tuple[str, ...]:
+    broken = ", ".join(f"{part.name} {part.broken}" for part in card.parts)
+    claimed = (
+        "" if card.claimed is None else f"{card.claimed:.1%}" + (" (above the interval)" if card.overclaimed else "")
+    )
+    warned = "; ".join(plain(f"{warning.cause}: {warning.message}") for warning in card.warnings)
+    attack = f"{card.version}, {card.norm} {card.radius:g}"
+    return plain(name), attack, str(card.robust.total), str(card.clean), str(card.robust), claimed, broken, warned

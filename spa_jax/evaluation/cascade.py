@@ -89,14 +89,14 @@ def autoattack(
     """
     if claimed is not None:
         require_number("claimed", claimed, "an accuracy in [0, 1]", lambda share: 0 <= share <= 1)
-    _chosen(autoattack_parts(radius, norm, version), parts)
+    chosen_parts(autoattack_parts(radius, norm, version), parts)
     sweep = make_sweep(split, batch_size, mesh)
     classes = sweep.check_labels(sweep.place(victim), split.take(np.arange(1))["label"])
     loss = "dlr" if classes >= _FEWEST_CLASSES else "margin"
-    attacks = _chosen(autoattack_parts(radius, norm, version, loss), parts)
+    attacks = chosen_parts(autoattack_parts(radius, norm, version, loss), parts)
     victim, key = sweep.place(victim, [_AnyPart(attacks)]), jax.random.key(seed)
     clean, labels, _ = classify_clean(victim, sweep, key, 1)
-    settings = {"norm": norm, "radius": float(radius), "version": version, "loss": loss, "seed": seed}
+    settings: dict[str, Any] = {"norm": norm, "radius": float(radius), "version": version, "loss": loss, "seed": seed}
     ball, told = Ball(norm, float(radius)), settings | {"parts": list(attacks)}
     kept = _Kept(workdir, told, [clean, labels, *_first_batch(victim, sweep)])
     cascade, records, standing = _Cascade(victim, sweep, key, ball, kept, on_batch), [], clean
@@ -106,14 +106,19 @@ def autoattack(
     checks = [*_own_checks(victim, version, records, len(split))]
     if sanity and float(radius) > 0:
         checks += check_victim(victim, sweep, [ball], key)
-    proportions = {"clean": Proportion.of(clean), "robust": Proportion.of(standing)}
-    named = {"model": model, "data": data, "claimed": claimed, "versions": library_versions()}
+    proportions: dict[str, Any] = {"clean": Proportion.of(clean), "robust": Proportion.of(standing)}
+    named: dict[str, Any] = {"model": model, "data": data, "claimed": claimed, "versions": library_versions()}
     card = RobustnessCard(**settings, **proportions, **named, parts=records, checks=checks)
     kept.write("card.json", card.as_json().encode())
     return card
 
 
-def _chosen(attacks: Mapping[str, PureAttack], names: Sequence[str] | None) -> dict[str, PureAttack]:
+def chosen_parts(attacks: Mapping[str, PureAttack], names: Sequence[str] | None) -> dict[str, PureAttack]:
+    """The named ones of the attacks in the order of the names, or all of them.
+
+    Raises:
+        ValueError: an unknown name, or none.
+    """
     for name in names or ():
         if name not in attacks:
             raise ValueError(f"parts holds {name!r}, which is not an attack of this version{suggest(name, attacks)}")

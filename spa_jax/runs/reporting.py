@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ from jax.sharding import Mesh
 from spa_jax.attacks import PureAttack, attack_from_config
 from spa_jax.data.types import Dataset, Examples
 from spa_jax.edits import EDITS
+from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.accuracy import evaluate
+from spa_jax.evaluation.card import RobustnessCard, write_cards
+from spa_jax.evaluation.cascade import autoattack
 from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
+from spa_jax.evaluation.files import file_name
 from spa_jax.evaluation.manipulation import evaluate_manipulator
 from spa_jax.evaluation.manipulation_report import write_manipulation_report
 from spa_jax.evaluation.pictures import Sheet, make_sheet
@@ -87,6 +91,8 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
     sheets: dict[str, Sheet] = {}
     universal: dict[str, UniversalFindings] = {}
     training: dict[str, dict[str, TrainingExamplesRecord]] = {}
+    cards: dict[str, RobustnessCard] = {}
+    _check_claims(config, lineup.names)
     with _progress() as show:
         for name in lineup.names:
             show(name)
@@ -97,6 +103,8 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
             if settings["universal"]:
                 other = universal.get(settings["universal"]["transfer_from"])
                 universal[name] = craft_universal(own, victim, dataset, split, common, other)
+            if settings["autoattack"]:
+                cards[name] = _card(own, name, victim, dataset, workdir / "report" / "autoattack", common)
             if settings["training_examples"] and name in lineup.models:
                 parts = lineup.parts(own, settings["training_examples"])
                 training[name] = judge_training_examples(own, parts, victim, dataset, common)
@@ -105,6 +113,8 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
         written.append(_write(config, workdir / "report", dataset, models, sheets, lineup.in_words()))
     if universal and jax.process_index() == 0:
         written.append(write_universal_report(universal, workdir / "report", **_heading(config, dataset)))
+    if cards and jax.process_index() == 0:
+        written.append(write_cards(cards, workdir / "report"))
     if training and jax.process_index() == 0:
         heading = _heading(config, dataset) | {"dataset": f"{dataset.name}, training split"}
         written.append(write_training_examples_report(training, workdir / "report", **heading))
@@ -115,6 +125,31 @@ def test_split(config: Mapping[str, Any], dataset: Dataset) -> Examples:
     """The images that models are judged on."""
     count = config["evaluation"]["num_examples"]
     return dataset.test if count is None else evenly_spaced(dataset.test, count)
+
+
+def _check_claims(config: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in (config["evaluation"]["autoattack"] or {}).get("claimed", ()):
+        if name not in names:
+            path = "config.evaluation.autoattack.claimed"
+            raise ConfigError(f"{path}.{name} is not a model or victim of the config{suggest(name, names)}")
+
+
+def _card(
+    config: Mapping[str, Any],
+    name: str,
+    victim: Victim,
+    dataset: Dataset,
+    directory: Path,
+    common: Mapping[str, Any],
+) -> RobustnessCard:
+    """AutoAttack on one model, which goes on where it was interrupted."""
+    section = config["evaluation"]["autoattack"]
+    options = {key: section[key] for key in ("radius", "norm", "version", "parts")}
+    options |= {key: common[key] for key in ("batch_size", "mesh", "on_batch")}
+    split, count = test_split(config, dataset), section["num_examples"]
+    told = {"model": name, "data": dataset.name, "seed": config["seed"], "claimed": section["claimed"].get(name)}
+    split = split if count is None else evenly_spaced(dataset.test, count)
+    return autoattack(victim, split, workdir=directory / file_name(name), **options, **told)
 
 
 def _common(config: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:

@@ -5,9 +5,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from spa_jax.attacks import autoattack_parts
 from spa_jax.configuration import named, with_defaults
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.accuracy import RESERVED_NAMES
+from spa_jax.evaluation.cascade import chosen_parts
 from spa_jax.training.placement import ENGINES
 from spa_jax.validation import require_choice, require_count, require_number
 
@@ -160,6 +162,7 @@ class Evaluation:
         manipulation: how manipulators are judged, see `Manipulation`; None for no such report.
         universal: which universal perturbations are crafted against classifiers, see `Universal`; None for none.
         training_examples: how the examples that models train on are judged, see `TrainingExamples`; None: not at all.
+        autoattack: the standard evaluation of every model and victim, see `AutoAttack`; None for none.
 
     Raises:
         ValueError: a number out of range, or an attack whose name the report uses for itself.
@@ -179,6 +182,7 @@ class Evaluation:
     manipulation: Mapping | None = None
     universal: Mapping | None = None
     training_examples: Mapping | None = None
+    autoattack: Mapping | None = None
 
     def __post_init__(self) -> None:
         require_count("batch_size", self.batch_size)
@@ -220,6 +224,37 @@ class Manipulation:
     high: tuple | list
     regressor: Mapping
     classifier: Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoAttack:
+    """AutoAttack against every model and victim, see `spa_jax.evaluation.autoattack`.
+
+    Attributes:
+        radius: of the ball, on the [0, 1] scale.
+        norm: "linf", "l2" or "l1".
+        version: "standard", "plus" or "rand".
+        parts: names of the attacks that run, in this order; None: all of the version, in the published order.
+        num_examples: of the test split, evenly spaced; None for those of the other attacks.
+        claimed: robust accuracies in [0, 1] that are claimed, by model or victim.
+
+    Raises:
+        ValueError: a number out of range, or an unknown norm, version or part.
+    """
+
+    radius: float
+    norm: str = "linf"
+    version: str = "standard"
+    parts: tuple | list | None = None
+    num_examples: int | None = None
+    claimed: Mapping = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        chosen_parts(autoattack_parts(self.radius, self.norm, self.version), self.parts)
+        if self.num_examples is not None:
+            require_count("num_examples", self.num_examples)
+        for name, share in self.claimed.items():
+            require_number(f"claimed.{name}", share, "an accuracy in [0, 1]", lambda share: 0 <= share <= 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,6 +399,8 @@ def _complete_evaluation(section: Mapping[str, Any], path: str) -> dict[str, Any
     full["selection_attack"] = named(full["selection_attack"])
     if full["manipulation"] is not None:
         full["manipulation"] = with_defaults(full["manipulation"], Manipulation, f"{path}.manipulation")
+    if full["autoattack"] is not None:
+        full["autoattack"] = with_defaults(full["autoattack"], AutoAttack, f"{path}.autoattack")
     if full["universal"] is not None:
         full["universal"] = _with_attacks(with_defaults(full["universal"], Universal, f"{path}.universal"))
     if full["training_examples"] is not None:

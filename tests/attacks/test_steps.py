@@ -25,6 +25,7 @@ from spa_jax import (
     fab,
     fmn,
     in_chunks,
+    in_turn,
     mi_fgsm,
     multi_targeted,
     noise_attack,
@@ -94,6 +95,7 @@ ATTACKS = {
     "in_chunks": in_chunks(PGD, 3),
     "multi_targeted": multi_targeted(PGD, 2),
     "until_broken": until_broken(PGD, 2),
+    "in_turn": in_turn(PGD, until_broken(apgd_ce(0.1, 4))),
     "worst_of": worst_of(PGD, attribute_attack("contrast", num_steps=2)),
 }
 QUICK = {

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -69,3 +70,42 @@ def test_the_page_has_as_many_images_as_the_config_says(count, trained):
     for label, (fooled, attacked) in attack["counts"].items():
         own = [row[2] for row in attack["rows"] if str(row[1]) == label]
         assert own == [1] * min(fooled, count) + [0] * min(attacked - fooled, count)
+
+
+def _with_autoattack(**section):
+    config = _config()
+    options = {"radius": 0.1, "parts": ["APGD-CE"], "num_examples": 20} | section
+    return check_config(config | {"evaluation": config["evaluation"] | {"autoattack": options}})
+
+
+def test_autoattack_leaves_a_card_for_each_model_and_goes_on_where_it_was(trained, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    config = _with_autoattack(claimed={"tiny": 1.0})
+    shown = _report(config, workdir)
+    card = json.loads((workdir / "report/autoattack/tiny.json").read_text())
+    assert (card["model"], card["data"], card["images"], card["radius"], card["claimed"]) == (
+        "tiny", "digits", 20, 0.1, 1.0,
+    )  # fmt: skip
+    assert [part["name"] for part in card["parts"]] == ["APGD-CE"] and card["overclaimed"]
+    assert "tiny on 20 images of digits, AutoAttack standard, linf 0.1" in shown
+    table = (workdir / "report/autoattack.md").read_text()
+    assert "100.0% (above the interval)" in table and "APGD-CE" in table
+    _report(config, workdir)
+    assert json.loads((workdir / "report/autoattack/tiny.json").read_text())["seconds"] == card["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"claimed": {"tony": 0.5}}, "claimed.tony is not a model or victim of the config; did you mean 'tiny'"),
+        ({"claimed": {"tiny": 50.0}}, "claimed.tiny=50"),
+        ({"parts": ["APGD"]}, "parts holds 'APGD'"),
+        ({"version": "quick"}, "version='quick'"),
+        ({"num_examples": 0}, "num_examples=0"),
+        ({"radios": 0.1}, "evaluation.autoattack.radios is unknown"),
+    ],
+)
+def test_a_wrong_section_of_autoattack_is_named(section, message, trained):
+    with pytest.raises(ConfigError, match=message):
+        _report(_with_autoattack(**section), trained)

@@ -1,0 +1,178 @@
+"""AutoAttack on a split: one card, the same however often it was interrupted."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spa_jax import apgd_ce, multi_targeted, pgd, randomized, square, until_broken
+from spa_jax.data import Split
+from spa_jax.evaluation import Proportion, RobustnessCard, autoattack, cascade, evaluate
+from spa_jax.evaluation.card import PartRecord
+from tests.analytic_victims import images, mlp
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+RADIUS, TOTAL = 0.05, 40
+X = np.asarray(images(batch=TOTAL))
+VICTIM = mlp(classes=5)
+Y = np.array(jnp.argmax(VICTIM(X), -1))
+Y[3] = (Y[3] + 1) % 5
+SPLIT = Split(X, Y)
+
+
+def short_parts(radius, norm="linf", version="standard", loss="dlr"):
+    return {
+        "APGD-CE": until_broken(apgd_ce(radius, 6, norm)),
+        "APGD-T": multi_targeted(until_broken(pgd(radius, 6, norm=norm, loss=loss)), 2),
+        "Square": until_broken(square(radius, 20, norm)),
+    }
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The attacks of AutoAttack with few steps."""
+    monkeypatch.setattr(cascade, "autoattack_parts", short_parts)
+
+
+def run(victim=VICTIM, split=SPLIT, radius=RADIUS, **options):
+    return autoattack(victim, split, radius, **{"batch_size": 16, "sanity": False} | options)
+
+
+def timeless(card):
+    return [(part.name, part.attacked, part.broken) for part in card.parts], card.clean, card.robust
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_card_says_what_an_evaluation_of_the_same_attacks_finds():
+    card = run()
+    report = evaluate(VICTIM, SPLIT, short_parts(RADIUS), key=jax.random.key(0), batch_size=40, sanity=False)
+    assert card.clean == Proportion.of(report.clean) == Proportion(TOTAL - 1, TOTAL)
+    assert card.robust == Proportion.of(report.worst_case)
+    standing = report.clean
+    for part, record in zip(card.parts, report.attacks.values(), strict=True):
+        assert (part.attacked, part.broken) == (standing.sum(), (standing & ~record.correct).sum())
+        standing = standing & record.correct
+    assert card.parts[0].broken > 5 and card.robust.correct > 5
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("batches", [1, 2, 4, 5])
+def test_interrupted_and_called_again_it_goes_on_to_the_same_card(batches, tmp_path):
+    seen = []
+
+    def stop(name, done, total):
+        seen.append((name, done))
+        if len(seen) == batches:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(workdir=tmp_path, on_batch=stop)
+    after = []
+    card = run(workdir=tmp_path, on_batch=lambda name, done, total: after.append((name, done)))
+    assert timeless(card) == timeless(run())
+    whole = []
+    run(on_batch=lambda name, done, total: whole.append((name, done)))
+    assert seen + after == whole and seen == whole[:batches]
+    (directory,) = tmp_path.iterdir()
+    assert not [path for path in directory.iterdir() if path.name.startswith(".")]
+    assert json.loads((directory / "card.json").read_text())["robust"]["correct"] == card.robust.correct
+    again = run(workdir=tmp_path, on_batch=lambda *_: pytest.fail("attacked what is known"))
+    assert again.as_data() == card.as_data()
+
+
+@pytest.mark.usefixtures("quick")
+def test_other_settings_images_and_victims_are_kept_apart(tmp_path):
+    weights = jax.tree.map(lambda leaf: 1.01 * leaf, VICTIM)
+    for options in ({}, {"seed": 1}, {"radius": 0.06}, {"parts": ["Square"]}, {"victim": weights}):
+        run(workdir=tmp_path, **options)
+    run(split=Split(X[::-1].copy(), Y[::-1].copy()), workdir=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+@pytest.mark.usefixtures("quick")
+def test_batch_sizes_and_parts_do_not_matter():
+    card = run(batch_size=40)
+    assert timeless(card) == timeless(run(batch_size=7))
+    alone = run(parts=["Square", "APGD-CE"])
+    assert [part.name for part in alone.parts] == ["Square", "APGD-CE"]
+    assert alone.parts[0].attacked == TOTAL - 1 >= alone.parts[1].attacked
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_only_queries_find_is_a_warning():
+    card = run(lambda x: VICTIM(jnp.round(8 * x) / 8), radius=0.1)
+    (warning,) = card.warnings
+    assert warning.name == "queries" and warning.cause == "gradients are masked"
+    broken = card.parts[-1].broken
+    assert broken > 0 and f"broke {broken} of {card.parts[-1].attacked}" in warning.message
+    assert not run().warnings
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_victim_that_draws_is_told_to_take_another_version():
+    def noisy(keys, x):
+        return VICTIM(x + 0.05 * jax.vmap(lambda key, image: jax.random.normal(key, image.shape))(keys, x))
+
+    assert [check.name for check in run(randomized(noisy), parts=["APGD-CE"]).warnings] == ["randomized"]
+    assert not run(randomized(noisy), version="rand", parts=["APGD-CE"]).warnings
+
+
+def test_few_classes_take_the_margin_in_the_place_of_dlr(monkeypatch):
+    asked = []
+
+    def parts(radius, norm="linf", version="standard", loss="dlr"):
+        asked.append(loss)
+        return {"APGD-T": multi_targeted(pgd(radius, 2, loss=loss), 2)}
+
+    monkeypatch.setattr(cascade, "autoattack_parts", parts)
+    victim = mlp(classes=3)
+    card = run(victim, Split(X, np.asarray(jnp.argmax(victim(X), -1))))
+    assert asked[-1] == card.loss == "margin" and card.parts[0].broken > 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_images_outside_of_the_ball_are_no_successes(monkeypatch):
+    monkeypatch.setattr(cascade, "autoattack_parts", lambda radius, *rest: {"far": pgd(4 * radius, 5)})
+    (part,) = run().parts
+    assert part.broken == 0 < part.invalid
+
+
+def card_of(claimed):
+    parts = [PartRecord("APGD-CE", 90, 30, 2.0, 100), PartRecord("Square", 60, 10, 1.0, 5000, nonfinite=1)]
+    numbers = Proportion(90, 100), Proportion(50, 100)
+    return RobustnessCard("net", "digits", "l2", 0.5, "standard", "dlr", 3, *numbers, parts, [], claimed, {"jax": "0"})
+
+
+def test_a_card_has_everything_that_a_table_of_models_needs():
+    card = card_of(0.7)
+    data = json.loads(card.as_json())
+    assert set(data) == {
+        "format", "attack", "model", "data", "norm", "radius", "version", "loss", "seed", "images", "clean", "robust",
+        "claimed", "overclaimed", "parts", "seconds", "warnings", "versions",
+    }  # fmt: skip
+    assert (data["format"], data["radius"], data["images"], data["seconds"]) == (1, 0.5, 100, 3.0)
+    assert [part["standing"] for part in data["parts"]] == [60, 50]
+    assert data["parts"][1]["most_passes"] == 300_000 and data["parts"][1]["nonfinite"] == 1
+    assert data["robust"]["interval"][0] < data["robust"]["accuracy"] == 0.5 < data["robust"]["interval"][1]
+    assert data["overclaimed"] and not card_of(0.55).overclaimed and not card_of(None).overclaimed
+    assert "claimed 70.0%" in str(card) and "lies above" in str(card) and "lies above" not in str(card_of(0.55))
+    assert "broke 30 of 90 in 2.0 s" in str(card)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"claimed": 63.0}, "claimed=63"),
+        ({"version": "custom"}, "version='custom'"),
+        ({"parts": ["APGD"]}, "parts holds 'APGD'"),
+        ({"parts": []}, "must name at least one attack"),
+        ({"radius": -1.0}, "radius=-1"),
+        ({"norm": "linfty"}, "norm='linfty'"),
+    ],
+)
+def test_bad_input_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        run(**options)
