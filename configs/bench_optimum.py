@@ -5,6 +5,9 @@ python launch/benchmark.py --config configs/bench_optimum.py --workdir runs/benc
 One angle of +-20 degrees and noise; `bench_optimum.py:data=mnist` takes MNIST (with `--data_dir DIR`, as
 tensorflow-datasets prepares it). The exhaustive search runs PGD-20 with 3 restarts at each of 81 angles, 5,106 passes.
 Other searches have their passes in their names; a pass forward alone counts as a third.
+
+Seen on digits with networks trained alike but by another loop, 200 images, mean of seeds 0, 1 and 2, standard, PGD and
+SPA: exhaustive 1.3, 7.7 and 51.2 %, the default 1.8, 9.0 and 53.2 %, 17 angles climbed by 9 steps 1.3, 7.3 and 51.2 %.
 """
 
 from common import digits, in_training, small_network

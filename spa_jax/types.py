@@ -93,6 +93,9 @@ class Example:
         return dataclasses.replace(self, image=image, prepared=None)
 
 
+DistanceOfImages: TypeAlias = Callable[[Any, Any], Any]
+"""`(images [b, h, w, c], others [b, h, w, c]) -> distances [b]`."""
+
 Loss: TypeAlias = Callable[[Any, Any], Any]
 """`(logits [b, k], examples) -> values [b]`; the attacker maximises it. It reads the label, or the target if any."""
 

@@ -5,6 +5,7 @@ import doctest
 import pytest
 
 import spa_jax
+from spa_jax.perceptual import perceptual_attack, perceptual_distance
 
 COMBINATORS = (
     spa_jax.restarts,
@@ -14,6 +15,8 @@ COMBINATORS = (
     spa_jax.multi_targeted,
     spa_jax.until_broken,
     spa_jax.in_turn,
+    perceptual_attack,
+    perceptual_distance,
 )
 FUNCTIONS = (*spa_jax.ATTACKS.values(), *COMBINATORS)
 

@@ -13,7 +13,9 @@ from spa_jax.evaluation.judging import judge_all
 from spa_jax.evaluation.records import ModelReport
 from spa_jax.evaluation.sanity import above_clean, check_victim, noise_balls
 from spa_jax.evaluation.sweep import AnyAttack, Progress, make_sweep
-from spa_jax.types import Key, Victim
+from spa_jax.parallel import replicate
+from spa_jax.trees import as_pytree
+from spa_jax.types import DistanceOfImages, Key, Victim
 from spa_jax.validation import checked_keys, require_count, require_number
 
 _DRAWS = 10
@@ -33,6 +35,7 @@ def evaluate(
     levels: int | None = None,
     judge_draws: int = _DRAWS,
     examples_per_class: int = 0,
+    perceptual: DistanceOfImages | None = None,
     on_batch: Progress | None = None,
 ) -> ModelReport:
     """Classify every example of a split as it is and under each attack, and check whether the result can be believed.
@@ -74,6 +77,8 @@ def evaluate(
         examples_per_class: how many images that an attack fooled are kept of each class, the first in the split's
             order, with half as many survivors, those with the largest loss, for `report.html`; see
             `spa_jax.evaluation.gallery`. They come from the evaluation itself: nothing is attacked twice.
+        perceptual: a further distance that the report tells of every attack that fooled, from the attacked images and
+            the originals to [b], such as `spa_jax.perceptual.perceptual_distance(features)`.
         on_batch: called with what is running (the attack's name, "clean" at first, a check's at last), examples done
             and examples in all.
 
@@ -89,7 +94,8 @@ def evaluate(
     require_number("examples_per_class", examples_per_class, "0 or larger", lambda count: count >= 0)
     sweep = make_sweep(split, batch_size, mesh, on_batch)
     victim = sweep.place(victim, attacks.values())
-    report = judge_all(victim, sweep, attacks, key, survivors_only, levels, judge_draws, examples_per_class)
+    measure = None if perceptual is None else replicate(as_pytree(perceptual), sweep.mesh)
+    report = judge_all(victim, sweep, attacks, key, survivors_only, levels, judge_draws, examples_per_class, measure)
     if not (sanity and attacks):
         return report
     found = check_victim(victim, sweep, noise_balls(attacks.values()), key)

@@ -41,8 +41,13 @@ attack within the median distance."""
 
 NEAREST_HEADER = ("", "", "norm", "median distance", "found", "seconds")
 OVER_DRAWS_HEADER = ("", "", "draws", "one draw", "mean", "right in all", "right in some")
-DISTANCES_HEADER = ("", "L∞ from A(x, a)", "L∞ from x", "L2 from x", "SSIM with x")
-_DISTANCES = ("linf_from_edited", "linf", "l2", "ssim")
+_DISTANCES = {
+    "linf_from_edited": "L∞ from A(x, a)",
+    "linf": "L∞ from x",
+    "l2": "L2 from x",
+    "ssim": "SSIM with x",
+    "perceptual": "perceptual from x",
+}
 
 
 def condition_title(condition: str, survivors_only: bool) -> str:
@@ -143,12 +148,12 @@ def fooled_and_seconds(report: ModelReport, name: str) -> list[str]:
     return [str(record.attacked - int(record.correct.sum())), f"{record.seconds:.1f}"]
 
 
-def distance_rows(report: ModelReport) -> list[list[str]]:
-    """How far each attack that fooled moved its images."""
+def distance_table(report: ModelReport) -> tuple[list[str], list[list[str]]]:
+    """How far each attack that fooled moved its images: what was measured, and a row for each attack."""
     measured = {name: record.distances for name, record in report.attacks.items() if record.distances}
-    return [
-        [name, *(f"{own[of].mean:.3g} ({own[of].worst:.3g})" for of in _DISTANCES)] for name, own in measured.items()
-    ]
+    known = [of for of in _DISTANCES if any(of in own for own in measured.values())]
+    rows = [[name, *(f"{own[of].mean:.3g} ({own[of].worst:.3g})" for of in known)] for name, own in measured.items()]
+    return [_DISTANCES[of] for of in known], rows
 
 
 def attacks_in_words(models: Mapping[str, ModelReport]) -> dict[str, str]:

@@ -33,7 +33,7 @@ from spa_jax.evaluation.records import (
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Sweep, example_keys, stream
 from spa_jax.goals import is_answer
 from spa_jax.numerics import on_grid
-from spa_jax.types import Images, Key, Labels, Predict, Victim
+from spa_jax.types import DistanceOfImages, Images, Key, Labels, Predict, Values, Victim
 from spa_jax.victims.tracing import is_randomized
 
 _ROUNDING = 1e-6
@@ -69,10 +69,12 @@ def judge_all(
     levels: int | None = None,
     judge_draws: int = 1,
     examples_per_class: int = 0,
+    perceptual: DistanceOfImages | None = None,
 ) -> ModelReport:
     """Classify every example of a sweep as it is and under each attack; see `spa_jax.evaluation.evaluate`."""
     draws = judge_draws if is_randomized(victim) else 1
     options: dict[str, Any] = {"levels": levels, "draws": draws, "examples_per_class": examples_per_class}
+    options["perceptual"] = perceptual
     clean, labels, failed = classify_clean(victim, sweep, key, draws)
     records = {}
     standing = clean
@@ -125,6 +127,7 @@ def _attack_all(
     levels: int | None,
     draws: int,
     examples_per_class: int,
+    perceptual: DistanceOfImages | None,
 ) -> AttackRecord:
     """The attack on the candidates; all others are wrong already."""
     attack_key, judge_key = stream(key, "attack", name), stream(key, "judge", name)
@@ -139,6 +142,8 @@ def _attack_all(
             verdict = verdict._replace(finite=verdict.finite & (found.nonfinite.answers == 0))
         failures = _failures(predict, judge_key, batch, found.x, draws)
         measured = attack_distances(found, batch.images, edited)
+        if perceptual is not None:
+            measured["perceptual"] = _distance(perceptual, found.x, batch.images)
         if norm is not None:
             measured["nearest"] = DISTANCES[norm](found.x, batch.images)
         changes = measured, attribute_values(attack, found.variables)
@@ -181,6 +186,11 @@ def _attack_all(
         gallery=collector.gallery(*_what_moves(attack)),
         nearest=nearest,
     )
+
+
+@jax.jit
+def _distance(distance: DistanceOfImages, attacked: Images, x: Images) -> Values:
+    return distance(attacked, x)
 
 
 def _sighting(

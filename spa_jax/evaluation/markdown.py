@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from spa_jax.evaluation.contents import (
-    DISTANCES_HEADER,
     HOW_DRAWN,
     HOW_FAR,
     HOW_NEAR,
@@ -18,7 +17,7 @@ from spa_jax.evaluation.contents import (
     attacks_in_words,
     compare,
     condition_title,
-    distance_rows,
+    distance_table,
     fooled_and_seconds,
     how_to_read,
     nearest_rows,
@@ -161,9 +160,10 @@ def _card(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:
 
 
 def _distances(report: ModelReport) -> list[str]:
-    if not (rows := distance_rows(report)):
+    titles, rows = distance_table(report)
+    if not rows:
         return []
-    return [HOW_FAR, "", *table(DISTANCES_HEADER, [[plain(name), *numbers] for name, *numbers in rows]), ""]
+    return [HOW_FAR, "", *table(["", *titles], [[plain(name), *numbers] for name, *numbers in rows]), ""]
 
 
 def _by_class(report: ModelReport, class_names: Sequence[str] | None) -> list[str]:

@@ -63,6 +63,10 @@ def check_config(config: Any) -> dict[str, Any]:
     classifiers = [name for name, model in models.items() if classifies(model)]
     for name, path in paths.items():
         check_victims(models[name], models, classifiers, path)
+        judge = models[name]["evaluation"]["perceptual"]
+        if judge is not None and judge not in classifiers:
+            hint = suggest(judge, classifiers)
+            raise ConfigError(f"{path}.evaluation.perceptual={judge!r} must be a classifier of the config{hint}")
     source = (models[own]["evaluation"]["universal"] or {}).get("transfer_from")
     if source is not None and source not in others:
         hint = suggest(source, others)

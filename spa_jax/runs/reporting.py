@@ -168,6 +168,8 @@ def _judge(
     config, attacks = lineup.config(name), lineup.attacks(name)
     settings, common = config["evaluation"], _common(config, mesh)
     options = {key: settings[key] for key in ("survivors_only", "judge_draws", "examples_per_class")}
+    if settings["perceptual"] is not None:
+        options["perceptual"] = lineup.perceptual(settings["perceptual"])
     report = evaluate(victim, split, attacks, on_batch=show.batch, **options, **common)
     curves = _curves(lineup, name, victim, evenly_spaced(split, _CURVE_EXAMPLES), common)
     report = dataclasses.replace(report, curves=curves)

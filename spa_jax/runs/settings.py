@@ -156,6 +156,8 @@ class Evaluation:
         judge_draws: how often a randomised victim judges each image, as for `spa_jax.evaluation.evaluate`.
         examples_per_class: how many fooled images of each class `report.html` shows at most under each attack, with
             half as many survivors, as for `spa_jax.evaluation.evaluate`; 0 for none.
+        perceptual: the name of a classifier of the config, in whose features the report tells how far each attack moved
+            the images that it fooled (`spa_jax.perceptual.captured_features`); None: not at all.
         radii: at which the accuracy under `radius_attack` is measured; None for no such curve.
         radius_attack: the name of an attack.
         attribute_points: how many values of each attribute the accuracy is measured at; 0 for no such curve.
@@ -176,6 +178,7 @@ class Evaluation:
     num_examples: int | None = None
     judge_draws: int = 10
     examples_per_class: int = 8
+    perceptual: str | None = None
     radii: tuple | list | None = None
     radius_attack: str | None = None
     attribute_points: int = 0

@@ -13,6 +13,7 @@ from spa_jax.configuration import diff
 from spa_jax.data.types import Dataset
 from spa_jax.errors import ConfigError
 from spa_jax.models import abstract_variables
+from spa_jax.perceptual import PerceptualDistance, captured_features, perceptual_distance
 from spa_jax.runs.experiment import (
     LoadData,
     classifies,
@@ -133,6 +134,15 @@ class Lineup:
         if name not in self._loaded:
             self._loaded[name] = self._compose(self._composed[name]) if name in self._composed else self._trained(name)
         return self._loaded[name]
+
+    def perceptual(self, name: str) -> PerceptualDistance:
+        """The distance in the features of one of the classifiers.
+
+        Raises:
+            CheckpointError: it was not trained.
+        """
+        known: Any = self.victim(name)
+        return perceptual_distance(captured_features(known.apply.model, known.variables, None, known.mean, known.std))
 
     def attacks(self, name: str, specs: Mapping[str, Any] | None = None) -> dict[str, PureAttack]:
         """The attacks that judge one: those of its config, or these.

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from spa_jax.evaluation.contents import (
-    DISTANCES_HEADER,
     HOW_DRAWN,
     HOW_FAR,
     HOW_NEAR,
@@ -15,7 +14,7 @@ from spa_jax.evaluation.contents import (
     attacks_in_words,
     compare,
     condition_title,
-    distance_rows,
+    distance_table,
     fooled_and_seconds,
     how_to_read,
     nearest_rows,
@@ -160,9 +159,9 @@ def _card(name: str, report: ModelReport, class_names: Sequence[str] | None) -> 
         rows.append([condition_title(condition, report.survivors_only), heat(accuracy), *cost])
     header = ["condition", "accuracy", "attacked", "fooled", "seconds"]
     parts = [table(f"Attacks on {name}; seconds include compilation", header, rows)]
-    if distances := distance_rows(report):
-        header = ["attack", *DISTANCES_HEADER[1:]]
-        parts += [tag("p", HOW_FAR), table(f"How far images of {name} were moved", header, distances)]
+    titles, distances = distance_table(report)
+    if distances:
+        parts += [tag("p", HOW_FAR), table(f"How far images of {name} were moved", ["attack", *titles], distances)]
     parts.append(_by_class(name, report, class_names))
     if report.checks:
         marks = [[own.name, _mark(own.passed), own.message] for own in report.checks]
