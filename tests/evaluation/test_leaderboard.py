@@ -9,6 +9,7 @@ import pytest
 
 from spa_jax import attribute_attack, fgsm, pgd, restarts, spa, worst_of
 from spa_jax.evaluation import AttackRecord, Check, Entry, ModelReport, Proportion, evaluate, write_report
+from spa_jax.evaluation.card import PartRecord, RobustnessCard
 from spa_jax.evaluation.description import describe
 from spa_jax.evaluation.drawing import MINUS
 from spa_jax.evaluation.entries import READERS, Reader, in_words, read_entries, threat_of
@@ -118,21 +119,21 @@ def test_what_cannot_be_read_is_named(tmp_path):
         write_leaderboard([], tmp_path / "l.html")
 
 
-CARD = {
-    "format": 1,
-    "attack": "autoattack",
-    "model": "wrn",
-    "data": "cifar10",
-    "norm": "linf",
-    "radius": 8 / 255,
-    "version": "standard",
-    "images": 200,
-    "clean": {"correct": 180, "total": 200},
-    "robust": {"correct": 104, "total": 200},
-    "claimed": 0.56,
-    "parts": [{"name": "apgd_ce"}, {"name": "square"}],
-    "warnings": [{"check": "gradients", "cause": "c", "seen": "s", "advice": "a"}],
-}
+CARD = RobustnessCard(
+    model="wrn",
+    data="cifar10",
+    norm="linf",
+    radius=8 / 255,
+    version="standard",
+    loss="ce",
+    seed=0,
+    clean=Proportion(180, 200),
+    robust=Proportion(104, 200),
+    parts=(PartRecord("apgd_ce", 180, 70, 1.0, 100), PartRecord("square", 110, 6, 1.0, 5000)),
+    checks=(Check("gradients", False, "m", "a", {}, "c"), Check("finite", True, "m", "a", {})),
+    claimed=0.56,
+    versions={},
+).as_data()
 
 
 def test_a_card_of_autoattack_is_read(tmp_path):
