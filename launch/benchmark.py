@@ -20,6 +20,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    launching.launch(
-        main, collectives=lambda: bool({"strength", "matrix", "universal"} & set(launching.config_value(CONFIG)))
-    )
+    trains = {"strength", "minimal_norm", "autoattack", "matrix", "universal"}
+    launching.launch(main, collectives=lambda: bool(trains & set(launching.config_value(CONFIG))))

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from spa_jax.benchmarks.autoattack import AUTOATTACK_REQUIREMENTS, check_autoattack, compare_autoattack
 from spa_jax.benchmarks.device import check_device, time_device
 from spa_jax.benchmarks.generator import check_generator, time_generator
 from spa_jax.benchmarks.matrix import check_matrix, fill_matrix, matrix_table
@@ -33,6 +34,7 @@ SCHEMA: Mapping[str, Any] = {
     "memory": Mapping | None,
     "strength": Mapping | None,
     "minimal_norm": Mapping | None,
+    "autoattack": Mapping | None,
     "matrix": Mapping | None,
     "generator": Mapping | None,
     "device": Mapping | None,
@@ -88,6 +90,7 @@ MEASUREMENTS: Mapping[str, Callable[[Mapping[str, Any], Path], Iterable[Row]]] =
     "minimal_norm": lambda config, workdir: compare_minimal_norm(
         config["minimal_norm"], config["data"], config["seed"]
     ),
+    "autoattack": lambda config, workdir: compare_autoattack(config["autoattack"], config["data"], config["seed"]),
     "matrix": lambda config, workdir: fill_matrix(config["matrix"], config["data"], workdir),
     "generator": lambda config, workdir: time_generator(config["generator"], config["seed"]),
     "device": lambda config, workdir: time_device(config["device"], config["seed"]),
@@ -100,6 +103,7 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "memory": lambda config: check_memory(config["memory"]),
     "strength": lambda config: check_strength(config["strength"]),
     "minimal_norm": lambda config: check_minimal_norm(config["minimal_norm"]),
+    "autoattack": lambda config: check_autoattack(config["autoattack"]),
     "matrix": lambda config: check_matrix(config["matrix"], config["data"]),
     "generator": lambda config: check_generator(config["generator"]),
     "device": lambda config: check_device(config["device"]),
@@ -117,7 +121,7 @@ def _checked(config: Any) -> Any:
     asked = [section for section in MEASUREMENTS if config.get(section)]
     if not asked:
         raise ConfigError(f"config has no section to measure; give it one of {', '.join(MEASUREMENTS)}")
-    for section in {"strength", "minimal_norm", "matrix", "universal"} & set(asked):
+    for section in {"strength", "minimal_norm", "autoattack", "matrix", "universal"} & set(asked):
         if not config.get("data"):
             raise ConfigError(f"config.data is missing: the section `{section}` needs images")
     for section in asked:
@@ -128,17 +132,18 @@ def _checked(config: Any) -> Any:
 def _environment(config: Mapping[str, Any]) -> Row:
     """What the numbers depend on; a load average above the machine's idle one means that others used its cores."""
     peers: set[str] = set()
-    for name in ("speed", "strength", "minimal_norm", "universal", "universal_speed"):
+    for name in ("speed", "strength", "minimal_norm", "autoattack", "universal", "universal_speed"):
         section = config.get(name) or {}
         peers |= set(section.get("peers", ()))
         peers |= {peer for match in section.get("attacks", {}).values() for peer in match.get("peers", ())}
+    known = {**REQUIREMENTS, **NORM_REQUIREMENTS, **AUTOATTACK_REQUIREMENTS, **UNIVERSAL_REQUIREMENTS}
     own = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "devices": [str(device) for device in jax.devices()],
-        "versions": own | versions(sorted(peers), {**REQUIREMENTS, **NORM_REQUIREMENTS, **UNIVERSAL_REQUIREMENTS}),
+        "versions": own | versions(sorted(peers), known),
         "load_average_before": os.getloadavg(),
     }
 
@@ -161,6 +166,10 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
     "minimal_norm": (
         "victim", "attack", "norm", "images", "steps", "library", "median", "by_seed", "found", "passes", "forwards",
         "backwards", "times_theirs", "nearer", "farther", "logits_off",
+    ),
+    "autoattack": (
+        "victim", "norm", "radius", "images", "seed", "library", "clean_accuracy", "robust_accuracy",
+        "ours_minus_theirs", "seconds", "again_s", "times_theirs", "broken", "part_s",
     ),
     "universal_speed": (
         "network", "library", "devices", "seconds", "examples_per_s", "first_s", "multiple_of_floor",

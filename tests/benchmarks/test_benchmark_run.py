@@ -197,6 +197,7 @@ def get_config(name, arg=""):
 
 BENCHMARKS = [
     "bench_attacks",
+    "bench_autoattack",
     "bench_composite",
     "bench_device",
     "bench_generator",

@@ -1,0 +1,187 @@
+"""AutoAttack of ours and of torchattacks on the same weights: what each part breaks, and how long it takes."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from spa_jax import distances
+from spa_jax.attacks.cascade import autoattack_parts
+from spa_jax.benchmarks.peers import check_peers, seed_libraries, to_torch_images
+from spa_jax.benchmarks.speed import Row
+from spa_jax.benchmarks.strength import check_victims, logits_of, train_victim
+from spa_jax.benchmarks.torch_port import to_torch
+from spa_jax.benchmarks.workers import Spec, time_in_turns
+from spa_jax.configuration import check_keys
+from spa_jax.data import load_dataset, to_unit_float
+from spa_jax.data.types import Split
+from spa_jax.evaluation.cascade import autoattack
+from spa_jax.evaluation.sweep import evenly_spaced
+from spa_jax.models import create_model
+from spa_jax.validation import require_choice, require_count
+from spa_jax.victims import Classifier, classifier
+
+AUTOATTACK_SCHEMA: Mapping[str, Any] = {
+    "model": Mapping,
+    "batch_size": int,
+    "learning_rate": float,
+    "victims": Mapping,
+    "norm": str,
+    "num_images": int,
+    "seeds": tuple | list,
+    "devices": int,
+    "peers": tuple | list,
+}
+"""Section `autoattack`: a victim has a `recipe`, `num_epochs` and the `radius` that it is attacked at."""
+AUTOATTACK_REQUIREMENTS: Mapping[str, tuple[str, ...]] = {"torchattacks_autoattack": ("torch", "torchattacks")}
+"""The libraries that the other evaluations import."""
+_NORMS: Mapping[str, tuple[str, Callable[..., Any]]] = {"linf": ("Linf", distances.linf), "l2": ("L2", distances.l2)}
+"""What torchattacks calls the norms that it has, and the distances."""
+_ROUNDING = 1e-5
+_HERE = "spa_jax.benchmarks.autoattack"
+
+
+class _Part(NamedTuple):
+    name: str
+    broken: int
+    seconds: float
+
+
+def check_autoattack(section: Mapping[str, Any]) -> None:
+    """Check the section `autoattack` of a config before anything is read or trained.
+
+    Raises:
+        ConfigError: an unknown or missing key, name or library.
+        ValueError: a number out of range, or a norm that torchattacks does not have.
+    """
+    check_keys(section, AUTOATTACK_SCHEMA, "config.autoattack")
+    check_victims(section, "config.autoattack")
+    require_choice("norm", section["norm"], tuple(_NORMS))
+    for name in ("num_images", "devices"):
+        require_count(name, section[name])
+    for victim in section["victims"].values():
+        autoattack_parts(victim["radius"], section["norm"])
+    check_peers(section["peers"], AUTOATTACK_REQUIREMENTS)
+
+
+def compare_autoattack(section: Mapping[str, Any], data: Mapping[str, Any], seed: int) -> Iterator[Row]:
+    """Train each victim, and evaluate it by both libraries on the same test images, each time in a fresh process.
+
+    Args:
+        section: see `AUTOATTACK_SCHEMA`.
+        data: arguments of `load_dataset`.
+        seed: of the training.
+
+    Returns:
+        One row for each victim, seed and library: `robust_accuracy` on the images as the Flax network judges them, and
+        of ours in points what it is above the other's (`ours_minus_theirs`); `seconds`, compilation included, and
+        `again_s`, where it was run again in the same process; `times_theirs`, our seconds in units of theirs; `broken`,
+        how many images each attack broke of those that the ones before it had left, and `part_s`, its seconds.
+    """
+    dataset = load_dataset(**data)
+    chosen = evenly_spaced(dataset.test, section["num_images"])
+    batch = chosen.take(np.arange(len(chosen)))
+    x, y = np.asarray(to_unit_float(batch["image"])), np.asarray(batch["label"])
+    for name, spec in section["victims"].items():
+        _, victim = train_victim(section, spec, dataset, seed)
+        task = {
+            "model": dict(section["model"]) | {"num_classes": dataset.num_classes},
+            "variables": jax.tree.map(np.asarray, victim.variables),
+            "images": x,
+            "labels": y,
+            "radius": spec["radius"],
+            "norm": section["norm"],
+        }
+        common = {"victim": name, "norm": section["norm"], "radius": spec["radius"], "images": len(x)}
+        for own in section["seeds"]:
+            for row in _compared(task | {"seed": own}, section["peers"], section["devices"]):
+                yield common | {"seed": own} | row
+
+
+def _compared(task: Mapping[str, Any], peers: Sequence[str], devices: int) -> Iterator[Row]:
+    """The rows of one victim and seed; a library after the other, so that none disturbs another."""
+    ours = _in_a_process({"build": f"{_HERE}:evaluate_ours", "devices": devices, **task})
+    yield {"library": "spa_jax"} | ours
+    for peer in peers:
+        theirs = _in_a_process({"build": f"{_HERE}:evaluate_{peer}", "devices": 1, **task})
+        points = 100 * (ours["robust_accuracy"] - theirs["robust_accuracy"])
+        ratio = {"ours_minus_theirs": points, "times_theirs": ours["seconds"] / theirs["seconds"]}
+        yield {"library": peer} | theirs | ratio
+
+
+def _in_a_process(spec: Spec) -> Row:
+    return dict(time_in_turns({"it": spec}, 1)["it"].facts)
+
+
+# --- in the processes -----------------------------------------------------------------------------------------------
+
+
+def evaluate_ours(
+    devices: int, model: Any, variables: Any, images: Any, labels: Any, radius: float, norm: str, seed: int
+) -> tuple[Row, Mapping[str, Callable[[], Any]]]:
+    """Our evaluation, twice; see `workers.Build`."""
+    victim = classifier(_network(model, images), variables)
+
+    def run() -> tuple[float, Any]:
+        started = time.perf_counter()
+        card = autoattack(
+            victim, Split(images, labels), radius, norm=norm, seed=seed, batch_size=len(images), sanity=False
+        )
+        return time.perf_counter() - started, card
+
+    (first, card), (again, _) = run(), run()
+    parts = [_Part(part.name, part.broken, part.seconds) for part in card.parts]
+    return _row(card.clean.value, card.robust.value, first, parts) | {"again_s": again}, {}
+
+
+def evaluate_torchattacks_autoattack(
+    devices: int, model: Any, variables: Any, images: Any, labels: Any, radius: float, norm: str, seed: int
+) -> tuple[Row, Mapping[str, Callable[[], Any]]]:
+    """That of torchattacks, attack by attack on what is left, as its own loop does; see `workers.Build`."""
+    import torch
+    import torchattacks
+
+    seed_libraries(seed)
+    network = _network(model, images)
+    victim = classifier(network, variables)
+    module = to_torch(network, variables, images.shape[1:])
+    name, distance = _NORMS[norm]
+    classes = int(model["num_classes"])
+    attack = torchattacks.AutoAttack(module, norm=name, eps=radius, n_classes=classes, seed=seed)
+    standing = _right(victim, images, labels)
+    clean, parts = float(standing.mean()), []
+    for part in attack._autoattack.attacks:
+        rows = np.flatnonzero(standing)
+        if not len(rows):
+            break
+        x, y = to_torch_images(images[rows], False), torch.from_numpy(np.array(labels[rows], np.int64))
+        started = time.perf_counter()
+        found = part(x, y).detach()
+        seconds = time.perf_counter() - started
+        found = found.permute(0, 2, 3, 1).contiguous().numpy()
+        near = np.asarray(distance(found, images[rows])) <= radius * (1 + _ROUNDING) + _ROUNDING
+        left = _right(victim, found, labels[rows]) | ~near
+        standing[rows] = left
+        parts.append(_Part(type(part).__name__, int(np.sum(~left)), seconds))
+    return _row(clean, float(standing.mean()), sum(part.seconds for part in parts), parts), {}
+
+
+def _network(model: Mapping[str, Any], images: np.ndarray) -> nn.Module:
+    return create_model(**model, input_shape=images.shape[1:])
+
+
+def _right(victim: Classifier, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.argmax(np.asarray(logits_of(victim, images)), -1) == labels
+
+
+def _row(clean: float, robust: float, seconds: float, parts: Sequence[_Part]) -> Row:
+    return {
+        "clean_accuracy": clean,
+        "robust_accuracy": robust,
+        "seconds": seconds,
+        "broken": [f"{part.name} {part.broken}" for part in parts],
+        "part_s": [round(part.seconds, 2) for part in parts],
+    }

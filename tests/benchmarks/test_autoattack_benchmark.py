@@ -1,0 +1,68 @@
+"""AutoAttack beside that of torchattacks: what a row says, and what a config may ask for."""
+
+import jax
+import numpy as np
+import pytest
+
+from spa_jax.benchmarks import autoattack as benchmark
+from spa_jax.benchmarks.autoattack import check_autoattack, evaluate_ours
+from spa_jax.errors import ConfigError
+from spa_jax.models import create_model
+from spa_jax.runs.config_files import load_config
+from tests.analytic_victims import images
+
+MODEL = {"name": "small_cnn", "width": 2, "hidden": 8, "convs_per_stage": 1, "num_classes": 5}
+SIZE = (8, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def task():
+    x = images(batch=12, size=SIZE)
+    model = create_model(**MODEL, input_shape=SIZE)
+    variables = jax.tree.map(np.asarray, model.init(jax.random.key(0), x))
+    y = np.argmax(np.asarray(model.apply(variables, x)), -1).astype(np.int32)
+    return {
+        "devices": 1,
+        "model": MODEL,
+        "variables": variables,
+        "images": np.asarray(x),
+        "labels": y,
+        "norm": "linf",
+        "seed": 0,
+    }
+
+
+def test_our_row_has_every_part_and_both_times(task):
+    row, functions = evaluate_ours(**task, radius=1.0)
+    assert not functions and (row["clean_accuracy"], row["robust_accuracy"]) == (1, 0)
+    assert row["broken"] == ["APGD-CE 12", "APGD-T 0", "FAB-T 0", "Square 0"]
+    assert len(row["part_s"]) == 4 and row["seconds"] > 0 < row["again_s"]
+
+
+def test_rows_are_compared_with_ours(monkeypatch):
+    found = {
+        "evaluate_ours": {"robust_accuracy": 0.50, "seconds": 2.0},
+        "evaluate_torchattacks_autoattack": {"robust_accuracy": 0.52, "seconds": 8.0},
+    }
+    monkeypatch.setattr(benchmark, "_in_a_process", lambda spec: found[spec["build"].split(":")[1]])
+    ours, theirs = benchmark._compared({}, ["torchattacks_autoattack"], 2)
+    assert ours["library"] == "spa_jax" and "times_theirs" not in ours
+    assert theirs["ours_minus_theirs"] == pytest.approx(-2) and theirs["times_theirs"] == 0.25
+
+
+def test_the_section_is_checked(monkeypatch):
+    monkeypatch.setattr(benchmark, "check_peers", lambda *_: None)  # their libraries are an extra
+    section = load_config("configs/bench_autoattack.py:data=digits,images=5,seeds=0|1,norm=l2,radius=0.25")[
+        "autoattack"
+    ]
+    check_autoattack(section)
+    assert section["num_images"] == 5 and {victim["radius"] for victim in section["victims"].values()} == {0.25}
+    for change, message in (
+        ({"norm": "l1"}, "norm='l1'"),
+        ({"devices": 0}, "devices=0"),
+        ({"num_images": 0}, "num_im"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_autoattack(section | change)
+    with pytest.raises(ConfigError, match=r"config.autoattack.peer is unknown"):
+        check_autoattack(section | {"peer": 1})
