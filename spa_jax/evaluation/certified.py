@@ -142,10 +142,11 @@ def certify(
     cells, splits, batch_size = (
         require_count(name, value) for name, value in (("cells", cells), ("splits", splits), ("batch_size", batch_size))
     )
-    if not low < high or not math.isfinite(high - low) or (edit == "rotation" and max(abs(low), abs(high)) > 90):
+    if not low < high or not math.isfinite(high - low) or (edit == "rotation" and max(-float(low), float(high)) > 90):
         raise ValueError(f"low={low!r}, high={high!r} must be a range, of angles within 90 degrees")
-    images, labels = np.asarray(images, np.float32), np.asarray(labels)
-    look = functools.partial(_looked_at, jax.jit(functools.partial(_look, victim, edit)), images, labels, batch_size)
+    pictures: Any = np.asarray(images, np.float32)
+    compiled = jax.jit(functools.partial(_look, victim, edit))
+    look = functools.partial(_looked_at, compiled, pictures, np.asarray(labels), batch_size)
     ends = np.linspace(low, high, cells + 1)
     owner = np.repeat(np.arange(len(images)), cells)
     lows, highs = (np.tile(own, len(images)) for own in (ends[:-1], ends[1:]))
