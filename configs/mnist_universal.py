@@ -10,7 +10,7 @@ stages 84.1 (87.1) and 98.5 (99.0). docs/universal.md has the intervals and the 
 such trainings at once took ten minutes on an H200, each evaluation six on two cores that did other work.
 """
 
-from common import BALANCE_PENALTIES, mnist_like, universal_experiment
+from common import BALANCE_PENALTIES, LONG_CRAFTING, mnist_like, universal_experiment
 from ml_collections import ConfigDict
 
 from spa_jax.configuration import parse_arguments
@@ -22,5 +22,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     setting, radius = mnist_like(args["data"], args["epochs"], args["radius"])
     penalty = args["penalty"] or BALANCE_PENALTIES[args["data"]]
     experiment = universal_experiment(radius, 10, penalty)
-    experiment["evaluation"]["universal"] |= {"num_images": 5000, "image_counts": (100, 500, 2000)}
+    experiment["evaluation"]["universal"] |= LONG_CRAFTING | {"image_counts": (100, 500, 2000)}
     return ConfigDict(experiment | setting | {"seed": args["seed"]})
