@@ -205,7 +205,9 @@ def universal_experiment(radius: float, num_classes: int, penalty: float = 1.0) 
     }
 
 
-def spat_experiment(radius: float, num_steps: int, smoothing: float = 0.3, apgd_steps: int = 50) -> Config:
+def spat_experiment(
+    radius: float, num_steps: int, smoothing: float = 0.3, apgd_steps: int = 50, masked: bool = True
+) -> Config:
     """Training on examples that keep their meaning (SPAT) beside other trainings of the same attack budget.
 
     Every network is trained against `num_steps` steps. `spat` moves away from smoothed labels and learns hard ones;
@@ -217,6 +219,7 @@ def spat_experiment(radius: float, num_steps: int, smoothing: float = 0.3, apgd_
         num_steps: of each attack in training.
         smoothing: of the labels, inside and outside.
         apgd_steps: of APGD in the report.
+        masked: whether to train with the mask of shared pixels too, each step of which takes a pass for every class.
     """
     pgd = {"name": "pgd", "radius": radius}
     hard = pgd | {"num_steps": num_steps, "keep": "last"}
@@ -254,7 +257,7 @@ def spat_experiment(radius: float, num_steps: int, smoothing: float = 0.3, apgd_
             trained("both", soft, outside),
             trained("spat_guarded", soft | {"guard": "anneal"}),
             trained("spat_bce", soft | {"loss": "independent_bce"}),
-            trained("spat_mask", soft | {"smoothing": 0.0, "mask": "mean"}),
+            *([trained("spat_mask", soft | {"smoothing": 0.0, "mask": "mean"})] if masked else []),
             trained("spat_trades", soft, own),
             trained("spat_mart", soft, "mart"),
             trained("spat_awp", soft, **awp),

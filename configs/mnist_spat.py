@@ -17,12 +17,23 @@ RADII = {"mnist": 0.3, "fashion_mnist": 0.1}
 def get_config(arg: str | None = None) -> ConfigDict:
     """The experiment; `arg` may set these, as in `mnist_spat.py:data=fashion_mnist,epochs=2,seed=1`.
 
-    `images` is the number of test images, 0 for all; `train_share` the share of the training images.
+    `images` is the number of test images, 0 for all; `train_share` the share of the training images. `masked` adds the
+    training with the mask of shared pixels, which takes ten times as long as the others.
     """
     args = parse_arguments(
-        arg, data="mnist", epochs=5.0, seed=0, radius=0.0, smoothing=0.3, steps=10, images=0, train_share=1.0
+        arg,
+        data="mnist",
+        epochs=5.0,
+        seed=0,
+        radius=0.0,
+        smoothing=0.3,
+        steps=10,
+        images=0,
+        train_share=1.0,
+        masked=False,
     )
-    experiment = spat_experiment(args["radius"] or RADII[args["data"]], args["steps"], args["smoothing"])
+    radius = args["radius"] or RADII[args["data"]]
+    experiment = spat_experiment(radius, args["steps"], args["smoothing"], masked=args["masked"])
     experiment["evaluation"] |= {"num_examples": args["images"] or None}
     return ConfigDict(
         experiment
