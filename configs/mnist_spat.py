@@ -5,8 +5,8 @@ python launch/train.py --config configs/mnist_spat.py --workdir runs/mnist_spat 
 DIR holds `mnist` as tensorflow-datasets prepares it; `mnist_spat.py:data=fashion_mnist` takes the other.
 Seen with `data=fashion_mnist,steps=5,epochs=4,train_share=0.25,images=500` in batches of 128, worst case of seeds 1 and
 2: PGD 64.2 and 63.2 %, TRADES 62.4 and 64.6, MART 65.2 and 65.2, SPAT 57.4 and 57.6, with the guard 61.0 and 61.4,
-smoothing outside alone 65.0 and 65.8; see docs/spat.md. Thirteen trainings took 17 minutes of one core, their evaluation
-about as long.
+smoothing outside alone 65.0 and 65.8; see docs/spat.md. Thirteen trainings took 17 minutes of one core,
+and their evaluation about as long.
 """
 
 from common import small_network, spat_experiment
