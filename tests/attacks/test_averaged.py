@@ -128,7 +128,7 @@ def test_configs_ask_for_draws():
 
 @pytest.mark.parametrize(
     ("attack", "draws", "message"),
-    [(pgd(0.1), 0, "draws=0 must be an integer of at least 1"), (cw(), 2, "CarliniWagner has no draws")],
+    [(pgd(0.1), 0, "draws=0 must be an integer of at least 1"), (cw(), 2, "MinimalNorm has no draws")],
 )
 def test_what_cannot_be_averaged_is_refused(attack, draws, message):
     with pytest.raises(ValueError, match=message):
