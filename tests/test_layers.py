@@ -5,10 +5,10 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "spa_jax"
 ORDER = (
-    "basis", "victims", "manipulators", "spaces", "solvers", "attacks", "parallel", "models", "data", "evaluation",
-    "training", "runs", "benchmarks",
+    "basis", "victims", "manipulators", "spaces", "solvers", "attacks", "perceptual", "parallel", "models", "data",
+    "evaluation", "training", "runs", "benchmarks",
 )  # fmt: skip
-"""From the bottom up; what stands in no folder is the basis, but for two modules with a place of their own."""
+"""From the bottom up; what stands in no folder is the basis, but for three modules with a place of their own."""
 
 
 def part(names):

@@ -90,6 +90,7 @@ def test_help_names_flags_and_an_example(script):
     assert "--config" in shown and "--workdir" in shown and f"python launch/{script}" in shown
 
 
+@pytest.mark.slow
 def test_the_leaderboard_compares_reports_and_needs_no_config(tmp_path):
     flags = np.ones(3, bool)
     model = ModelReport(np.arange(3, dtype=np.int32), flags, {"mine": AttackRecord(flags, 3)}, False)

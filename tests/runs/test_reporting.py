@@ -55,7 +55,7 @@ def test_options_written_out_and_another_precision_are_the_same_network(trained)
     assert "PGD" in _report(_config(model=model), trained)
 
 
-@pytest.mark.parametrize("count", [1, 0])
+@pytest.mark.parametrize("count", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_page_has_as_many_images_as_the_config_says(count, trained):
     config = _config()
     config["evaluation"] = config["evaluation"] | {"examples_per_class": count, "num_examples": 60}

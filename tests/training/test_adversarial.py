@@ -54,6 +54,7 @@ def test_one_device_and_eight_and_either_engine_reach_the_same_state(tiny_net, b
         assert_trees_close(other, metrics)
 
 
+@pytest.mark.slow
 def test_generalised_adversarial_training_is_the_composite_attack_in_a_random_order(plain_net, batch):
     """GAT: every image has an order of its own, and one device and eight reach the same network."""
     ranges = {"hue": (-1.0, 1.0), "contrast": (0.7, 1.3)}
