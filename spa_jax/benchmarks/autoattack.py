@@ -36,7 +36,10 @@ AUTOATTACK_SCHEMA: Mapping[str, Any] = {
     "peers": tuple | list,
 }
 """Section `autoattack`: a victim has a `recipe`, `num_epochs` and the `radius` that it is attacked at."""
-AUTOATTACK_REQUIREMENTS: Mapping[str, tuple[str, ...]] = {"torchattacks_autoattack": ("torch", "torchattacks")}
+AUTOATTACK_REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
+    "torchattacks_autoattack": ("torch", "torchattacks"),
+    "torchattacks_100_steps": ("torch", "torchattacks"),
+}
 """The libraries that the other evaluations import."""
 _NORMS: Mapping[str, tuple[str, Callable[..., Any]]] = {"linf": ("Linf", distances.linf), "l2": ("L2", distances.l2)}
 """What torchattacks calls the norms that it has, and the distances."""
@@ -137,10 +140,28 @@ def evaluate_ours(
     return _row(card.clean.value, card.robust.value, first, parts) | {"again_s": again}, {}
 
 
-def evaluate_torchattacks_autoattack(
-    devices: int, model: Any, variables: Any, images: Any, labels: Any, radius: float, norm: str, seed: int
+def evaluate_torchattacks_autoattack(**task: Any) -> tuple[Row, Mapping[str, Callable[[], Any]]]:
+    """That of torchattacks as it is, with 10 steps in its gradient attacks; see `workers.Build`."""
+    return _torchattacks(None, **task)
+
+
+def evaluate_torchattacks_100_steps(**task: Any) -> tuple[Row, Mapping[str, Callable[[], Any]]]:
+    """The same with AutoAttack's 100 steps; see `workers.Build`."""
+    return _torchattacks(100, **task)
+
+
+def _torchattacks(
+    num_steps: int | None,
+    devices: int,
+    model: Any,
+    variables: Any,
+    images: Any,
+    labels: Any,
+    radius: float,
+    norm: str,
+    seed: int,
 ) -> tuple[Row, Mapping[str, Callable[[], Any]]]:
-    """That of torchattacks, attack by attack on what is left, as its own loop does; see `workers.Build`."""
+    """Attack by attack on what is left, as its own loop does."""
     import torch
     import torchattacks
 
@@ -157,6 +178,8 @@ def evaluate_torchattacks_autoattack(
         rows = np.flatnonzero(standing)
         if not len(rows):
             break
+        if num_steps is not None and hasattr(part, "steps"):
+            part.steps = num_steps
         x, y = to_torch_images(images[rows], False), torch.from_numpy(np.array(labels[rows], np.int64))
         started = time.perf_counter()
         found = part(x, y).detach()
