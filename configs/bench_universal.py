@@ -8,7 +8,8 @@ DIR holds `mnist` as tensorflow-datasets prepares it; `bench_universal.py:datase
 Seen with `parts=strength,crafting=500,epochs=3,images=1000`, mean of seeds 0, 1, 2: `uap` leaves 83.2 % (fooling ratio
 16.4 %) and the PyTorch loop 83.1 % (16.4 %) after 1,500 passes each. With `parts=speed,timed=1280,repeats=1` on two
 quiet cores an epoch of `uap` took 0.98 floors on one device (4,871 images a second), the PyTorch loop 1.2 times and ART
-268 times as long. ART's rows of the first table are not there yet.
+268 times as long. With `parts=strength,crafting=200,epochs=5,images=1000,seeds=0` `uap` leaves 89.4 % after 1,000
+passes (83.1 % after 8,000, with `epochs=40`), and ART's perturbation 96.3 % after 255,253.
 """
 
 from common import small_network
