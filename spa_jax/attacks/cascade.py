@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from spa_jax.attacks.base import RUN, PureAttack, stream
-from spa_jax.attacks.combinators import WorstOf, first_success, require_per_example, restarts
+from spa_jax.attacks.combinators import WorstOf, checked_attacks, first_success, restarts
 from spa_jax.attacks.fab import fab
 from spa_jax.attacks.gradient import apgd_ce, apgd_dlr
 from spa_jax.attacks.query import square
@@ -84,11 +84,7 @@ def in_turn(*attacks: PureAttack) -> InTurn:
         >>> print(result.success, result.variables)
         [ True  True] [1 1]
     """
-    if not attacks:
-        raise ValueError("in_turn() needs at least one attack")
-    for attack in attacks:
-        require_per_example("in_turn attacks per example", attack)
-    return InTurn(tuple(attacks))
+    return InTurn(checked_attacks("in_turn", "attacks", attacks))
 
 
 def autoattack_parts(

@@ -41,7 +41,7 @@ class Wrapped(PureAttack):
         return self.attack.judged(result, keys, predict, examples)
 
 
-def _stronger(old: Result, new: Result) -> Result:
+def stronger(old: Result, new: Result) -> Result:
     """The stronger of two results of one attack, per example; what was not finite is counted in both."""
     nonfinite = jax.tree.map(jnp.add, old.nonfinite, new.nonfinite)
     return dataclasses.replace(better(old, new), nonfinite=nonfinite)
@@ -116,7 +116,7 @@ class Restarts(Wrapped):
 
     def move(self, state: RestartState, predict: Predict, examples: Example) -> RestartState:
         def start_again(state: RestartState) -> RestartState:
-            best = _stronger(state.best, self.attack.end(state.run, predict, examples))
+            best = stronger(state.best, self.attack.end(state.run, predict, examples))
             keys = stream(state.keys, RUN, state.step // self.attack.num_steps)
             return state._replace(best=best, run=self.attack.begin(keys, predict, examples))
 
@@ -125,7 +125,7 @@ class Restarts(Wrapped):
         return state._replace(step=state.step + 1, run=self.attack.move(state.run, predict, examples))
 
     def end(self, state: RestartState, predict: Predict, examples: Example) -> Result:
-        best = _stronger(state.best, self.attack.end(state.run, predict, examples))
+        best = stronger(state.best, self.attack.end(state.run, predict, examples))
         return self.conclude(state.keys, best, predict, examples)
 
     def run(self, driver: Any, keys: Keys, examples: Example) -> Result:
@@ -133,7 +133,7 @@ class Restarts(Wrapped):
             return self.attack.run(driver, stream(keys, RUN, i), examples)
 
         results = driver.each(once, jnp.arange(self.n), self.at_once)
-        best = functools.reduce(_stronger, [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(self.n)])
+        best = functools.reduce(stronger, [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(self.n)])
         return driver.call(self, "conclude", keys, best, examples) if is_randomized(driver.predict) else best
 
 
@@ -313,7 +313,7 @@ class WorstOf(PureAttack):
     def choose(self, keys: Keys, results: tuple[Result, ...], predict: Predict, examples: Example) -> Result:
         """The strongest result per example, all of them judged anew, and by a randomised victim once more at last."""
         candidates = [self.candidate(keys, result, predict, examples, i) for i, result in enumerate(results)]
-        winner = functools.reduce(_stronger, candidates)
+        winner = functools.reduce(stronger, candidates)
         found = tuple(result.variables for result in results)
         winner = dataclasses.replace(winner, variables={"winner": winner.variables, "found": found})
         return self.conclude(keys, winner, predict, examples)
@@ -325,6 +325,19 @@ class WorstOf(PureAttack):
         nonfinite = NonFinite(zeros, zeros) if result.nonfinite is None else result.nonfinite
         unjudged = Result(result.x, index, None, None, nonfinite=nonfinite)
         return self.judged(unjudged, stream(keys, JUDGE), predict, examples)
+
+
+def checked_attacks(name: str, verb: str, attacks: tuple[PureAttack, ...]) -> tuple[PureAttack, ...]:
+    """Several attacks for a combinator of that name, which does something to each example.
+
+    Raises:
+        ValueError: no attack, or one with shared variables, or something that is not an attack.
+    """
+    if not attacks:
+        raise ValueError(f"{name}() needs at least one attack")
+    for attack in attacks:
+        require_per_example(f"{name} {verb} per example", attack)
+    return attacks
 
 
 def worst_of(*attacks: PureAttack) -> WorstOf:
@@ -345,8 +358,4 @@ def worst_of(*attacks: PureAttack) -> WorstOf:
         >>> print(result.success, result.variables["winner"])
         [ True  True] [1 1]
     """
-    if not attacks:
-        raise ValueError("worst_of() needs at least one attack")
-    for attack in attacks:
-        require_per_example("worst_of picks per example", attack)
-    return WorstOf(tuple(attacks))
+    return WorstOf(checked_attacks("worst_of", "picks", attacks))

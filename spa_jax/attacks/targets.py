@@ -1,6 +1,5 @@
 """Attacks at several targets: a targeted attack at each of the most likely other classes."""
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -10,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from spa_jax.attacks.base import JUDGE, RUN, PureAttack, stream
-from spa_jax.attacks.combinators import Wrapped, require_per_example
+from spa_jax.attacks.combinators import Wrapped, first_success, require_per_example, stronger
+from spa_jax.attacks.minimal_norm import likely_classes
 from spa_jax.attacks.survivors import ladder_sizes, on_rows, standing_rows
-from spa_jax.solvers import is_stronger
-from spa_jax.trees import branch, pytree, select, static
+from spa_jax.trees import branch, pytree, static
 from spa_jax.types import Count, Example, Flags, Keys, Predict, Result
 from spa_jax.validation import require_count
 from spa_jax.victims.tracing import is_randomized
@@ -123,9 +122,7 @@ class MultiTargeted(Wrapped):
         if examples.target is not None:
             raise ValueError("multi_targeted chooses its targets itself: call it without `target`")
         logits = predict(stream(keys, JUDGE), examples.image)
-        is_label = jax.nn.one_hot(examples.label, logits.shape[-1], dtype=bool)
-        ranked = jnp.where(is_label, -jnp.inf, jnp.nan_to_num(logits))
-        return jax.lax.top_k(ranked, min(self.k, logits.shape[-1] - 1))[1]
+        return likely_classes(jnp.nan_to_num(logits), examples.label, self.k + 1)
 
     def merge(self, keys: Keys, best: Result | None, found: Result, predict: Predict, examples: Example) -> Result:
         """The best result with that at a further target, judged as an untargeted attack's.
@@ -136,9 +133,7 @@ class MultiTargeted(Wrapped):
         found = self.judged(found, stream(keys, JUDGE), predict, examples)
         if best is None:
             return found
-        wins = is_stronger(found, best) & (self.all_targets | is_randomized(predict) | ~best.success)
-        counted = jax.tree.map(jnp.add, best.nonfinite, found.nonfinite)
-        return dataclasses.replace(select(wins, found, best), nonfinite=counted)
+        return stronger(best, found) if self.all_targets else first_success(best, found, predict)
 
     def _aim(self, driver: Any, i: int, best: Any, keys: Keys, targets: Targets, examples: Example) -> Result:
         found = self._attacked(driver, i, keys, targets, examples)

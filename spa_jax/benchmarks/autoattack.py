@@ -8,15 +8,15 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from spa_jax import distances
 from spa_jax.attacks.cascade import autoattack_parts
+from spa_jax.attacks.minimal_norm import DISTANCES
 from spa_jax.benchmarks.peers import check_peers, seed_libraries, to_torch_images
 from spa_jax.benchmarks.speed import Row
-from spa_jax.benchmarks.strength import check_victims, logits_of, train_victim
+from spa_jax.benchmarks.strength import arrays_of, check_victims, logits_of, train_victim
 from spa_jax.benchmarks.torch_port import to_torch
 from spa_jax.benchmarks.workers import Spec, time_in_turns
 from spa_jax.configuration import check_keys
-from spa_jax.data import load_dataset, to_unit_float
+from spa_jax.data import load_dataset
 from spa_jax.data.types import Split
 from spa_jax.evaluation.cascade import autoattack
 from spa_jax.evaluation.sweep import evenly_spaced
@@ -41,8 +41,8 @@ AUTOATTACK_REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "torchattacks_100_steps": ("torch", "torchattacks"),
 }
 """The libraries that the other evaluations import."""
-_NORMS: Mapping[str, tuple[str, Callable[..., Any]]] = {"linf": ("Linf", distances.linf), "l2": ("L2", distances.l2)}
-"""What torchattacks calls the norms that it has, and the distances."""
+_NORMS: Mapping[str, str] = {"linf": "Linf", "l2": "L2"}
+"""What torchattacks calls the norms that it has."""
 _ROUNDING = 1e-5
 _HERE = "spa_jax.benchmarks.autoattack"
 
@@ -85,9 +85,7 @@ def compare_autoattack(section: Mapping[str, Any], data: Mapping[str, Any], seed
         how many images each attack broke of those that the ones before it had left, and `part_s`, its seconds.
     """
     dataset = load_dataset(**data)
-    chosen = evenly_spaced(dataset.test, section["num_images"])
-    batch = chosen.take(np.arange(len(chosen)))
-    x, y = np.asarray(to_unit_float(batch["image"])), np.asarray(batch["label"])
+    x, y = arrays_of(evenly_spaced(dataset.test, section["num_images"]))
     for name, spec in section["victims"].items():
         _, victim = train_victim(section, spec, dataset, seed)
         task = {
@@ -169,9 +167,8 @@ def _torchattacks(
     network = _network(model, images)
     victim = classifier(network, variables)
     module = to_torch(network, variables, images.shape[1:])
-    name, distance = _NORMS[norm]
     classes = int(model["num_classes"])
-    attack = torchattacks.AutoAttack(module, norm=name, eps=radius, n_classes=classes, seed=seed)
+    attack = torchattacks.AutoAttack(module, norm=_NORMS[norm], eps=radius, n_classes=classes, seed=seed)
     standing = _right(victim, images, labels)
     clean, parts = float(standing.mean()), []
     for part in attack._autoattack.attacks:
@@ -185,7 +182,7 @@ def _torchattacks(
         found = part(x, y).detach()
         seconds = time.perf_counter() - started
         found = found.permute(0, 2, 3, 1).contiguous().numpy()
-        near = np.asarray(distance(found, images[rows])) <= radius * (1 + _ROUNDING) + _ROUNDING
+        near = np.asarray(DISTANCES[norm](found, images[rows])) <= radius * (1 + _ROUNDING) + _ROUNDING
         left = _right(victim, found, labels[rows]) | ~near
         standing[rows] = left
         parts.append(_Part(type(part).__name__, int(np.sum(~left)), seconds))

@@ -15,9 +15,9 @@ from spa_jax.attacks.minimal_norm import DISTANCES
 from spa_jax.benchmarks.minimal_norm_peers import NORM_REQUIREMENTS, Found, NormPeer, make_norm_peer
 from spa_jax.benchmarks.peers import Task, check_peers
 from spa_jax.benchmarks.speed import Row
-from spa_jax.benchmarks.strength import check_victims, logits_of, logits_off, train_victim
+from spa_jax.benchmarks.strength import arrays_of, check_victims, logits_of, logits_off, train_victim
 from spa_jax.configuration import check_keys
-from spa_jax.data import load_dataset, to_unit_float
+from spa_jax.data import load_dataset
 from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.types import Images
 from spa_jax.validation import require_count
@@ -70,9 +70,7 @@ def compare_minimal_norm(section: Mapping[str, Any], data: Mapping[str, Any], se
         The rows of `compare_on` for each victim.
     """
     dataset = load_dataset(**data)
-    chosen = evenly_spaced(dataset.test, section["num_images"])
-    batch = chosen.take(np.arange(len(chosen)))
-    x, y = np.asarray(to_unit_float(batch["image"])), np.asarray(batch["label"])
+    x, y = arrays_of(evenly_spaced(dataset.test, section["num_images"]))
     for name, spec in section["victims"].items():
         learner, victim = train_victim(section, spec, dataset, seed)
         for row in compare_on(section["attacks"], section["seeds"], learner.model, victim, x, y):

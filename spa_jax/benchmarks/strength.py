@@ -14,6 +14,7 @@ from spa_jax.benchmarks.peers import REQUIREMENTS, Peer, Task, check_peers, make
 from spa_jax.benchmarks.speed import Row
 from spa_jax.configuration import build, check_keys, check_spec
 from spa_jax.data import Dataset, load_dataset, steps_per_epoch, to_unit_float, train_batches
+from spa_jax.data.types import Examples
 from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.models import create_model
 from spa_jax.parallel import data_mesh, replicate, shard_batch
@@ -114,9 +115,7 @@ def train_victim(
 def _attack_victim(
     section: Mapping[str, Any], radius: float, learner: Learner, victim: Classifier, dataset: Dataset
 ) -> list[Row]:
-    chosen = evenly_spaced(dataset.test, section["num_images"])
-    batch = chosen.take(np.arange(len(chosen)))
-    x, y = np.asarray(to_unit_float(batch["image"])), np.asarray(batch["label"])
+    x, y = arrays_of(evenly_spaced(dataset.test, section["num_images"]))
     judge = functools.partial(_survivors, victim, x, y, radius)
     rows = []
     for name, match in section["attacks"].items():
@@ -171,6 +170,12 @@ def _survivors(victim: Classifier, x: np.ndarray, y: np.ndarray, radius: float, 
     valid = (farthest <= radius + _ROUNDING) & (outside <= _ROUNDING)
     right = np.asarray(jax.numpy.argmax(logits_of(victim, adversarial), -1)) == y
     return right | ~valid
+
+
+def arrays_of(split: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """All images [n, h, w, c] in [0, 1] and labels [n] of a split."""
+    batch = split.take(np.arange(len(split)))
+    return np.asarray(to_unit_float(batch["image"])), np.asarray(batch["label"])
 
 
 @jax.jit

@@ -14,19 +14,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from spa_jax import distances
 from spa_jax.attacks import PureAttack, autoattack_parts
+from spa_jax.attacks.minimal_norm import DISTANCES
 from spa_jax.attacks.survivors import batch_ladder
 from spa_jax.data.types import Examples
 from spa_jax.errors import suggest
 from spa_jax.evaluation.card import PartRecord, RobustnessCard
 from spa_jax.evaluation.files import file_name, write_files
-from spa_jax.evaluation.judging import Verdict, classify_clean, judge
+from spa_jax.evaluation.judging import Verdict, classify_clean, judge_found, logits_of_batch
 from spa_jax.evaluation.records import Check, ExampleFlags, Proportion
 from spa_jax.evaluation.report import library_versions
 from spa_jax.evaluation.sanity import Ball, check_victim
 from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys, make_sweep, stream
-from spa_jax.types import Images, Key, Predict, Scalar, Victim
+from spa_jax.types import Key, Scalar, Victim
 from spa_jax.validation import require_number
 from spa_jax.victims.tracing import is_randomized
 
@@ -34,7 +34,6 @@ _FEWEST_CLASSES = 4
 _QUERIES = "Square"
 _MORE_BY_QUERIES = 0.002
 """AutoAttack's: the share of images from which on Square breaking what gradients left is a sign of masking."""
-_LENGTHS = {"linf": distances.linf, "l2": distances.l2, "l1": distances.l1}
 _ROUNDING = 1e-5
 
 
@@ -154,12 +153,11 @@ class _Known:
 
     def add(self, rows: Any, verdict: Any, seconds: float) -> None:
         """The verdict of a batch."""
-        valid = verdict.finite & ~verdict.inside
         self.seen[rows] = True
-        self.left[rows] = verdict.finite & (verdict.correct | valid)
+        self.left[rows] = verdict.stands
         self.seconds += seconds
         self.nonfinite += int(np.sum(~verdict.finite))
-        self.invalid += int(np.sum(valid))
+        self.invalid += int(np.sum(verdict.finite & ~verdict.inside))
 
 
 class _Cascade(NamedTuple):
@@ -193,10 +191,9 @@ class _Cascade(NamedTuple):
 
         def attacked(batch: DeviceBatch) -> Verdict:
             found = attack(example_keys(attack_key, batch.index), self.victim, batch.images, batch.labels)
-            verdict = judge(predict, judge_key, batch.index, found.x, batch.labels)
-            near = _LENGTHS[self.ball.norm](found.x, batch.images) <= self.ball.radius * (1 + _ROUNDING) + _ROUNDING
-            answered = verdict.finite if found.nonfinite is None else verdict.finite & (found.nonfinite.answers == 0)
-            return verdict._replace(finite=answered, inside=verdict.inside & near)
+            verdict = judge_found(predict, judge_key, batch, found)
+            near = DISTANCES[self.ball.norm](found.x, batch.images) <= self.ball.radius * (1 + _ROUNDING) + _ROUNDING
+            return verdict._replace(inside=verdict.inside & near)
 
         return sweep.run(name, attacked, rows)
 
@@ -253,15 +250,10 @@ def _first_batch(victim: Victim, sweep: Sweep) -> tuple[Any, Any]:
     predict, key = sweep.predict(victim), jax.random.key(0)
 
     def look(batch: DeviceBatch) -> Any:
-        return batch.images, _logits(predict, key, batch.index, batch.images)
+        return batch.images, logits_of_batch(predict, key, batch)
 
     images, logits = sweep.run("clean", look, np.arange(min(sweep.batch_size, len(sweep.split))))
     return images, np.round(logits, 3)
-
-
-@jax.jit
-def _logits(predict: Predict, key: Key, index: Any, images: Images) -> Any:
-    return predict(example_keys(key, index), images)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------

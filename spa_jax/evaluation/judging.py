@@ -117,6 +117,12 @@ def _shares(correct: ExampleFlags, failures: Any, draws: int) -> ExampleShares:
     return (failures + ~correct) / np.float64(draws)
 
 
+def _failed_shares(verdict: Verdict, failures: Any, draws: int) -> ExampleShares:
+    """The same of attacked images: 0 where the image is not in [0, 1], 1 where something is not finite."""
+    shares = np.where(verdict.inside, _shares(verdict.stands, failures, draws), 0)
+    return np.where(verdict.finite, shares, 1)
+
+
 def _attack_all(
     name: str,
     attack: AnyAttack,
@@ -131,22 +137,14 @@ def _attack_all(
 ) -> AttackRecord:
     """The attack on the candidates; all others are wrong already."""
     attack_key, judge_key = stream(key, "attack", name), stream(key, "judge", name)
-    predict, collector = sweep.predict(victim), Collector(examples_per_class)
-    norm = nearest_in(attack)
+    predict, collector, norm = sweep.predict(victim), Collector(examples_per_class), nearest_in(attack)
     is_joint = bool(attribute_spaces(attack)) and moves_noise(attack)
 
     def survive(batch: DeviceBatch) -> Any:
         found, edited = run_attack(attack, victim, attack_key, batch, levels)
-        verdict = judge(predict, judge_key, batch.index, found.x, batch.labels)
-        if found.nonfinite is not None:
-            verdict = verdict._replace(finite=verdict.finite & (found.nonfinite.answers == 0))
+        verdict = judge_found(predict, judge_key, batch, found)
         failures = _failures(predict, judge_key, batch, found.x, draws)
-        measured = attack_distances(found, batch.images, edited)
-        if perceptual is not None:
-            measured["perceptual"] = _distance(perceptual, found.x, batch.images)
-        if norm is not None:
-            measured["nearest"] = DISTANCES[norm](found.x, batch.images)
-        changes = measured, attribute_values(attack, found.variables)
+        changes = _measured(found, batch, edited, perceptual, norm), attribute_values(attack, found.variables)
         if not examples_per_class:
             return verdict, failures, *changes
         between = answers(predict, judge_key, batch.index, edited) if is_joint else verdict.answer
@@ -159,20 +157,16 @@ def _attack_all(
 
     correct, indices = np.zeros_like(candidates), np.flatnonzero(candidates)
     failed = None if draws == 1 else np.ones(len(correct))
+    nearest = None if norm is None else Nearest(norm, np.zeros(len(correct)))
     if not len(indices):
-        nothing = None if norm is None else Nearest(norm, np.zeros(len(correct)))
-        return AttackRecord(correct, 0, parameters=described(attack), failed=failed, nearest=nothing)
+        return AttackRecord(correct, 0, parameters=described(attack), failed=failed, nearest=nearest)
     started = time.perf_counter()
     options = {"keep": keep} if examples_per_class else {}
     found, failures, distances, attributes = sweep.run(name, survive, indices, **options)
     correct[indices] = found.stands
     if failed is not None:
-        excused = found.finite & ~found.inside
-        failed[indices] = np.where(excused, 0, _shares(correct[indices], failures, draws))
-        failed[indices[~found.finite]] = 1
-    nearest = None
-    if norm is not None:
-        nearest = Nearest(norm, np.zeros(len(correct)))
+        failed[indices] = _failed_shares(found, failures, draws)
+    if nearest is not None:
         nearest.distances[indices] = np.where(correct[indices], np.inf, np.nan_to_num(distances.pop("nearest")))
     return AttackRecord(
         correct,
@@ -186,6 +180,18 @@ def _attack_all(
         gallery=collector.gallery(*_what_moves(attack)),
         nearest=nearest,
     )
+
+
+def _measured(
+    found: Any, batch: DeviceBatch, edited: Images, perceptual: DistanceOfImages | None, norm: str | None
+) -> dict[str, Any]:
+    """How far the attacked images lie from the originals, by name, [b] each."""
+    measured = attack_distances(found, batch.images, edited)
+    if perceptual is not None:
+        measured["perceptual"] = _distance(perceptual, found.x, batch.images)
+    if norm is not None:
+        measured["nearest"] = DISTANCES[norm](found.x, batch.images)
+    return measured
 
 
 @jax.jit
@@ -249,6 +255,24 @@ def judge(predict: Predict, key: Key, index: Any, images: Images, labels: Labels
     inside = jnp.all((images >= -_ROUNDING) & (images <= 1 + _ROUNDING), axis=(1, 2, 3))
     found = answers(predict, key, index, images)
     return Verdict(found == labels, found != NO_ANSWER, inside, found)
+
+
+def judge_found(predict: Predict, key: Key, batch: DeviceBatch, found: Any) -> Verdict:
+    """The verdict on the images that an attack has found; one that met what is not finite counts as broken."""
+    verdict = judge(predict, key, batch.index, found.x, batch.labels)
+    if found.nonfinite is None:
+        return verdict
+    return verdict._replace(finite=verdict.finite & (found.nonfinite.answers == 0))
+
+
+def logits_of_batch(predict: Predict, key: Key, batch: DeviceBatch) -> Any:
+    """The victim's logits of the images as they are, with fresh keys, [b, k]."""
+    return _logits(predict, key, batch.index, batch.images)
+
+
+@jax.jit
+def _logits(predict: Predict, key: Key, index: Any, images: Images) -> Any:
+    return predict(example_keys(key, index), images)
 
 
 @jax.jit

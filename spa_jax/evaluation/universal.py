@@ -15,9 +15,9 @@ from spa_jax.attacks.base import PureAttack
 from spa_jax.data.batching import steps_per_epoch, train_batches
 from spa_jax.data.types import Examples, IndexArray
 from spa_jax.evaluation.gallery import NO_ANSWER
-from spa_jax.evaluation.judging import answers, described
+from spa_jax.evaluation.judging import answers, described, logits_of_batch
 from spa_jax.evaluation.records import ExampleLabels, Proportion
-from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys, floats, make_sweep, stream
+from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, floats, make_sweep, stream
 from spa_jax.goals import is_answer
 from spa_jax.parallel import data_mesh, shard_batch, to_host
 from spa_jax.types import Key, Variables, Victim
@@ -445,14 +445,9 @@ def logits_of(
     sweep.check_labels(victim, split.take(np.arange(1))["label"])
 
     def seen(batch: DeviceBatch) -> Any:
-        return _logits(predict, key, batch.index, batch.images), batch.labels
+        return logits_of_batch(predict, key, batch), batch.labels
 
     return sweep.run("logits", seen, np.arange(len(split)))
-
-
-@jax.jit
-def _logits(predict: Any, key: Key, index: Any, images: Any) -> Any:
-    return predict(example_keys(key, index), images)
 
 
 def nearest_to(logits: Float[np.ndarray, "n k"], labels: ExampleLabels, target: int, count: int) -> IndexArray:
