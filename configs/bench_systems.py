@@ -43,7 +43,7 @@ DRAWS = 10
 def get_config(arg: str | None = None) -> ConfigDict:
     """The benchmark; `arg` may set these, as in `bench_systems.py:data=mnist,seeds=0|1,epochs=2,images=200`."""
     args = parse_arguments(
-        arg, data="fashion_mnist", seeds=(0, 1, 2), epochs=0.0, radius=0.0, images=1000, crafting=3000
+        arg, data="fashion_mnist", seeds=(0, 1, 2), epochs=0.0, radius=0.0, images=1000, crafting=3000, width=16
     )
     setting, radius = mnist_like(args["data"], args["epochs"], args["radius"] or RADII[args["data"]])
     data = setting.pop("data")
@@ -61,14 +61,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "num_examples": args["images"],
             "universal": universal(radius, args["crafting"]),
         },
-        "baselines": trainings(radius),
+        "baselines": trainings(radius, args["width"]),
     }
     section = {"experiment": experiment, "seeds": args["seeds"]}
     return ConfigDict({"name": "bench_systems", "seed": 0, "data": data, "matrix": section})
 
 
-def trainings(radius: float) -> tuple[dict[str, Any], ...]:
-    """All but the standard one; a purifier is first trained to complete images."""
+def trainings(radius: float, width: int) -> tuple[dict[str, Any], ...]:
+    """All but the standard one; a purifier of that width is first trained to complete images."""
     uap, pgd = {"name": "uap", "radius": radius}, {"name": "pgd", "radius": radius, "num_steps": 5, "keep": "last"}
     spa = {"name": "spa", "radius": radius, "attributes": ATTRIBUTES} | in_training(5)
     painted = {"noise": {"part": "generator", **PAINTING}, "num_steps": 2}
@@ -93,13 +93,13 @@ def trainings(radius: float) -> tuple[dict[str, Any], ...]:
             "training": {"start_from": {"part": "standard"}, "train_share": 0.1, "num_epochs": 10.0},
         },
         {"name": "spat", "recipe": adversarial | {"attack": soft}},
-        *_purifier(radius),
+        *_purifier(radius, width),
     )
 
 
-def _purifier(radius: float) -> tuple[dict[str, Any], ...]:
+def _purifier(radius: float, width: int) -> tuple[dict[str, Any], ...]:
     """A U-Net that completes images behind noise and masks, and the same fine-tuned before the classifier."""
-    network, transform = purifier_networks(width=16, depth=2, patch_size=4)["unet"], {"name": "rt2"}
+    network, transform = purifier_networks(width, depth=2, patch_size=4)["unet"], {"name": "rt2"}
     adam = {"optimizer": "adam", "model": network}
     atop = {"name": "atop", "classifier": {"part": "standard"}, "transform": transform, "classification_weight": 0.1}
     return (

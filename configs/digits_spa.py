@@ -42,9 +42,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 "attacks": {
                     "PGD": pgd | {"num_steps": 20, "restarts": 3},
                     "attribute": {"name": "attribute", "edit": "rotation", **RANGE, "method": "grid", "num_steps": 41},
-                    "joint": joint | {"num_steps": 20, "restarts": 3},
+                    "joint": joint,
                 },
-                "selection_attack": joint | {"num_steps": 10},
+                "selection_attack": joint | {"start": "draws", "num_steps": 10},
                 "survivors_only": False,
                 "radii": (0.0, 0.05, 0.1, 0.15, 0.2, 0.3),
                 "radius_attack": "joint",

@@ -5,7 +5,8 @@
 DIR holds `mnist` as tensorflow-datasets prepares it; `mnist_atop.py:data=fashion_mnist,seed=1` takes the other. By
 default a U-Net under RT1, RT2 and RT3; `purifiers=unet|masked_autoencoder|inpainter` trains each network under each
 transform. `through=classifier` crafts the training's FGSM on the classifier alone and `target=attacked` restores the
-attacked image, as AToP's code does. Attacked are 1,000 test images. Not run to its end yet.
+attacked image, as AToP's code does; `width` is that of the U-Net and the inpainter. Attacked are 1,000 test images. Not
+run to its end yet.
 """
 
 from common import small_network
@@ -28,13 +29,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
         purifier_epochs=3.0,
         atop_epochs=3.0,
         images=1000,
+        width=16,
         purifiers=("unet",),
         transforms=("rt1", "rt2", "rt3"),
         weight=0.1,
         through="system",
         target="clean",
     )
-    networks = purifier_networks(width=16, depth=2, patch_size=4)
+    networks = purifier_networks(width=args["width"], depth=2, patch_size=4)
     experiment = purification_experiment(
         args["radius"] or RADII[args["data"]],
         {name: networks[name] for name in args["purifiers"]},

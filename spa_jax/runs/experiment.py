@@ -110,6 +110,10 @@ def _check_judgement(config: Mapping[str, Any], path: str) -> None:
     if classifies(config) and section["select_by"] == "robust" and selection_attack(config) is None:
         raise ConfigError(f"{path}.select_by='robust' needs a selection_attack, or a recipe with an attack")
     chosen = selection_attack(config) if classifies(config) else None
+    if chosen is not None and _is_shared(chosen):
+        raise ConfigError(
+            f"{path}.selection_attack must have variables for each image: {chosen['name']!r} belongs to {_OTHER[False]}"
+        )
     for simple in simple_specs(chosen) if chosen is not None else ():
         if not part_names(simple) and attack_from_config(simple).nearest_in:
             raise ConfigError(
@@ -168,8 +172,17 @@ def _merge(config: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
 
 
 def selection_attack(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The attack by which a classifier's checkpoints are judged: its own setting, or the attack of its recipe."""
-    return config["evaluation"]["selection_attack"] or config["recipe"].get("attack")
+    """The attack by which a classifier's checkpoints are judged: its own setting, or the attack of its recipe.
+
+    A recipe's perturbation of all images does not judge, since it would have to be crafted afresh.
+    """
+    own, crafted = config["evaluation"]["selection_attack"], config["recipe"].get("attack")
+    return own or (None if crafted is None or _is_shared(crafted) else crafted)
+
+
+def _is_shared(spec: Mapping[str, Any]) -> bool:
+    """Whether variables of the attack are those of all images."""
+    return any(not part_names(simple) and attack_from_config(simple).shared for simple in simple_specs(spec))
 
 
 def selects_by(config: Mapping[str, Any]) -> str:

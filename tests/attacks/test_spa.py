@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from spa_jax import EDITS, attribute, chain, make_attack, spa
 from spa_jax.losses import margin
-from spa_jax.solvers import Apgd, Grid, ProjectedGradient, RandomSearch, apgd, grid
+from spa_jax.solvers import Apgd, Climbed, Grid, ProjectedGradient, RandomSearch, apgd, grid
 from spa_jax.spaces import linf
 from tests.analytic_victims import SIZE, linear, margins
 from tests.attack_cases import (
@@ -85,7 +85,7 @@ def test_every_combination_of_start_and_search_is_an_attack_or_refused(solver):
                 spa(0.05, LIGHT, 3, start=start, search=search, solver=solver)
             continue
         attack = spa(0.05, LIGHT, 3, start=start, search=search, solver=solver)
-        starts = {"grid": [(Grid, 9)], "random": [(RandomSearch, 9)], "draws": [(RandomSearch, 8)], "none": []}[start]
+        starts = {"grid": [(Grid, 17)], "random": [(RandomSearch, 9)], "draws": [(RandomSearch, 8)], "none": []}[start]
         assert [(type(own.solver), own.num_steps) for own in attack.stages] == [*starts, (climbs[solver], 3)]
         assert attack.stages[-1].moves == (("noise",) if search == "noise" else None)
         shape = jax.eval_shape(lambda x, attack=attack: attack(KEY, linear(W), x, TWO), INNER)
@@ -95,9 +95,9 @@ def test_every_combination_of_start_and_search_is_an_attack_or_refused(solver):
 def test_the_default_is_no_weaker_than_random_values_followed_by_noise_at_equal_passes():
     default, rival = (
         spa(0.2, LIGHT, 20, loss="margin"),
-        spa(0.2, LIGHT, 20, start="random", search="noise", loss="margin"),
+        spa(0.2, LIGHT, 97, start="random", search="noise", loss="margin"),
     )
-    assert default.num_steps == rival.num_steps == 29
+    assert default.num_steps == rival.num_steps == 1 + 17 * 5 + 20
     found, other = (attack(KEY, linear(W), INNER, TWO) for attack in (default, rival))
     assert_never_weaker(found, other)
     np.testing.assert_allclose(gains(found), NOISE_GAIN + LIGHT_GAIN, atol=1e-4)
@@ -110,15 +110,29 @@ def test_the_default_is_no_weaker_than_random_values_followed_by_noise_at_equal_
 def test_the_start_is_a_grid_while_it_is_small():
     def starts(count, **options):
         names = ("rotation", "shear", "scale", "contrast", "brightness", "blur", "translation_x")[:count]
-        return [(type(own.solver), own.num_steps) for own in spa(0.1, names, **options).stages[:-1]]
+        return [(type(own.solver), own.num_steps) for own in spa(0.1, names, 3, **options).stages[:-1]]
 
-    assert starts(1) == [(Grid, 9)] and starts(2) == [(Grid, 9)] and starts(3) == [(Grid, 8)]
+    assert starts(1) == [(Grid, 17)] and starts(2) == [(Grid, 9)] and starts(3) == [(Grid, 8)]
     assert starts(6) == [(Grid, 64)] and starts(7) == [(RandomSearch, 8)]
     assert starts(2, start_points=11) == [(RandomSearch, 10)], "121 points are not a small grid"
     assert starts(2, start="grid", start_points=11) == [(Grid, 121)]
     assert starts(7, start="draws", start_points=1) == []
     with pytest.raises(ValueError, match=r"grid\(points=10\) over 6 attributes has 1,000,000 points"):
         starts(6, start="grid", start_points=10)
+
+
+def test_the_default_climbs_at_every_point_of_the_grid_at_a_bounded_cost():
+    def passes(count, **options):
+        names = ("rotation", "shear", "scale", "contrast", "brightness", "blur")[:count]
+        stages = spa(0.1, names, **options).stages
+        assert isinstance(stages[0].solver, Climbed)
+        return [own.num_steps for own in stages]
+
+    assert passes(1) == [1 + 17 * 10, 40] and passes(2) == [1 + 9 * 10, 40] and passes(3) == [1 + 8 * 10, 40]
+    assert passes(5) == [1 + 32 * 6, 40] and passes(6) == [1 + 64 * 3, 40]
+    assert passes(1, num_steps=20) == [1 + 17 * 5, 20] and passes(1, start_steps=2) == [1 + 17 * 2, 40]
+    plain = [spa(0.1, solver=PG), spa(0.1, start_steps=1), spa(0.1, num_steps=7), spa(0.1, start="draws")]
+    assert not any(isinstance(own.solver, Climbed) for attack in plain for own in attack.stages)
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
@@ -240,7 +254,7 @@ def test_noise_alone_follows_a_start_that_found_no_better_attribute_value():
 
     x = jnp.full((BATCH, *SIZE), 0.5, jnp.float32)
     balanced = W - jnp.mean(W)
-    for options in ({"search": "noise"}, {"solver": PG, "step_schedule": "linear"}):
+    for options in ({"search": "noise", "start_steps": 1}, {"solver": PG, "step_schedule": "linear"}):
         attack = spa(0.01, {"light": attribute("brightness")}, 10, loss="margin", **options)
         result = attack(KEY, Partial(afraid_of_light, balanced), x, jnp.zeros(BATCH, jnp.int32))
         np.testing.assert_allclose(result.variables["light"], 0, atol=0 if "search" in options else 0.01)
@@ -352,7 +366,7 @@ def trap(images):
 def test_climbing_from_the_starts_finds_the_one_that_noise_makes_the_best():
     x, y = jnp.full((4, 4, 4, 1), 0.5), jnp.zeros(4, jnp.int32)
     common = {"start_points": 2, "num_steps": 10, "loss": "margin"}
-    plain = spa(0.05, {"brightness": (-0.1, 0.1)}, search="noise", **common)(KEY, trap, x, y)
+    plain = spa(0.05, {"brightness": (-0.1, 0.1)}, search="noise", start_steps=1, **common)(KEY, trap, x, y)
     climbing = spa(0.05, {"brightness": (-0.1, 0.1)}, search="noise", start_steps=4, **common)(KEY, trap, x, y)
     np.testing.assert_allclose(plain.variables["brightness"], 0.1)
     np.testing.assert_allclose(plain.value, 0.15, atol=1e-5)

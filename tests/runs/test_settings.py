@@ -67,6 +67,12 @@ def test_what_is_left_out_has_its_default():
     assert selects_by(check_config(SHORT)) == "robust" and selection_attack(check_config(SHORT))["keep"] == "last"
 
 
+def test_a_universal_attack_of_a_recipe_does_not_choose_its_checkpoint():
+    recipe = {"name": "free", "attack": {"name": "uap", "radius": 0.1}}
+    full = check_config(SHORT | {"recipe": recipe, "evaluation": SHORT["evaluation"] | {"selection_attack": None}})
+    assert selection_attack(full) is None and selects_by(full) == "clean"
+
+
 def test_a_baseline_is_whole_and_may_name_alone_what_it_replaces():
     config = SHORT | {"baselines": ({"name": "plain", "recipe": "standard", "schedule": {"peak": 0.1}},)}
     plain = variants(check_config(config))["plain"]
@@ -183,6 +189,10 @@ REFUSED = {
     "a selection at any distance": (
         {"evaluation.selection_attack": {"name": "fmn"}},
         "selection_attack, or the recipe's attack: 'fmn' needs a radius",
+    ),
+    "a selection by a perturbation of all images": (
+        {"evaluation.selection_attack": {"name": "uap", "radius": 0.1}},
+        r"config.evaluation.selection_attack must have variables for each image: 'uap' belongs to evaluation.universal",
     ),
     "a curve of no attack": ({"evaluation.radius_attack": "PGDD"}, "radius_attack='PGDD' must be one of PGD"),
     "a curve without radius": (
