@@ -122,13 +122,13 @@ def _purifier(radius: float, width: int) -> tuple[dict[str, Any], ...]:
 def attacks(radius: float) -> dict[str, Any]:
     """Of single images."""
     pgd = {"name": "pgd", "radius": radius, "num_steps": 20}
-    joint = {"name": "spa", "attributes": ATTRIBUTES, "start": "draws", "start_points": 9}
+    joint = {"name": "spa", "attributes": ATTRIBUTES, "radius": radius}
     return {
         "PGD-20": pgd,
         "APGD-CE": {"name": "apgd_ce", "radius": radius, "num_steps": 50},
         "adaptive": {"name": "worst_of", "attacks": list(adaptive_attacks(pgd, DRAWS).values())},
-        "attributes": joint | {"radius": 0.0, "num_steps": 20},
-        "SPA": joint | {"radius": radius, "num_steps": 20},
+        "attributes": joint | {"radius": 0.0, "start": "draws", "num_steps": 20},
+        "SPA": joint,
         "StAdv": {"name": "stadv", "radius": 0.8, "num_steps": 20},
     }
 

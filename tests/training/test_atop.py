@@ -97,13 +97,16 @@ def mean_of(values, batch):
     [
         functools.partial(purifier, transform={"name": "rt3", "sigma": 0.1, "grid": 3, "masks": 2}, gan_weight=0.5),
         functools.partial(atop, classifier=PART, transform=RT2, attack=FGSM, gan_weight=0.5),
-        functools.partial(
-            atop,
-            classifier=PART,
-            transform={"name": "rt1", "grid": 3},
-            attack={"name": "pgd", "radius": 0.1, "num_steps": 2},
-            through="straight_through",
-            target="attacked",
+        pytest.param(
+            functools.partial(
+                atop,
+                classifier=PART,
+                transform={"name": "rt1", "grid": 3},
+                attack={"name": "pgd", "radius": 0.1, "num_steps": 2},
+                through="straight_through",
+                target="attacked",
+            ),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["purifier", "atop", "straight_through"],

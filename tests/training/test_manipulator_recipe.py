@@ -42,7 +42,14 @@ def _train(learner, options, batch, engine, devices, steps):
     return run_steps(learner, recipe, learner.init(jax.random.key(0), SHAPE), batch, engine, devices, steps)
 
 
-@pytest.mark.parametrize("options", [{}, KNOWN, KNOWN | {"patch_weight": 1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param(KNOWN, marks=pytest.mark.slow),
+        KNOWN | {"patch_weight": 1.0},
+    ],
+)
 def test_one_device_and_eight_and_either_engine_reach_the_same_state(options, batch):
     learner = _learner(discriminator="patch_weight" in options)
     reference, metrics = _train(learner, options, batch, "jit", 1, 2)

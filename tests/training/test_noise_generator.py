@@ -50,7 +50,9 @@ def _train(batch, engine="jit", devices=1, steps=2, **options):
     return state, seen[-1]
 
 
-@pytest.mark.parametrize("attributes", [None, {"rotation": {"low": -20.0, "high": 20.0}}])
+@pytest.mark.parametrize(
+    "attributes", [pytest.param(None, marks=pytest.mark.slow), {"rotation": {"low": -20.0, "high": 20.0}}]
+)
 def test_one_device_and_eight_and_either_engine_reach_the_same_state(batch, attributes):
     reference, metrics = _train(batch, attributes=attributes)
     assert int(reference.step) == 2

@@ -41,8 +41,10 @@ def numbers(state):
     "recipe",
     [
         functools.partial(universal, attack=CB_UAP, outer=HALVES, steps=2, every=2, members=2),
-        functools.partial(universal, attack=UAP | {"classes": 10}, outer="trades"),
-        functools.partial(free, attack=UAP),
+        pytest.param(
+            functools.partial(universal, attack=UAP | {"classes": 10}, outer="trades"), marks=pytest.mark.slow
+        ),
+        pytest.param(functools.partial(free, attack=UAP), marks=pytest.mark.slow),
         functools.partial(free, attack=PGD, outer=HALVES, replays=2),
     ],
     ids=["class-balanced", "class-wise", "simultaneous", "free"],

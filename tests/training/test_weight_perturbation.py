@@ -97,7 +97,9 @@ def test_the_loss_at_the_moved_weights_is_higher(tiny_net, batch):
     assert losses[0] < losses[1] < losses[2]
 
 
-@pytest.mark.parametrize("outer", ["cross_entropy", "trades", "mart"])
+@pytest.mark.parametrize(
+    "outer", ["cross_entropy", *(pytest.param(name, marks=pytest.mark.slow) for name in ("trades", "mart"))]
+)
 def test_one_device_and_eight_and_either_engine_reach_the_same_state(outer, tiny_net, batch):
     learner = _learner(tiny_net, warmup=1, ema_decay=0.9)
     attack = PGD | {"name": "spat", "guard": "anneal"}
