@@ -20,5 +20,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    trains = {"strength", "minimal_norm", "autoattack", "matrix", "universal"}
+    trains = {"strength", "minimal_norm", "autoattack", "matrix", "universal", "planted"}
     launching.launch(main, collectives=lambda: bool(trains & set(launching.config_value(CONFIG))))

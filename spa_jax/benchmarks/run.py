@@ -17,6 +17,7 @@ from spa_jax.benchmarks.matrix import check_matrix, fill_matrix, matrix_table
 from spa_jax.benchmarks.minimal_norm import check_minimal_norm, compare_minimal_norm
 from spa_jax.benchmarks.minimal_norm_peers import NORM_REQUIREMENTS
 from spa_jax.benchmarks.peers import REQUIREMENTS, versions
+from spa_jax.benchmarks.planted import check_planted, compare_planted
 from spa_jax.benchmarks.speed import Row, check_memory, check_speed, measure_memory, time_attacks
 from spa_jax.benchmarks.strength import check_strength, compare_strength
 from spa_jax.benchmarks.universal import check_universal, check_universal_speed, compare_universal, time_universal
@@ -40,8 +41,9 @@ SCHEMA: Mapping[str, Any] = {
     "device": Mapping | None,
     "universal": Mapping | None,
     "universal_speed": Mapping | None,
+    "planted": Mapping | None,
 }
-"""Every key of a config; each of the sections, `speed` to `universal_speed`, may be left out."""
+"""Every key of a config; each of the sections, `speed` to `planted`, may be left out."""
 
 
 def benchmark(config: Mapping[str, Any], workdir: str | Path) -> str:
@@ -96,6 +98,7 @@ MEASUREMENTS: Mapping[str, Callable[[Mapping[str, Any], Path], Iterable[Row]]] =
     "device": lambda config, workdir: time_device(config["device"], config["seed"]),
     "universal_speed": lambda config, workdir: time_universal(config["universal_speed"], config["seed"]),
     "universal": lambda config, workdir: compare_universal(config["universal"], config["data"], config["seed"]),
+    "planted": lambda config, workdir: compare_planted(config["planted"], config["data"], config["seed"]),
 }
 """The sections that a benchmark's config may have, and what each measures."""
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
@@ -109,6 +112,7 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "device": lambda config: check_device(config["device"]),
     "universal_speed": lambda config: check_universal_speed(config["universal_speed"]),
     "universal": lambda config: check_universal(config["universal"]),
+    "planted": lambda config: check_planted(config["planted"]),
 }
 _TABLES: Mapping[str, Callable[[str, Sequence[Row]], str]] = {"matrix": lambda title, rows: matrix_table(rows)}
 
@@ -121,7 +125,7 @@ def _checked(config: Any) -> Any:
     asked = [section for section in MEASUREMENTS if config.get(section)]
     if not asked:
         raise ConfigError(f"config has no section to measure; give it one of {', '.join(MEASUREMENTS)}")
-    for section in {"strength", "minimal_norm", "autoattack", "matrix", "universal"} & set(asked):
+    for section in {"strength", "minimal_norm", "autoattack", "matrix", "universal", "planted"} & set(asked):
         if not config.get("data"):
             raise ConfigError(f"config.data is missing: the section `{section}` needs images")
     for section in asked:
@@ -174,6 +178,10 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
     "universal_speed": (
         "network", "library", "devices", "seconds", "examples_per_s", "first_s", "multiple_of_floor",
         "cpu_multiple_of_floor", "floor", "slowdown",
+    ),
+    "planted": (
+        "victim", "radius", "defence", "clean", "pgd_20", "apgd_ce", "cascade", "true_at_most", "strongest",
+        "caught_by", "cause", "alarms",
     ),
 }  # fmt: skip
 

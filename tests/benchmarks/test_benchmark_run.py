@@ -202,6 +202,7 @@ BENCHMARKS = [
     "bench_device",
     "bench_generator",
     "bench_optimum",
+    "bench_planted",
     "bench_spa",
     "bench_strength",
     "bench_universal",

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from spa_jax import apgd_ce, attribute_attack, cw, fgsm, pgd, randomized, restarts, spa, worst_of
+from spa_jax.benchmarks.defences import DEFENCES
 from spa_jax.data.types import Split
 from spa_jax.evaluation import checks, evaluate, evenly_spaced, read_report, sanity_checks, write_report
 from spa_jax.evaluation.sanity import Ball, noise_balls
 from spa_jax.parallel import data_mesh
 from spa_jax.trees import pytree
-from tests import planted_defences
+from tests import digits_network
 
 KEY = jax.random.key(3)
+RADIUS = 0.1
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -217,29 +219,34 @@ def test_radius_is_checked(linear_victim, split):
         sanity_checks(linear_victim, split, key=KEY, radius=0.1, norm="l3")
 
 
-HIDDEN_GRADIENT = ("gradients", "the victim passes no gradient")
-PLANTED = {
-    planted_defences.quantiser: HIDDEN_GRADIENT,
-    planted_defences.times_1000: ("usable_logits", "saturated"),
-    planted_defences.squashed: ("margin_gradients", "squashes its scores"),
-    planted_defences.noise_and_resize: ("deterministic", "draws at random"),
-    planted_defences.median_detached: HIDDEN_GRADIENT,
-    planted_defences.median_with_a_thousandth: ("gradient_size[linf 0.1]", "much smaller than what the victim does"),
-    planted_defences.sine_shatter: ("gradient_size[linf 0.1]", "shattered"),
-    planted_defences.dct_quantiser: HIDDEN_GRADIENT,
-    planted_defences.temperature: ("flat_logits", "almost uniform"),
-    planted_defences.tiny_float16: ("flat_logits", "almost uniform"),
-    planted_defences.log_softmax_float16: ("finite", "NaN or infinity"),
-    planted_defences.one_hot: HIDDEN_GRADIENT,
-    planted_defences.batch_norm_in_training_mode: ("independent", "BatchNorm in training mode"),
-    planted_defences.norm_of_zero_columns: ("finite", "NaN or infinity in its gradient"),
-    planted_defences.nan_off_the_8_bit_grid: ("finite", "NaN or infinity"),
+HIDDEN_GRADIENT = "the victim passes no gradient"
+CAUSES = {
+    "quantiser": HIDDEN_GRADIENT,
+    "logits x 1000": "saturated",
+    "squashed scores": "squashes its scores",
+    "noise and resize": "draws at random",
+    "median, detached": HIDDEN_GRADIENT,
+    "median, 1/1000 attached": "much smaller than what the victim does",
+    "sine": "shattered",
+    "DCT quantiser": HIDDEN_GRADIENT,
+    "temperature": "almost uniform",
+    "tiny float16": "almost uniform",
+    "float16 log-softmax": "NaN or infinity",
+    "one-hot": HIDDEN_GRADIENT,
+    "BatchNorm of the batch": "BatchNorm in training mode",
+    "unit columns": "NaN or infinity in its gradient",
+    "NaN off the 8-bit grid": "NaN or infinity",
 }
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return planted_defences.split()
+    return digits_network.split()
+
+
+def planted(name):
+    """The defence around the small network."""
+    return DEFENCES[name].plant(digits_network.trained(), digits_network.stored())
 
 
 def findings_of_an_evaluation(victim, split, attacks):
@@ -247,27 +254,19 @@ def findings_of_an_evaluation(victim, split, attacks):
     return report, {check.name: check for check in report.findings}
 
 
-@pytest.mark.parametrize("defence", PLANTED, ids=lambda defence: defence.__name__)
-def test_an_evaluation_names_what_makes_a_planted_defence_look_good(defence, digits):
-    check, cause = PLANTED[defence]
-    attack = {"pgd": pgd(planted_defences.RADIUS, 20)}
-    _, found = findings_of_an_evaluation(planted_defences.victim(defence), digits, attack)
-    assert cause in f"{found[check].cause}: {found[check].message}"
+@pytest.mark.parametrize("name", DEFENCES)
+def test_an_evaluation_names_what_makes_a_planted_defence_look_good(name, digits):
+    _, found = findings_of_an_evaluation(planted(name), digits, {"pgd": pgd(RADIUS, 20)})
+    by_check = {check.name.partition("[")[0]: f"{check.cause}: {check.message}" for check in found.values()}
+    assert CAUSES[name] in by_check[DEFENCES[name].check]
 
 
-BROKEN_BY_LABELS = [
-    planted_defences.quantiser,
-    planted_defences.times_1000,
-    planted_defences.squashed,
-    planted_defences.median_detached,
-    planted_defences.dct_quantiser,
-    planted_defences.one_hot,
-]
+BROKEN_BY_LABELS = ["quantiser", "logits x 1000", "squashed scores", "median, detached", "DCT quantiser", "one-hot"]
 
 
-@pytest.mark.parametrize("defence", BROKEN_BY_LABELS, ids=lambda defence: defence.__name__)
-def test_labels_alone_break_what_hides_gradients_and_scores(defence, digits):
-    found = sanity_checks(planted_defences.victim(defence), digits, radius=0.1, key=KEY, mesh=one_device())
+@pytest.mark.parametrize("name", BROKEN_BY_LABELS)
+def test_labels_alone_break_what_hides_gradients_and_scores(name, digits):
+    found = sanity_checks(planted(name), digits, radius=RADIUS, key=KEY, mesh=one_device())
     (check,) = [check for check in found if check.name == "label_only[linf 0.1]"]
     assert not check.passed
     assert check.numbers["by_queries"] < check.numbers["by_gradient"] - 0.1
@@ -281,8 +280,7 @@ def test_an_honest_network_raises_nothing_in_any_norm(attacked, digits):
         "l2": worst_of(pgd(0.6, 20, norm="l2"), fgsm(0.1)),
         "l1": pgd(2.0, 20, norm="l1"),
     }
-    victim = jax.tree_util.Partial(planted_defences.mlp, planted_defences.trained(attacked))
-    report, found = findings_of_an_evaluation(victim, digits, attacks)
+    report, found = findings_of_an_evaluation(digits_network.trained(attacked), digits, attacks)
     assert found == {}
     balls = ["linf 0.1", "linf 0.2", "l2 0.6", "l1 2"]
     assert [check.name for check in report.checks if "[" in check.name] == [
@@ -296,7 +294,7 @@ def test_an_honest_network_raises_nothing_in_any_norm(attacked, digits):
 @pytest.mark.parametrize(("norm", "radius"), [("linf", 0.1), ("l2", 0.5)])
 def test_answers_that_are_not_finite_near_an_image_make_it_no_more_robust(norm, radius, digits):
     """The search leaves such points, so that what it returns is the clean image, which the victim answers well."""
-    victim = planted_defences.victim(planted_defences.nan_off_the_8_bit_grid)
+    victim = planted("NaN off the 8-bit grid")
     attacks = {"pgd": pgd(radius, 3, norm=norm)}
     report = evaluate(victim, digits, attacks, key=KEY, batch_size=96, mesh=one_device(), sanity=False)
     assert report.attacks["pgd"].broken == report.clean.sum() == 96
@@ -304,8 +302,8 @@ def test_answers_that_are_not_finite_near_an_image_make_it_no_more_robust(norm, 
 
 
 def test_a_gradient_that_is_not_finite_breaks_no_image(digits):
-    victim = planted_defences.victim(planted_defences.norm_of_zero_columns)
-    attacks = {"pgd": pgd(planted_defences.RADIUS, 3)}
+    victim = planted("unit columns")
+    attacks = {"pgd": pgd(RADIUS, 3)}
     report = evaluate(victim, digits, attacks, key=KEY, batch_size=96, mesh=one_device(), sanity=False)
     assert report.attacks["pgd"].broken == 0 and 0 < report.worst_case.sum() < 96
 
