@@ -163,3 +163,4 @@ DEFENCES: Mapping[str, Defence] = {
 }
 """By name, in the order of the table; see `Defence`."""
 UNDEFENDED = Defence(lambda network, images: network)
+"""The network as it is."""
