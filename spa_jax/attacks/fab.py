@@ -75,8 +75,8 @@ class Fab:
     def _along(self, norm: str, x: Image, image: Image, gaps: Any, slopes: Any) -> Image:
         """Beyond the nearest boundary, between its projections of the image and of the original (equation 10)."""
         gap, slope = nearest(gaps, slopes, norm)
-        onto = onto_within_image(image, -gap, slope, norm)
-        onto_from_original = onto_within_image(x, jnp.sum(slope * (image - x)) - gap, slope, norm)
+        project = jax.vmap(lambda start: onto_within_image(start, jnp.sum(slope * (image - start)) - gap, slope, norm))
+        onto, onto_from_original = project(jnp.stack([image, x]))
         far, near = (jnp.maximum(NORMS[norm](change), _SHORTEST) for change in (onto, onto_from_original))
         alpha, eta = jnp.minimum(far / (far + near), in_dtype_of(self.alpha_max, x)), in_dtype_of(self.eta, x)
         return (1 - alpha) * (image + eta * onto) + alpha * (x + eta * onto_from_original)
