@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from spa_jax.attacks import PureAttack, autoattack_parts
 from spa_jax.attacks.minimal_norm import DISTANCES
-from spa_jax.attacks.survivors import batch_ladder
+from spa_jax.attacks.survivors import SMALLEST_BATCH
 from spa_jax.data.types import Examples
 from spa_jax.errors import suggest
 from spa_jax.evaluation.card import PartRecord, RobustnessCard
@@ -75,7 +75,7 @@ def autoattack(
         version: "standard", "plus" or "rand", see `spa_jax.autoattack`.
         parts: names of the attacks that run, in this order. Default: all of the version, in the published order.
         seed: of all draws.
-        batch_size: examples at once over all devices; the rest of a split is padded to a power of two below it.
+        batch_size: examples at once over all devices, at most; what an attack is given is dealt out evenly to batches.
         workdir: where to keep what is known; None: nothing is written.
         model, data: names for the card.
         claimed: the robust accuracy that is claimed, in [0, 1], for the card.
@@ -93,18 +93,18 @@ def autoattack(
     classes = sweep.check_labels(sweep.place(victim), split.take(np.arange(1))["label"])
     loss = "dlr" if classes >= _FEWEST_CLASSES else "margin"
     attacks = chosen_parts(autoattack_parts(radius, norm, version, loss), parts)
-    victim, key = sweep.place(victim, [_AnyPart(attacks)]), jax.random.key(seed)
-    clean, labels, _ = classify_clean(victim, sweep, key, 1)
+    whole, key = sweep.place(victim), jax.random.key(seed)
+    clean, labels, _ = classify_clean(whole, sweep, key, 1)
     settings: dict[str, Any] = {"norm": norm, "radius": float(radius), "version": version, "loss": loss, "seed": seed}
     ball, told = Ball(norm, float(radius)), settings | {"parts": list(attacks)}
-    kept = _Kept(workdir, told, [clean, labels, *_first_batch(victim, sweep)])
+    kept = _Kept(workdir, told, [clean, labels, *_first_batch(whole, sweep)])
     cascade, records, standing = _Cascade(victim, sweep, key, ball, kept, on_batch), [], clean
     for name, attack in attacks.items():
         record, standing = cascade.run(name, attack, standing)
         records.append(record)
     checks = [*_own_checks(victim, version, records, len(split))]
     if sanity and float(radius) > 0:
-        checks += check_victim(victim, sweep, [ball], key)
+        checks += check_victim(whole, sweep, [ball], key)
     proportions: dict[str, Any] = {"clean": Proportion.of(clean), "robust": Proportion.of(standing)}
     named: dict[str, Any] = {"model": model, "data": data, "claimed": claimed, "versions": library_versions()}
     card = RobustnessCard(**settings, **proportions, **named, parts=records, checks=checks)
@@ -124,18 +124,6 @@ def chosen_parts(attacks: Mapping[str, PureAttack], names: Sequence[str] | None)
     if names is not None and not names:
         raise ValueError("parts=() must name at least one attack")
     return {name: attacks[name] for name in names or attacks}
-
-
-class _AnyPart:
-    """In the place of all attacks where a victim is prepared: the batches that they may show it."""
-
-    def __init__(self, attacks: Mapping[str, PureAttack]) -> None:
-        self._attacks = attacks
-
-    def batch_sizes(self, size: int) -> set[int]:
-        """Those of every attack on every size that a rest may be padded to."""
-        sizes = batch_ladder(size)
-        return set(sizes).union(*(attack.batch_sizes(rung) for attack in self._attacks.values() for rung in sizes))
 
 
 # --- one attack -----------------------------------------------------------------------------------------------------
@@ -161,7 +149,7 @@ class _Known:
 
 
 class _Cascade(NamedTuple):
-    """What all attacks of one evaluation share."""
+    """What all attacks of one evaluation share; the victim is placed for each of them."""
 
     victim: Victim
     sweep: Sweep
@@ -173,9 +161,11 @@ class _Cascade(NamedTuple):
     def run(self, name: str, attack: PureAttack, standing: ExampleFlags) -> tuple[PartRecord, ExampleFlags]:
         """The attack on what stands, batch by batch; who stands after it."""
         known, total = self.kept.read(name, len(standing)), int(standing.sum())
-        while len(rows := np.flatnonzero(standing & ~known.seen)[: self.sweep.batch_size]):
+        sweep = dataclasses.replace(self.sweep, batch_size=even_batch(total, self.sweep))
+        victim = sweep.place(self.victim, [attack])
+        while len(rows := np.flatnonzero(standing & ~known.seen)[: sweep.batch_size]):
             started = time.perf_counter()
-            known.add(rows, self._judged(name, attack, rows), time.perf_counter() - started)
+            known.add(rows, self._judged(name, attack, victim, sweep, rows), time.perf_counter() - started)
             self.kept.save(name, known)
             if self.on_batch:
                 self.on_batch(name, int((known.seen & standing).sum()), total)
@@ -183,14 +173,13 @@ class _Cascade(NamedTuple):
         sums = known.seconds, attack.num_steps, known.nonfinite, known.invalid  # type: ignore[attr-defined]
         return PartRecord(name, total, total - int(left.sum()), *sums), left
 
-    def _judged(self, name: str, attack: PureAttack, rows: Any) -> Verdict:
+    def _judged(self, name: str, attack: PureAttack, victim: Victim, sweep: Sweep, rows: Any) -> Verdict:
         """The victim's own answers to the attacked images, as `evaluate` has them."""
         attack_key, judge_key = stream(self.key, "attack", name), stream(self.key, "judge", name)
-        sweep = dataclasses.replace(self.sweep, batch_size=_padded(len(rows), self.sweep))
-        predict = sweep.predict(self.victim)
+        predict = sweep.predict(victim)
 
         def attacked(batch: DeviceBatch) -> Verdict:
-            found = attack(example_keys(attack_key, batch.index), self.victim, batch.images, batch.labels)
+            found = attack(example_keys(attack_key, batch.index), victim, batch.images, batch.labels)
             verdict = judge_found(predict, judge_key, batch, found)
             near = DISTANCES[self.ball.norm](found.x, batch.images) <= self.ball.radius * (1 + _ROUNDING) + _ROUNDING
             return verdict._replace(inside=verdict.inside & near)
@@ -198,8 +187,15 @@ class _Cascade(NamedTuple):
         return sweep.run(name, attacked, rows)
 
 
-def _padded(count: int, sweep: Sweep) -> int:
-    return min(size for size in batch_ladder(sweep.batch_size) if size >= count and size % sweep.mesh.size == 0)
+def even_batch(total: int, sweep: Sweep) -> int:
+    """How many examples at a time make batches of one size, which is compiled once, with little padding.
+
+    The size is at most that of the sweep, and a multiple of about an eighth of itself, so that sizes recur.
+    """
+    share = max(SMALLEST_BATCH, -(-total // max(1, -(-total // sweep.batch_size))))
+    eighth = 2 ** max(0, (share - 1).bit_length() - 4)
+    unit = sweep.mesh.size * -(-eighth // sweep.mesh.size)
+    return min(sweep.batch_size, unit * -(-share // unit))
 
 
 # --- what is kept ---------------------------------------------------------------------------------------------------

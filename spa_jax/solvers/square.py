@@ -1,5 +1,6 @@
 """Square attack: random changes of one square of the noise at a time, kept where the loss rises."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 from spa_jax.numerics import in_dtype_of
 from spa_jax.solvers.base import Problem, fold_in
 from spa_jax.spaces.noise import L1, L2, TINY, LInf
-from spa_jax.trees import pytree, select, static
+from spa_jax.trees import branch, pytree, select, static
 from spa_jax.types import Evaluation, Image, Keys, Values, Variables
 from spa_jax.validation import require_number
 
@@ -49,13 +50,16 @@ class Square:
         is_first = state.iteration == 0  # the variables that the attack begins with are left, whatever their loss is
         best, best_value = select(value > state.best_value, (v, value), (state.best, state.best_value))
         best_value = jnp.where(is_first, state.best_value, best_value)
-        draws = fold_in(keys, _DRAW)
         ball, image = _ball(problem), problem.examples.image
-        change = _recolour if isinstance(ball, LInf) else _exchange
-        started = _within(jax.vmap(lambda key, image: _start(ball, key, image))(draws, image), image)
-        squares = _squares(ball, self.share, problem.num_steps, image.shape[1:])
-        proposed = change(ball, squares.at(state.iteration - 1), best, image, draws)
-        moved = jnp.where(is_first, started, proposed)
+        squares = _squares(ball, self.share, problem.num_steps, image.shape[1:]).at(state.iteration - 1)
+
+        def start(_: Variables, draws: Keys) -> Variables:
+            return _within(jax.vmap(lambda key, image: _start(ball, key, image))(draws, image), image)
+
+        def change(best: Variables, draws: Keys) -> Variables:
+            return (_recolour if isinstance(ball, LInf) else _exchange)(ball, squares, best, image, draws)
+
+        moved = _either(is_first, start, change, best, fold_in(keys, _DRAW))
         return moved, _SquareState(state.iteration + 1, best, best_value), evaluation
 
 
@@ -84,6 +88,12 @@ def _ball(problem: Problem) -> Any:
     if problem.space.shared or len(members) != 1 or not isinstance(members[0], LInf | L2 | L1):
         raise ValueError(f"space={problem.space.space!r}: square searches linf, l2 or l1 alone, for each example")
     return members[0]
+
+
+def _either(flag: Any, function: Callable[..., Any], other: Callable[..., Any], v: Any, draws: Keys) -> Any:
+    """`function(v, draws)` where the flag holds, else `other(v, draws)`; only that one is computed."""
+    moves = [lambda state, move=move: (move(*state), state[1]) for move in (other, function)]
+    return branch(flag.astype(jnp.int32), moves, (v, draws))[0]
 
 
 def _within(v: Any, image: Any) -> Any:
@@ -147,10 +157,10 @@ def _pyramid(rows: int, columns: int) -> np.ndarray:
     return np.cumsum(1 / (half + 1 - np.arange(half + 1)) ** 2)[half - np.maximum(*away)]
 
 
-def _place(key: Any, side: Any, image: Image) -> Any:
-    """The corner of a square somewhere in the image, [2], and which pixels it covers, [h, w, 1]."""
-    shape = jnp.asarray(image.shape[:2])
-    corner = jax.random.randint(key, (2,), 0, shape - side + 1)
+def _place(bits: Any, side: Any, image: Image) -> Any:
+    """The corner of a square somewhere in the image, [2], by two random words, and which pixels it covers [h, w, 1]."""
+    room = jnp.asarray(image.shape[:2]) - side + 1
+    corner = (bits % room.astype(bits.dtype)).astype(room.dtype)
     rows, columns = (_covered(corner[axis], side, image.shape[axis]) for axis in (0, 1))
     return corner, (rows[:, None] & columns[None])[..., None]
 
@@ -160,8 +170,13 @@ def _covered(first: Any, count: Any, length: int) -> Any:
     return (pixels >= first) & (pixels < first + count)
 
 
-def _signs(key: Any, shape: tuple[int, ...], like: Any) -> Any:
-    return jax.random.rademacher(key, shape).astype(like.dtype)
+def _signs(bits: Any, like: Any) -> Any:
+    return jnp.where(bits % 2 == 0, 1, -1).astype(like.dtype)
+
+
+def _words(key: Any, count: int) -> Any:
+    """All random words of a query at once: on a CPU a draw takes as long for one word as for many."""
+    return jax.random.bits(key, (count,), jnp.uint32)
 
 
 # --- starts and changes of one example ------------------------------------------------------------------------------
@@ -172,11 +187,11 @@ def _start(ball: Any, key: Any, image: Image) -> Image:
     height, width, channels = image.shape
     radius = in_dtype_of(ball.radius, image)
     if isinstance(ball, LInf):
-        return jnp.broadcast_to(radius * _signs(key, (1, width, channels), image), image.shape)
+        return jnp.broadcast_to(radius * _signs(jax.random.bits(key, (1, width, channels)), image), image.shape)
     side = max(1, min(height, width) // _TILES)
     rows, columns = min(_TILES, height // side), min(_TILES, width // side)
     tile = jnp.asarray(_bump(side, _order(ball)), image.dtype)
-    signs = _signs(key, (rows, 1, columns, 1, channels), image)
+    signs = _signs(jax.random.bits(key, (rows, 1, columns, 1, channels)), image)
     tiles = (signs * tile[None, :, None, :, None]).reshape(rows * side, columns * side, channels)
     missing = height - rows * side, width - columns * side
     noise = jnp.pad(tiles, [*((gap // 2, gap - gap // 2) for gap in missing), (0, 0)])
@@ -188,9 +203,9 @@ def _recolour(ball: LInf, squares: _Squares, best: Any, images: Any, keys: Keys)
     radius = in_dtype_of(ball.radius, images)
 
     def recolour(v: Image, image: Image, key: Any) -> Image:
-        place_key, sign_key = jax.random.split(key)
-        _, covered = _place(place_key, squares.side, image)
-        colour = radius * _signs(sign_key, (1, 1, image.shape[-1]), image)
+        words = _words(key, 2 + image.shape[-1])
+        _, covered = _place(words[:2], squares.side, image)
+        colour = radius * _signs(words[None, None, 2:], image)
         drawn, opposite = (_within(jnp.where(covered, sign * colour, v), image) for sign in (1, -1))
         return jnp.where(jnp.all(drawn == v), opposite, drawn)
 
@@ -202,14 +217,14 @@ def _exchange(ball: Any, squares: _Squares, best: Any, images: Any, keys: Keys) 
     order, radius = _order(ball), in_dtype_of(ball.radius, images)
 
     def exchange(v: Image, image: Image, key: Any) -> Image:
-        first_key, second_key, sign_key, turn_key = jax.random.split(key, 4)
-        corner, first = _place(first_key, squares.side, image)
-        _, second = _place(second_key, squares.side, image)
-        upright = jax.random.randint(turn_key, (), 0, 2)
+        words = _words(key, 5 + image.shape[-1])
+        corner, first = _place(words[:2], squares.side, image)
+        _, second = _place(words[2:4], squares.side, image)
+        upright = words[4] % 2
         bump = jnp.roll(squares.bumps[upright].astype(v.dtype), corner, (0, 1))[..., None]
         unused = jnp.maximum(radius**order - _size(v, order, axis=None) ** order, 0) / image.shape[-1]
         room = (_size(jnp.where(first | second, v, 0), order) ** order + unused) ** (1 / order)
-        mixed = _signs(sign_key, (1, 1, image.shape[-1]), image) * bump + _unit(jnp.where(first, v, 0), order)
+        mixed = _signs(words[None, None, 5:], image) * bump + _unit(jnp.where(first, v, 0), order)
         moved = jnp.where(first, room * _unit(mixed, order), jnp.where(second, 0, v))
         longest = jnp.maximum(_size(moved, order, axis=None), TINY)
         return _within(moved * jnp.minimum(1, radius / longest), image)

@@ -96,6 +96,8 @@ THIN_OR_WIDE = [
     (16, 40, 3, 4, "SAME"),
     (12, 8, 1, 5, "SAME"),
     (16, 3, 3, 8, ((3, 1), (-1, 2))),
+    (16, 1, 3, 7, ((2, 0), (1, 3))),
+    (6, 1, 5, 8, "VALID"),
 ]
 
 
@@ -132,6 +134,17 @@ def test_each_form_is_taken_where_it_pays(batch, channels, form):
     text = str(trace(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)))
     assert text.count("conv_general_dilated[") == (6 if form == "winograd" else 1)
     assert ("window_strides=(1, 4)" in text) == (form == "groups")
+
+
+FEW = [(16, 1, True), (16, 3, True), (32, 3, False), (1, 1, False)]
+
+
+@pytest.mark.parametrize(("channels", "features", "taken"), FEW)
+def test_few_features_are_summed_from_shifted_taps(channels, features, taken):
+    shapes = (2, 6, 8, channels), (3, 3, channels, features)
+    trace = jax.make_jaxpr(lambda x, k: convolution(x, k, (1, 1), "SAME", dimension_numbers=NHWC))
+    text = str(trace(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)))
+    assert (f"f32[1,1,{channels},{9 * features}]" in text) == taken
 
 
 @pytest.mark.parametrize("wrapped", ["scan", "vmap_restarts", "vmap_singles", "vmap_kernels"])
