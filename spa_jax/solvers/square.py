@@ -92,7 +92,7 @@ def _ball(problem: Problem) -> Any:
 
 def _either(flag: Any, function: Callable[..., Any], other: Callable[..., Any], v: Any, draws: Keys) -> Any:
     """`function(v, draws)` where the flag holds, else `other(v, draws)`; only that one is computed."""
-    moves = [lambda state, move=move: (move(*state), state[1]) for move in (other, function)]
+    moves: list[Any] = [lambda state, move=move: (move(*state), state[1]) for move in (other, function)]
     return branch(flag.astype(jnp.int32), moves, (v, draws))[0]
 
 

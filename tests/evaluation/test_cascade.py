@@ -11,6 +11,8 @@ from spa_jax import apgd_ce, multi_targeted, pgd, randomized, square, until_brok
 from spa_jax.data import Split
 from spa_jax.evaluation import Proportion, RobustnessCard, autoattack, cascade, evaluate
 from spa_jax.evaluation.card import PartRecord
+from spa_jax.evaluation.sweep import Sweep
+from spa_jax.parallel import data_mesh
 from tests.analytic_victims import images, mlp
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -99,6 +101,18 @@ def test_batch_sizes_and_parts_do_not_matter():
     alone = run(parts=["Square", "APGD-CE"])
     assert [part.name for part in alone.parts] == ["Square", "APGD-CE"]
     assert alone.parts[0].attacked == TOTAL - 1 >= alone.parts[1].attacked
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+@pytest.mark.parametrize("most", [24, 120, 504])
+def test_batches_of_an_attack_are_of_one_size_with_little_padding(devices, most):
+    sweep = Sweep(SPLIT, most, data_mesh(jax.devices()[:devices]))
+    for total in (0, 1, 16, 17, 49, 121, 1000, 1009):
+        size = cascade.even_batch(total, sweep)
+        assert size <= most and size % devices == 0 and (size >= 16 or devices > 1)
+        batches = -(-total // most)
+        assert batches * size >= total
+        assert size <= 1.2 * max(16, total / max(1, batches)) + devices
 
 
 @pytest.mark.usefixtures("quick")
