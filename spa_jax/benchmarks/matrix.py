@@ -20,7 +20,7 @@ from spa_jax.evaluation.records import ModelReport, Proportion
 from spa_jax.evaluation.universal import UniversalRecord, worst_record
 from spa_jax.parallel import data_mesh
 from spa_jax.runs.checkpoints import prepare_workdir
-from spa_jax.runs.experiment import check_config, classifies, variants
+from spa_jax.runs.experiment import check_config, classifies, evaluation_batch_size, variants
 from spa_jax.runs.loop import train_models
 from spa_jax.runs.reporting import craft_universal, test_split
 from spa_jax.runs.victims import Lineup
@@ -29,7 +29,6 @@ MATRIX_SCHEMA: Mapping[str, Any] = {"experiment": Mapping, "seeds": tuple | list
 _PANEL_SCHEMA: Mapping[str, Any] = {"attacks": Mapping, "models": tuple | list}
 _MAIN = "matrix"
 _EVALUATE = 4
-_NORMAL_QUANTILE_975 = 1.959963984540054
 
 
 def check_matrix(section: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -74,7 +73,8 @@ def fill_matrix(section: Mapping[str, Any], data: Mapping[str, Any], workdir: Pa
 
     Returns:
         One row for each panel, model and attack: `accuracy`, the mean over the seeds, with its 95 % `low` and `high`,
-        and `by_seed`. The interval adds the spread over the seeds (Student's t) and the drawing of the images, squared.
+        and `by_seed`. The interval adds the spread over the seeds (Student's) and the drawing of the images (Wilson's),
+        squared.
     """
     config = check_config({**section["experiment"], "data": data})
     panels = {_MAIN: None, **_panels(section)}
@@ -138,7 +138,7 @@ def _judge(
 ) -> tuple[ModelReport, Mapping[str, Sequence[UniversalRecord]]]:
     settings, split, victim = config["evaluation"], test_split(config, dataset), lineup.victim(name)
     key = jax.random.fold_in(jax.random.key(config["seed"]), _EVALUATE)
-    common: dict[str, Any] = {"key": key, "batch_size": settings["batch_size"], "mesh": lineup.mesh}
+    common: dict[str, Any] = {"key": key, "batch_size": evaluation_batch_size(config, split), "mesh": lineup.mesh}
     attacks = lineup.attacks(name, settings["attacks"])
     report = evaluate(victim, split, attacks, survivors_only=False, sanity=False, **common)
     if not settings["universal"]:
@@ -162,28 +162,28 @@ def with_universal(report: ModelReport, universal: Mapping[str, Sequence[Univers
 
 def _row(panel: str, model: str, attack: str, values: Sequence[tuple[float, int]]) -> Row:
     shares = np.asarray([value for value, _ in values])
-    mean = float(shares.mean())
-    half = _half_width(shares, values[0][1])
+    low, high = _interval(shares, values[0][1])
     return {
         "panel": panel,
         "model": model,
         "attack": attack,
-        "accuracy": mean,
-        "low": max(0.0, mean - half),
-        "high": min(1.0, mean + half),
+        "accuracy": float(shares.mean()),
+        "low": low,
+        "high": high,
         "by_seed": shares.tolist(),
         "images": values[0][1],
     }
 
 
-def _half_width(shares: np.ndarray, images: int) -> float:
-    """Half of the 95 % interval of the mean over seeds."""
+def _interval(shares: np.ndarray, images: int) -> tuple[float, float]:
+    """The 95 % interval of the mean over seeds: the squares of its half widths over seeds and over images add up."""
     from scipy.stats import t
 
-    mean, seeds = shares.mean(), len(shares)
-    by_images = _NORMAL_QUANTILE_975**2 * mean * (1 - mean) / images
-    by_seeds = t.ppf(0.975, seeds - 1) ** 2 * shares.var(ddof=1) / seeds if seeds > 1 else 0.0
-    return math.sqrt(by_images + by_seeds)
+    mean, seeds = float(shares.mean()), len(shares)
+    drawn = Proportion(round(mean * images), images)
+    over_seeds = t.ppf(0.975, seeds - 1) * shares.std(ddof=1) / math.sqrt(seeds) if seeds > 1 else 0.0
+    low, high = math.hypot(drawn.value - drawn.low, over_seeds), math.hypot(drawn.high - drawn.value, over_seeds)
+    return max(0.0, mean - low), min(1.0, mean + high)
 
 
 def matrix_table(rows: Sequence[Row]) -> str:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from spa_jax.attacks import PureAttack, attack_from_config
 from spa_jax.attacks.catalogue import check_attack, part_names, simple_specs, surrogates, takes
 from spa_jax.configuration import build, check_spec, freeze
-from spa_jax.data import Augmentation, Dataset, load_dataset, steps_per_epoch
+from spa_jax.data import Augmentation, Dataset, Examples, load_dataset, steps_per_epoch
 from spa_jax.errors import ConfigError, listed, suggest
 from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.models import abstract_variables, create_model
@@ -193,6 +193,11 @@ def selects_by(config: Mapping[str, Any]) -> str:
 def classifies(config: Mapping[str, Any]) -> bool:
     """Whether a config trains a classifier, and not a part of attacks or a judge of one."""
     return options_of(config["recipe"])[0].validation is None
+
+
+def evaluation_batch_size(config: Mapping[str, Any], split: Examples) -> int:
+    """That of the config, or the whole split if that is smaller: padding of the last batch costs as much as images."""
+    return min(config["evaluation"]["batch_size"], len(split))
 
 
 def load_data(config: Mapping[str, Any]) -> Dataset:

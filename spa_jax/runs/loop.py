@@ -27,6 +27,7 @@ from spa_jax.runs.experiment import (
     check_config,
     classifies,
     data_loader,
+    evaluation_batch_size,
     find_parts,
     make_experiment,
     selection_attack,
@@ -270,12 +271,13 @@ def _judge_classifier(experiment: Experiment, state: TrainState) -> tuple[dict[s
     """Accuracies on the validation split, and the one that chooses."""
     spec = selection_attack(experiment.config)
     attacks = {} if spec is None else {"robust": attack_from_config(spec, experiment.learner.parts(state))}
+    validation = experiment.dataset.validation
     found = evaluate(
         experiment.learner.victim(state, averaged=True),
-        experiment.dataset.validation,
+        validation,
         attacks,
         key=jax.random.fold_in(experiment.key, _EVALUATE),
-        batch_size=experiment.config["evaluation"]["batch_size"],
+        batch_size=evaluation_batch_size(experiment.config, validation),
         mesh=experiment.mesh,
         sanity=False,
     )
@@ -287,9 +289,9 @@ def _judge_classifier(experiment: Experiment, state: TrainState) -> tuple[dict[s
 
 def _judge_part(experiment: Experiment, state: TrainState) -> tuple[dict[str, float], float]:
     """Means over the validation split of what the recipe measures, and the number that chooses."""
-    validation = experiment.validation
+    validation, split = experiment.validation, experiment.dataset.validation
     key = jax.random.fold_in(experiment.key, _EVALUATE)
-    sweep = make_sweep(experiment.dataset.validation, experiment.config["evaluation"]["batch_size"], experiment.mesh)
+    sweep = make_sweep(split, evaluation_batch_size(experiment.config, split), experiment.mesh)
 
     def measure(batch: DeviceBatch) -> Any:
         keys = example_keys(key, batch.index)

@@ -34,6 +34,7 @@ from spa_jax.models import abstract_variables
 from spa_jax.parallel import data_mesh
 from spa_jax.runs.experiment import (
     LoadData,
+    evaluation_batch_size,
     make_learner,
     universal_specs,
 )
@@ -99,7 +100,7 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
             own, victim = lineup.config(name), lineup.victim(name)
             models[name], sheet = _judge(lineup, name, victim, split, mesh, show)
             sheets |= {name: sheet} if sheet else {}
-            settings, common = own["evaluation"], _common(own, mesh) | {"on_batch": show.batch}
+            settings, common = own["evaluation"], _common(own, split, mesh) | {"on_batch": show.batch}
             if settings["universal"]:
                 other = universal.get(settings["universal"]["transfer_from"])
                 universal[name] = craft_universal(own, victim, dataset, split, common, other)
@@ -152,9 +153,9 @@ def _card(
     return autoattack(victim, split, workdir=directory / file_name(name), **options, **told)
 
 
-def _common(config: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+def _common(config: Mapping[str, Any], split: Examples, mesh: Mesh) -> dict[str, Any]:
     key = jax.random.fold_in(jax.random.key(config["seed"]), _REPORT)
-    return {"key": key, "batch_size": config["evaluation"]["batch_size"], "mesh": mesh}
+    return {"key": key, "batch_size": evaluation_batch_size(config, split), "mesh": mesh}
 
 
 def _judge(
@@ -166,7 +167,7 @@ def _judge(
     show: "_Shown",
 ) -> tuple[ModelReport, Sheet | None]:
     config, attacks = lineup.config(name), lineup.attacks(name)
-    settings, common = config["evaluation"], _common(config, mesh)
+    settings, common = config["evaluation"], _common(config, split, mesh)
     options = {key: settings[key] for key in ("survivors_only", "judge_draws", "examples_per_class")}
     if settings["perceptual"] is not None:
         options["perceptual"] = lineup.perceptual(settings["perceptual"])
@@ -233,6 +234,7 @@ def _manipulators(models: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, 
 def _report_manipulator(config: Mapping[str, Any], lineup: Lineup, workdir: Path, mesh: Mesh, load: LoadData) -> str:
     """Judge a manipulator by the regressor and the classifier that its config names."""
     settings, dataset = config["evaluation"]["manipulation"], load(config)
+    split = test_split(config, dataset)
     judges = lineup.parts(config, settings)
     learner = make_learner(config, dataset)
     build = becomes(config["recipe"], None, learner.model, learner.mean, learner.std)
@@ -240,12 +242,12 @@ def _report_manipulator(config: Mapping[str, Any], lineup: Lineup, workdir: Path
     edit = build(load_model(workdir / config["name"], everywhere(mesh), abstract))
     report = evaluate_manipulator(
         edit,
-        test_split(config, dataset),
+        split,
         low=settings["low"],
         high=settings["high"],
         attributes=dataset.attributes,
         **{name: judges[settings[name]["part"]] for name in ("regressor", "classifier")},
-        **_common(config, mesh),
+        **_common(config, split, mesh),
     )
     if jax.process_index() != 0:
         return ""

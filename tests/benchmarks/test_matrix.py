@@ -93,10 +93,17 @@ def test_what_was_judged_is_read_and_what_has_changed_is_judged_again(filled, mo
 
 def test_the_interval_adds_the_spread_over_seeds_to_that_over_images():
     shares = np.array([0.5, 0.6, 0.7])
-    by_images = 1.96**2 * 0.6 * 0.4 / 400
-    by_seeds = t.ppf(0.975, 2) ** 2 * 0.01 / 3
-    np.testing.assert_allclose(matrix._half_width(shares, 400), math.sqrt(by_images + by_seeds), rtol=1e-4)
-    np.testing.assert_allclose(matrix._half_width(shares[1:2], 400), math.sqrt(by_images), rtol=1e-4)
+    by_images = 1.96 * math.sqrt(0.6 * 0.4 / 40_000)
+    by_seeds = t.ppf(0.975, 2) * math.sqrt(0.01 / 3)
+    low, high = matrix._interval(shares, 40_000)
+    np.testing.assert_allclose([0.6 - low, high - 0.6], math.hypot(by_images, by_seeds), rtol=1e-3)
+    low, high = matrix._interval(shares[1:2], 40_000)
+    np.testing.assert_allclose([0.6 - low, high - 0.6], by_images, rtol=1e-2)
+
+
+def test_no_image_of_many_is_not_known_to_be_none():
+    """Wilson's bound of 0 in n at 95 % is z^2 / (n + z^2)."""
+    np.testing.assert_allclose(matrix._interval(np.zeros(3), 200), (0, 1.96**2 / (200 + 1.96**2)), rtol=1e-3)
 
 
 @pytest.mark.parametrize(

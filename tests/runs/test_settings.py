@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from spa_jax.data import load_dataset
 from spa_jax.errors import ConfigError
-from spa_jax.runs.experiment import check_config, evaluation_attacks, selection_attack, selects_by, variants
+from spa_jax.runs.experiment import (
+    check_config,
+    evaluation_attacks,
+    evaluation_batch_size,
+    selection_attack,
+    selects_by,
+    variants,
+)
 from spa_jax.runs.loop import train_and_evaluate
 from spa_jax.runs.settings import check_model_name, complete
 from tests.training.conftest import tiny_config
@@ -65,6 +73,12 @@ def test_what_is_left_out_has_its_default():
     assert full["evaluation"]["attacks"] == {} and full["evaluation"]["batch_size"] == 500
     assert selection_attack(full) is None and selects_by(full) == "clean"
     assert selects_by(check_config(SHORT)) == "robust" and selection_attack(check_config(SHORT))["keep"] == "last"
+
+
+def test_a_batch_of_the_evaluation_is_no_larger_than_what_is_evaluated():
+    full, split = check_config(SHORT), load_dataset("digits").test
+    assert evaluation_batch_size(full, split) == len(split) == 397
+    assert evaluation_batch_size(check_config(SHORT | {"evaluation": {"batch_size": 100}}), split) == 100
 
 
 def test_a_universal_attack_of_a_recipe_does_not_choose_its_checkpoint():
