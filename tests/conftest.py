@@ -27,12 +27,29 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("tests")
 
 
+_is_quick = False
+
+
+def _compile(quick: bool) -> None:
+    """Forgets programs that were compiled the other way: JAX would call them, and their last bits differ."""
+    global _is_quick
+    jax.config.update("jax_disable_most_optimizations", quick)
+    if quick != _is_quick:
+        jax.clear_caches()
+    _is_quick = quick
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
     """For modules of many tiny programs, whose compilation takes longer than their run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    _compile(quick=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def full_compilation(request):
+    """For all other modules."""
+    if "quick_compilation" not in request.fixturenames:
+        _compile(quick=False)
 
 
 ROOMY = 2 * 2**30
