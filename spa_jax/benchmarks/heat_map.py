@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from spa_jax.evaluation.contents import condition_title
 from spa_jax.evaluation.drawing import without_math
 
 _CELL_WIDTH, _CELL_HEIGHT, _DPI = 0.95, 0.42, 180
@@ -14,6 +15,10 @@ _DARK_BELOW = 0.55
 
 def heat_map_png(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
     """A heat map of rows with `model`, `attack` and `accuracy` in [0, 1], in the order in which they come.
+
+    Args:
+        rows: of one panel.
+        title: what the rows are the accuracy of.
 
     Raises:
         ValueError: no row.
@@ -34,9 +39,10 @@ def _drawn(shares: np.ndarray, models: Sequence[str], attacks: Sequence[str], ti
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(attacks)), attacks, rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
+    titles = [condition_title(name, survivors_only=False) for name in attacks]
+    axes.set_xticks(range(len(attacks)), titles, rotation=35, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_yticks(range(len(models)), models, fontsize=8)
-    axes.set_title(f"{title} (accuracy, %)", loc="left", fontsize=9)
+    axes.set_title(f"Accuracy of {title}, %", loc="left", fontsize=9)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     best = np.nanmax(shares, axis=0)

@@ -15,6 +15,7 @@ from spa_jax.configuration import check_keys, freeze
 from spa_jax.data.types import Dataset
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.accuracy import evaluate
+from spa_jax.evaluation.contents import condition_title
 from spa_jax.evaluation.files import write_files
 from spa_jax.evaluation.records import ModelReport, Proportion
 from spa_jax.evaluation.universal import UniversalRecord, worst_record
@@ -86,7 +87,7 @@ def fill_matrix(section: Mapping[str, Any], data: Mapping[str, Any], workdir: Pa
     rows = [_row(*name, values) for name, values in found.items()]
     for panel in panels:
         own = [row for row in rows if row["panel"] == panel]
-        write_files(workdir, {f"{panel}.png": heat_map_png(own, f"{config['name']}: {panel}")})
+        write_files(workdir, {f"{panel}.png": heat_map_png(own, "all models" if panel == _MAIN else panel)})
     return rows
 
 
@@ -195,7 +196,7 @@ def matrix_table(rows: Sequence[Row]) -> str:
         lines = [
             f"## {panel}",
             "",
-            "| " + " | ".join(["accuracy, %", *attacks]) + " |",
+            "| " + " | ".join(["accuracy, %", *(condition_title(name, False) for name in attacks)]) + " |",
             "| --- " * (len(attacks) + 1) + "|",
         ]
         for model in dict.fromkeys(row["model"] for row in own):
