@@ -10,7 +10,12 @@ perturbations at the same time as the weights (UAT), two stages of class-balance
 which starts from the standard network and fine-tunes on a tenth of the images), SPAT, and AToP (a purifier before the
 standard network). Every one is attacked by noise, attributes, both jointly, displaced pixels, and universal
 perturbations made afresh against it; "adaptive" is PGD on the mean over draws, through purifiers and straight through
-them, the worst of both. Not run to its end yet.
+them, the worst of both.
+
+Seen on Fashion-MNIST with `epochs=1,images=200,crafting=1000,width=8` and `--host_devices 1`, seeds 0, 1 and 2, under
+PGD-20 / SPA / all: standard 17.5 / 0 / 0 %, PGD 67.3 / 2.3 / 2.3, SPA 57.8 / 25.8 / 25.3, with generated noise 57.5 /
+22.3 / 22.2, UAT 42.3 / 0 / 0, CB-UAP 55.3 / 0 / 0, RAT 23.2 / 0 / 0, SPAT 65.3 / 0.5 / 0.5, AToP 64.0 (adaptive 53.5) /
+4.5 / 3.8. About 50 minutes a seed on one core; docs/results.md has the table.
 """
 
 from typing import Any
