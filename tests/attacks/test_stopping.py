@@ -33,7 +33,7 @@ KEYS = checked_keys(KEY, BATCH)
 ATTACKS = {
     "apgd": apgd_ce(0.07, 25),
     "pgd_l2": pgd(0.25, 12, norm="l2", loss="margin"),
-    "square": square(0.08, 30),
+    "square": square(0.08, 40),
     "restarts": restarts(pgd(0.07, 6), 3),
     "multi_targeted": multi_targeted(pgd(0.07, 6, loss="margin"), 3),
     "spa": spa(0.06, ["contrast"], 6),
