@@ -1,5 +1,6 @@
 """Which images are proved to withstand one attribute, at every value of its range, by sweeping it in small cells."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -8,12 +9,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from spa_jax.data.batching import to_unit_float
+from spa_jax.data.types import Examples
 from spa_jax.edits import EDITS, displaced
-from spa_jax.evaluation.intervals import Interval, interval_bounds
+from spa_jax.evaluation.curves import correct_by_attribute
+from spa_jax.evaluation.intervals import Interval, MissingRuleError, interval_bounds
 from spa_jax.evaluation.records import ExampleFlags
-from spa_jax.types import Count, Image, Images, Labels, Scalar, Victim
+from spa_jax.evaluation.sweep import Progress, make_sweep
+from spa_jax.parallel import to_host
+from spa_jax.types import Count, Image, Images, Key, Labels, Scalar, Victim
 from spa_jax.validation import require_choice, require_count
+from spa_jax.victims.tracing import is_randomized
 
 _SLACK = 1e-5
 _MOVES = 1e-4
@@ -138,12 +146,10 @@ def certify(
         ValueError: another edit, a range that is empty or too wide, numbers below 1, a victim with a primitive that has
             no interval rule.
     """
-    require_choice("edit", edit, tuple(_BOUNDS))
+    check_range(edit, low, high)
     cells, splits, batch_size = (
         require_count(name, value) for name, value in (("cells", cells), ("splits", splits), ("batch_size", batch_size))
     )
-    if not low < high or not math.isfinite(high - low) or (edit == "rotation" and max(-float(low), float(high)) > 90):
-        raise ValueError(f"low={low!r}, high={high!r} must be a range, of angles within 90 degrees")
     pictures: Any = np.asarray(images, np.float32)
     compiled = jax.jit(functools.partial(_look, victim, edit))
     look = functools.partial(_looked_at, compiled, pictures, np.asarray(labels), batch_size)
@@ -163,6 +169,17 @@ def certify(
         if not len(owner):
             break
     return Certificate(~broken & ~undecided, broken, seen)
+
+
+def check_range(edit: str, low: Scalar, high: Scalar, name: str = "edit") -> None:
+    """Refuse what cannot be proved: another edit, which is called by this name, or a range that is empty or too wide.
+
+    Raises:
+        ValueError: it is one of these.
+    """
+    require_choice(name, edit, tuple(_BOUNDS))
+    if not low < high or not math.isfinite(high - low) or (edit == "rotation" and max(-float(low), float(high)) > 90):
+        raise ValueError(f"low={low!r}, high={high!r} must be a range, of angles within 90 degrees")
 
 
 def _look(victim: Victim, edit: str, images: Any, labels: Any, low: Any, high: Any) -> tuple[Any, Any]:
@@ -188,3 +205,70 @@ def _looked_at(
         found.append(jax.device_get(look(images[who], labels[who], *ends)))
     proved, wrong = (np.concatenate(own)[: len(owner)] for own in zip(*found, strict=True))
     return proved, wrong
+
+
+# --- a proof beside a sweep -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CertifiedRecord:
+    """What was proved of one model, beside what a sweep of points has left.
+
+    Attributes:
+        correct: [n], right as it is.
+        unbroken: [n], right at every point of the sweep too.
+        certificate: what was proved; None where nothing could be.
+        reason: why nothing could be proved; empty where something was.
+    """
+
+    correct: ExampleFlags
+    unbroken: ExampleFlags
+    certificate: Certificate | None
+    reason: str = ""
+
+
+def measure_certified(
+    victim: Victim,
+    split: Examples,
+    edit: str,
+    low: Scalar,
+    high: Scalar,
+    *,
+    points: Count = 41,
+    cells: Count = 64,
+    splits: Count = 6,
+    key: Key,
+    batch_size: int,
+    mesh: Mesh | None = None,
+    on_batch: Progress | None = None,
+) -> CertifiedRecord:
+    """Sweep one attribute over points of its range, and prove what happens between them.
+
+    A victim that draws at random, or has a primitive without an interval rule, is swept alone. Every process proves on
+    one of its devices.
+
+    Args:
+        victim: any function from images to logits, or `spa_jax.randomized(f)`.
+        split: the examples.
+        edit, low, high, cells, splits: as for `certify`.
+        points: evenly spaced over the range, both ends included; our choice.
+        key, batch_size, mesh, on_batch: as for `evaluate`.
+
+    Raises:
+        ValueError: another edit, a bad range, numbers below 1, an empty split.
+    """
+    check_range(edit, low, high)
+    swept, sweep = EDITS[edit], make_sweep(split, batch_size, mesh, on_batch)
+    values = np.append(np.linspace(low, high, require_count("points", points)), swept.identity)
+    correct = correct_by_attribute(victim, sweep, swept, values, key)
+    batch = split.take(np.arange(len(split)))
+    options = {"cells": cells, "splits": splits, "batch_size": batch_size}
+    certificate, reason = None, "the victim draws at random"
+    if not is_randomized(victim):
+        own = jax.tree.map(lambda leaf: to_host(leaf) if isinstance(leaf, jax.Array) else leaf, victim)
+        try:
+            images, labels = to_unit_float(jnp.asarray(batch["image"])), jnp.asarray(batch["label"])
+            certificate, reason = certify(own, images, labels, edit, low, high, **options), ""
+        except MissingRuleError as error:
+            reason = str(error)
+    return CertifiedRecord(correct[:, -1], np.all(correct, axis=1), certificate, reason)

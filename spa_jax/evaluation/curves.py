@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from spa_jax.attacks import PureAttack
 from spa_jax.data.types import Examples
@@ -16,7 +16,7 @@ from spa_jax.errors import shown
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.judging import nearest_in
 from spa_jax.evaluation.records import Curve, Nearest
-from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Progress, example_keys, make_sweep, stream
+from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Progress, Sweep, example_keys, make_sweep, stream
 from spa_jax.goals import is_answer
 from spa_jax.trees import as_pytree
 from spa_jax.types import Flags, Images, Key, Labels, Predict, Scalar, Victim
@@ -125,16 +125,22 @@ def accuracy_by_attribute(
     grid = _grid(edit) if values is None else np.unique(np.asarray(values, np.float64))
     if not grid.size or not np.isfinite(grid).all():
         raise ValueError(f"values={values!r} must be finite numbers, at least one")
-    sweep = make_sweep(split, batch_size, mesh, on_batch)
-    predict, levels = sweep.predict(sweep.place(victim)), grid.astype(np.float32)
+    correct = correct_by_attribute(victim, make_sweep(split, batch_size, mesh, on_batch), edit, grid, key)
+    return Curve("attribute", edit.name, tuple(grid.tolist()), tuple(correct.sum(axis=0).tolist()), len(split))
+
+
+def correct_by_attribute(
+    victim: Victim, sweep: Sweep, edit: Edit, values: Float[np.ndarray, " m"], key: Key
+) -> Bool[np.ndarray, "n m"]:
+    """Whether each example is classified correctly when edited by each value, see `accuracy_by_attribute`."""
+    predict, levels = sweep.predict(sweep.place(victim)), values.astype(np.float32)
     function, judge_key = as_pytree(edit.function), stream(key, "attribute", edit.name)
 
     def classify(batch: DeviceBatch) -> Any:
         seen = batch.index, batch.images, batch.labels
         return jnp.stack([_correct_at(function, predict, judge_key, level, *seen) for level in levels], axis=1)
 
-    correct = sweep.run(edit.name, classify, np.arange(len(split)))
-    return Curve("attribute", edit.name, tuple(grid.tolist()), tuple(correct.sum(axis=0).tolist()), len(split))
+    return sweep.run(edit.name, classify, np.arange(len(sweep.split)))
 
 
 def _grid(edit: Edit) -> Float[np.ndarray, " m"]:

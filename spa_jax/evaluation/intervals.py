@@ -7,7 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from spa_jax.errors import SpaError
 from spa_jax.victims.rewriting import compute, nested_jaxprs
+
+
+class MissingRuleError(SpaError):
+    """A function holds a primitive whose bounds are not known."""
 
 
 class Interval(NamedTuple):
@@ -28,7 +33,7 @@ def interval_bounds(function: Callable[[Any], Any], low: Any, high: Any) -> Inte
         low, high: the corners of the box, of one shape.
 
     Raises:
-        ValueError: the function holds a primitive without a rule; the message names it.
+        MissingRuleError: the function holds a primitive without a rule; the message names it.
     """
     closed = jax.make_jaxpr(function)(low)
     (out,) = _evaluate(closed.jaxpr, closed.consts, [Interval(low, high)])
@@ -60,7 +65,7 @@ def _bounds(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     if name in _RULES:
         return [_RULES[name](equation, *inputs)]
     known = ", ".join(sorted((*_NESTED, *_INCREASING, *_RULES)))
-    raise ValueError(f"primitive={name!r} has no interval rule; those with one are {known}")
+    raise MissingRuleError(f"primitive={name!r} has no interval rule; those with one are {known}")
 
 
 def _end(value: Any, end: str) -> Any:
@@ -78,7 +83,7 @@ def _negate(equation: Any, a: Interval) -> Interval:
 def _of_corners(equation: Any, a: Any, b: Any) -> Interval:
     """A product or quotient takes its extremes at corners; a divisor must be fixed."""
     if equation.primitive.name == "div" and isinstance(b, Interval):
-        raise ValueError("primitive='div' has an interval rule for divisors that are fixed alone")
+        raise MissingRuleError("primitive='div' has an interval rule for divisors that are fixed alone")
     corners = [compute(equation, _end(a, i), _end(b, j))[0] for i in ("low", "high") for j in ("low", "high")]
     low, high = corners[0], corners[0]
     for corner in corners[1:]:
@@ -89,7 +94,7 @@ def _of_corners(equation: Any, a: Any, b: Any) -> Interval:
 def _linear(equation: Any, a: Any, b: Any) -> Interval:
     """A product of matrices or convolution with one fixed side: that of the middle, and of the half width in size."""
     if isinstance(a, Interval) and isinstance(b, Interval):
-        raise ValueError(f"primitive={equation.primitive.name!r} has an interval rule with one fixed side alone")
+        raise MissingRuleError(f"primitive={equation.primitive.name!r} has an interval rule with one fixed side alone")
     middle = compute(equation, *((own.low + own.high) / 2 if isinstance(own, Interval) else own for own in (a, b)))[0]
     sizes = ((own.high - own.low) / 2 if isinstance(own, Interval) else jnp.abs(own) for own in (a, b))
     spread = compute(equation, *sizes)[0]

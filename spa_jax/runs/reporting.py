@@ -18,6 +18,8 @@ from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.accuracy import evaluate
 from spa_jax.evaluation.card import RobustnessCard, write_cards
 from spa_jax.evaluation.cascade import autoattack
+from spa_jax.evaluation.certified import CertifiedRecord, measure_certified
+from spa_jax.evaluation.certified_report import write_certified_report
 from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
 from spa_jax.evaluation.files import file_name
 from spa_jax.evaluation.manipulation import evaluate_manipulator
@@ -93,6 +95,7 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
     universal: dict[str, UniversalFindings] = {}
     training: dict[str, dict[str, TrainingExamplesRecord]] = {}
     cards: dict[str, RobustnessCard] = {}
+    certified: dict[str, CertifiedRecord] = {}
     _check_claims(config, lineup.names)
     with _progress() as show:
         for name in lineup.names:
@@ -106,6 +109,8 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
                 universal[name] = craft_universal(own, victim, dataset, split, common, other)
             if settings["autoattack"]:
                 cards[name] = _card(own, name, victim, dataset, workdir / "report" / "autoattack", common)
+            if settings["certified"]:
+                certified[name] = _certified(own, victim, dataset, common)
             if settings["training_examples"] and name in lineup.models:
                 parts = lineup.parts(own, settings["training_examples"])
                 training[name] = judge_training_examples(own, parts, victim, dataset, common)
@@ -116,6 +121,10 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
         written.append(write_universal_report(universal, workdir / "report", **_heading(config, dataset)))
     if cards and jax.process_index() == 0:
         written.append(write_cards(cards, workdir / "report"))
+    if certified and jax.process_index() == 0:
+        section = config["evaluation"]["certified"]
+        report = write_certified_report(certified, workdir / "report", section=section, **_heading(config, dataset))
+        written.append(report)
     if training and jax.process_index() == 0:
         heading = _heading(config, dataset) | {"dataset": f"{dataset.name}, training split"}
         written.append(write_training_examples_report(training, workdir / "report", **heading))
@@ -151,6 +160,15 @@ def _card(
     told = {"model": name, "data": dataset.name, "seed": config["seed"], "claimed": section["claimed"].get(name)}
     split = split if count is None else evenly_spaced(dataset.test, count)
     return autoattack(victim, split, workdir=directory / file_name(name), **options, **told)
+
+
+def _certified(
+    config: Mapping[str, Any], victim: Victim, dataset: Dataset, common: Mapping[str, Any]
+) -> CertifiedRecord:
+    """What is proved of one model under the attribute that its config names."""
+    section = dict(config["evaluation"]["certified"])
+    split = evenly_spaced(dataset.test, section.pop("num_images"))
+    return measure_certified(victim, split, section.pop("attribute"), **section, **common)
 
 
 def _common(config: Mapping[str, Any], split: Examples, mesh: Mesh) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from spa_jax.configuration import named, with_defaults
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.accuracy import RESERVED_NAMES
 from spa_jax.evaluation.cascade import chosen_parts
+from spa_jax.evaluation.certified import check_range
 from spa_jax.training.placement import ENGINES
 from spa_jax.validation import require_choice, require_count, require_number
 
@@ -165,6 +166,7 @@ class Evaluation:
         universal: which universal perturbations are crafted against classifiers, see `Universal`; None for none.
         training_examples: how the examples that models train on are judged, see `TrainingExamples`; None: not at all.
         autoattack: the standard evaluation of every model and victim, see `AutoAttack`; None for none.
+        certified: what is proved of every model and victim under one attribute, see `Certified`; None for no proof.
 
     Raises:
         ValueError: a number out of range, or an attack whose name the report uses for itself.
@@ -186,6 +188,7 @@ class Evaluation:
     universal: Mapping | None = None
     training_examples: Mapping | None = None
     autoattack: Mapping | None = None
+    certified: Mapping | None = None
 
     def __post_init__(self) -> None:
         require_count("batch_size", self.batch_size)
@@ -258,6 +261,36 @@ class AutoAttack:
             require_count("num_examples", self.num_examples)
         for name, share in self.claimed.items():
             require_number(f"claimed.{name}", share, "an accuracy in [0, 1]", lambda share: 0 <= share <= 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Certified:
+    """Which images are proved robust to one attribute, see `spa_jax.evaluation.certified`. The defaults are our choice.
+
+    Attributes:
+        attribute: "rotation" (within 90 degrees), "brightness", "contrast" or "saturation".
+        low, high: the range of its value.
+        points: at which the sweep looks, evenly spaced over the range.
+        cells: that the range is cut into at first.
+        splits: how often a cell may be halved before the image is undecided.
+        num_images: of the test split, evenly spaced.
+
+    Raises:
+        ValueError: another attribute, a range that is empty or too wide, or a number below 1.
+    """
+
+    attribute: str
+    low: float
+    high: float
+    points: int = 41
+    cells: int = 64
+    splits: int = 6
+    num_images: int = 100
+
+    def __post_init__(self) -> None:
+        check_range(self.attribute, self.low, self.high, "attribute")
+        for name in ("points", "cells", "splits", "num_images"):
+            require_count(name, getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,6 +437,8 @@ def _complete_evaluation(section: Mapping[str, Any], path: str) -> dict[str, Any
         full["manipulation"] = with_defaults(full["manipulation"], Manipulation, f"{path}.manipulation")
     if full["autoattack"] is not None:
         full["autoattack"] = with_defaults(full["autoattack"], AutoAttack, f"{path}.autoattack")
+    if full["certified"] is not None:
+        full["certified"] = with_defaults(full["certified"], Certified, f"{path}.certified")
     if full["universal"] is not None:
         full["universal"] = _with_attacks(with_defaults(full["universal"], Universal, f"{path}.universal"))
     if full["training_examples"] is not None:

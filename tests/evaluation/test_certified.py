@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 
 import flax.linen as nn
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import EDITS, classifier
-from spa_jax.evaluation.certified import certify, pixel_bounds
+from spa_jax import EDITS, classifier, randomized
+from spa_jax.data import Split
+from spa_jax.evaluation.certified import certify, measure_certified, pixel_bounds
+from spa_jax.evaluation.certified_report import write_certified_report
 from spa_jax.evaluation.intervals import interval_bounds
 from spa_jax.models import SmallCNN
 from tests.analytic_victims import images, linear, margins, weights
@@ -101,22 +104,29 @@ def test_a_primitive_without_a_rule_is_named():
 # --- sweeps ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_share_proved_is_that_of_a_victim_that_is_known():
-    """Brightness moves the margin of the linear victim by sum(w) a, without clipping: both ends decide."""
+@functools.lru_cache
+def known():
+    """Images with labels, a range of brightness, and who stands in all of it; who is near to the bound is left out.
+
+    Brightness moves the margin of the linear victim by sum(w) a, without clipping: both ends decide.
+    """
     x = images(7, 40, low=0.4, high=0.6)
-    y = jnp.asarray((margins(W, x, np.zeros(40)) > 0), jnp.int32)
-    slope = np.sum(np.asarray(W, np.float64))
-    own = -margins(W, x, np.asarray(y))
-    shift = float(np.median(own) / np.abs(slope))
+    y = np.asarray(margins(W, x, np.zeros(40)) > 0, np.int32)
+    slope = np.abs(np.sum(np.asarray(W, np.float64)))
+    own = -margins(W, x, y)
+    shift = float(np.median(own) / slope)
     assert shift < 0.4
-    reach = np.abs(slope) * shift
-    robust = own > reach
-    assert 5 < robust.sum() < 35
-    clear = np.abs(own - reach) > 0.005
-    assert clear.sum() > 30
-    found = certify(linear(W), x, y, "brightness", -shift, shift, cells=8, splits=10)
-    np.testing.assert_array_equal(found.proved[clear], robust[clear])
-    np.testing.assert_array_equal(found.broken[clear], ~robust[clear])
+    clear = np.abs(own - slope * shift) > 0.005
+    robust = own > slope * shift
+    assert 5 < robust.sum() < 35 and clear.sum() > 30
+    return np.asarray(x)[clear], y[clear], shift, robust[clear]
+
+
+def test_the_share_proved_is_that_of_a_victim_that_is_known():
+    x, y, shift, robust = known()
+    found = certify(linear(W), jnp.asarray(x), jnp.asarray(y), "brightness", -shift, shift, cells=8, splits=10)
+    np.testing.assert_array_equal(found.proved, robust)
+    np.testing.assert_array_equal(found.broken, ~robust)
 
 
 def test_a_proof_of_a_network_holds_at_thousands_of_angles():
@@ -154,3 +164,44 @@ def test_bad_arguments_are_refused(changes, message):
     with pytest.raises(ValueError) as caught:
         certify(linear(W), images(), jnp.zeros(4, jnp.int32), **arguments)
     assert message in str(caught.value)
+
+
+# --- beside a sweep -------------------------------------------------------------------------------------------------
+
+
+def measured(victim, **options):
+    x, y, shift, _ = known()
+    options = {"points": 5, "cells": 8, "splits": 10} | options
+    return measure_certified(victim, Split(x, y), "brightness", -shift, shift, key=KEY, batch_size=16, **options)
+
+
+def test_a_sweep_of_both_ends_leaves_what_is_proved_of_a_victim_that_is_known():
+    record, robust = measured(linear(W)), known()[3]
+    np.testing.assert_array_equal(record.unbroken, robust)
+    np.testing.assert_array_equal(record.certificate.proved, robust)
+    assert record.correct.all() and record.reason == ""
+
+
+def test_what_draws_or_has_no_rule_is_swept_alone():
+    draws = measured(randomized(lambda keys, x: linear(W)(x)))
+    assert draws.certificate is None and draws.reason == "the victim draws at random"
+    np.testing.assert_array_equal(draws.unbroken, known()[3])
+    odd = measured(lambda x: jnp.sin(linear(W)(x)))
+    assert odd.certificate is None and "primitive='sin' has no interval rule" in odd.reason
+
+
+def test_the_report_has_both_shares_of_each_model(tmp_path):
+    models = {"linear": measured(linear(W)), "drawing": measured(randomized(lambda keys, x: linear(W)(x)))}
+    section = {"attribute": "brightness", "low": -0.1, "high": 0.1, "points": 5}
+    told = {"title": "a title", "dataset": "dots, test split", "seed": 0, "config": {}}
+    shown = write_certified_report(models, tmp_path, section=section, **told)
+    found = json.loads((tmp_path / "certified.json").read_text())
+    robust = known()[3]
+    own, other = found["models"]["linear"], found["models"]["drawing"]
+    assert own["proved"]["correct"] == own["unbroken"]["correct"] == robust.sum() and own["cells"] >= 8 * len(robust)
+    assert other["proved"] is None and other["unbroken"] == own["unbroken"] and found["points"] == 5
+    text = (tmp_path / "certified.md").read_text()
+    assert "brightness from -0.1 to 0.1, swept at 5 points" in text and "the victim draws at random" in text
+    assert "linear" in shown
+    with pytest.raises(ValueError, match=r"models=\{\} must hold at least one"):
+        write_certified_report({}, tmp_path, section=section, **told)

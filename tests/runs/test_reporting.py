@@ -109,3 +109,35 @@ def test_autoattack_leaves_a_card_for_each_model_and_goes_on_where_it_was(traine
 def test_a_wrong_section_of_autoattack_is_named(section, message, trained):
     with pytest.raises(ConfigError, match=message):
         _report(_with_autoattack(**section), trained)
+
+
+def _with_certified(**section):
+    config = _config()
+    options = {"attribute": "brightness", "low": -0.01, "high": 0.01, "points": 3, "num_images": 20} | section
+    return check_config(config | {"evaluation": config["evaluation"] | {"certified": options}})
+
+
+def test_what_is_proved_of_each_model_stands_beside_the_sweep(trained):
+    shown = _report(_with_certified(cells=4), trained)
+    found = json.loads((trained / "report/certified.json").read_text())
+    own = found["models"]["tiny"]
+    assert own["proved"]["correct"] + own["undecided"]["correct"] <= own["unbroken"]["total"] == 20
+    assert own["proved"]["correct"] <= own["unbroken"]["correct"] <= own["clean"]["correct"]
+    assert own["cells"] >= 4 * 20 and own["reason"] == ""
+    assert "brightness from -0.01 to 0.01, swept at 3 points" in (trained / "report/certified.md").read_text()
+    assert "brightness from -0.01 to 0.01" in shown
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"attribute": "hue"}, "attribute='hue' must be one of rotation"),
+        ({"low": 1.0}, "low=1.0, high=0.01 must be a range"),
+        ({"points": 0}, "points=0"),
+        ({"num_images": 0}, "num_images=0"),
+        ({"point": 3}, "evaluation.certified.point is unknown"),
+    ],
+)
+def test_a_wrong_section_of_certified_is_refused_before_training(section, message):
+    with pytest.raises(ConfigError, match=message):
+        _with_certified(**section)
