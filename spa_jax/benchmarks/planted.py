@@ -82,6 +82,7 @@ def compare_planted(section: Mapping[str, Any], data: Mapping[str, Any], seed: i
             planted = DEFENCES.get(defence, UNDEFENDED)
             options = {"queries": section["queries"], "parts": section["parts"], "seed": seed}
             row = judge_defence(planted, network, stored, Split(images, labels), spec["radius"], **options)
+            jax.clear_caches()  # a process may map no more than 65,530 pieces of memory, which 15 defences exceed
             yield {"victim": name, "radius": spec["radius"], "images": len(labels), "defence": defence} | row
 
 
