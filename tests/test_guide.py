@@ -26,7 +26,7 @@ def test_the_example_of_semantics_preserving_training_runs():
 def test_the_example_of_edits_in_any_order_runs():
     names = _after_the_first_example("composite")
     assert sorted(names["spaces"].order_of(names["result"].variables["order"])[0].tolist()) == [0, 1, 2]
-    assert names["joint"].num_steps == 8 + 20
+    assert names["joint"].num_steps == 8 + 40
 
 
 def test_the_example_of_universal_perturbations_runs():

@@ -57,7 +57,7 @@ def test_gradients_of_composed_attacks_are_counted():
     assert count_passes(attack) == Passes(gradients=5)
     assert count_passes(restarts(attack, 3)).gradients == 15
     assert count_passes(in_chunks(attack, 2)) == Passes(gradients=5)
-    assert count_passes(worst_of(attack, restarts(spa(0.1, num_steps=2), 2))) == Passes(gradients=9, forwards=18)
+    assert count_passes(worst_of(attack, restarts(spa(0.1, num_steps=2), 2))) == Passes(gradients=9, forwards=34)
     assert count_passes(cw(num_steps=4, search_steps=3)).gradients == 12
 
 
