@@ -16,7 +16,7 @@ from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.export import export_attack, export_universal
 from spa_jax.parallel import data_mesh
 from spa_jax.runs import launching
-from spa_jax.runs.experiment import check_config, load_data, universal_specs
+from spa_jax.runs.experiment import check_config, evaluation_batch_size, load_data, universal_specs
 from spa_jax.runs.reporting import crafting_split
 from spa_jax.runs.victims import Lineup
 
@@ -49,13 +49,14 @@ def main() -> None:
     if TARGET.value is not None:
         raise ConfigError(f"--target={TARGET.value}: only universal attacks are stored with a target")
     attack = lineup.attacks(model, {ATTACK.value: spec})[ATTACK.value]
+    split = getattr(dataset, SPLIT.value)
     found = export_attack(
         victim,
-        getattr(dataset, SPLIT.value),
+        split,
         attack,
         OUTPUT.value,
         key=key,
-        batch_size=config["evaluation"]["batch_size"],
+        batch_size=evaluation_batch_size(config, split),
         mesh=mesh,
     )
     print(f"{OUTPUT.value}: {len(found['label'])} images, {100 * found['success'].mean():.1f} % fooled")

@@ -155,10 +155,10 @@ def _card(
     """AutoAttack on one model, which goes on where it was interrupted."""
     section = config["evaluation"]["autoattack"]
     options = {key: section[key] for key in ("radius", "norm", "version", "parts")}
-    options |= {key: common[key] for key in ("batch_size", "mesh", "on_batch")}
     split, count = test_split(config, dataset), section["num_examples"]
     told = {"model": name, "data": dataset.name, "seed": config["seed"], "claimed": section["claimed"].get(name)}
     split = split if count is None else evenly_spaced(dataset.test, count)
+    options |= {key: common[key] for key in ("mesh", "on_batch")} | {"batch_size": evaluation_batch_size(config, split)}
     return autoattack(victim, split, workdir=directory / file_name(name), **options, **told)
 
 
@@ -168,7 +168,8 @@ def _certified(
     """What is proved of one model under the attribute that its config names."""
     section = dict(config["evaluation"]["certified"])
     split = evenly_spaced(dataset.test, section.pop("num_images"))
-    return measure_certified(victim, split, section.pop("attribute"), **section, **common)
+    options = {**common, "batch_size": evaluation_batch_size(config, split)}
+    return measure_certified(victim, split, section.pop("attribute"), **section, **options)
 
 
 def _common(config: Mapping[str, Any], split: Examples, mesh: Mesh) -> dict[str, Any]:
