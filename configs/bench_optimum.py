@@ -59,18 +59,19 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def searches(joint: dict, angles: int, restarts: int) -> dict:
     """Searches over one attribute and noise by name, the exhaustive one last."""
     shrinking = {"solver": "projected_gradient", "step_schedule": "linear"}
+    short = joint | {"num_steps": 20}
     grid = {"start": "grid", "start_points": 9, "start_steps": 1}
     exhaustive = {"start": "grid", "start_points": angles, "start_steps": 21, "search": "noise", "num_steps": 1}
     return {
         "default (211)": joint,
-        "its noise climbs by 3 steps, then 20 (89)": joint | {"start_steps": 4, "num_steps": 20},
-        "grid of 9, then joint (23)": joint | grid | {"num_steps": 20},
-        "the same from one start (20)": joint | {"start": "none", "num_steps": 20},
-        "best of 9 draws, then joint (23)": joint | {"start": "draws", "num_steps": 20},
-        "alternating (23)": joint | grid | shrinking | {"search": "alternating", "num_steps": 20},
-        "grid of 9, then noise (23)": joint | grid | {"search": "noise", "num_steps": 20},
-        "random angles, then noise (23)": joint | {"search": "noise", "start": "random", "num_steps": 20},
-        "grid of 9, then joint, 3 times (69)": joint | grid | {"restarts": 3, "num_steps": 20},
-        "grid of 9, then joint, 10 times (230)": joint | grid | {"restarts": 10, "num_steps": 20},
+        "its noise climbs by 3 steps, then 20 (89)": short | {"start_steps": 4},
+        "grid of 9, then joint (23)": short | grid,
+        "the same from one start (20)": short | {"start": "none"},
+        "best of 9 draws, then joint (23)": short | {"start": "draws"},
+        "alternating (23)": short | grid | shrinking | {"search": "alternating"},
+        "grid of 9, then noise (23)": short | grid | {"search": "noise"},
+        "random angles, then noise (23)": short | {"search": "noise", "start": "random"},
+        "grid of 9, then joint, 3 times (69)": short | grid | {"restarts": 3},
+        "grid of 9, then joint, 10 times (230)": short | grid | {"restarts": 10},
         "exhaustive": joint | exhaustive | {"restarts": restarts},
     }

@@ -12,11 +12,11 @@ from spa_jax.attacks.cascade import autoattack_parts
 from spa_jax.attacks.minimal_norm import DISTANCES
 from spa_jax.benchmarks.peers import check_peers, seed_libraries, to_torch_images
 from spa_jax.benchmarks.speed import Row
-from spa_jax.benchmarks.strength import arrays_of, check_victims, logits_of, train_victim
+from spa_jax.benchmarks.strength import check_victims, logits_of, train_victim
 from spa_jax.benchmarks.torch_port import to_torch
 from spa_jax.benchmarks.workers import Spec, time_in_turns
 from spa_jax.configuration import check_keys
-from spa_jax.data import load_dataset
+from spa_jax.data import arrays_of, load_dataset
 from spa_jax.data.types import Split
 from spa_jax.evaluation.cascade import autoattack
 from spa_jax.evaluation.sweep import evenly_spaced

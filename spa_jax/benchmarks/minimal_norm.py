@@ -15,9 +15,9 @@ from spa_jax.attacks.minimal_norm import DISTANCES
 from spa_jax.benchmarks.minimal_norm_peers import NORM_REQUIREMENTS, Found, NormPeer, make_norm_peer
 from spa_jax.benchmarks.peers import Task, check_peers
 from spa_jax.benchmarks.speed import Row
-from spa_jax.benchmarks.strength import arrays_of, check_victims, logits_of, logits_off, train_victim
+from spa_jax.benchmarks.strength import check_victims, logits_of, logits_off, train_victim
 from spa_jax.configuration import check_keys
-from spa_jax.data import load_dataset
+from spa_jax.data import arrays_of, load_dataset
 from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.types import Images
 from spa_jax.validation import require_count

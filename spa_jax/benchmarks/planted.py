@@ -11,9 +11,9 @@ from spa_jax.attacks.base import PureAttack
 from spa_jax.attacks.cascade import autoattack_parts
 from spa_jax.benchmarks.defences import DEFENCES, UNDEFENDED, Defence
 from spa_jax.benchmarks.speed import Row
-from spa_jax.benchmarks.strength import arrays_of, check_victims, train_victim
+from spa_jax.benchmarks.strength import check_victims, train_victim
 from spa_jax.configuration import check_keys
-from spa_jax.data import load_dataset
+from spa_jax.data import arrays_of, load_dataset
 from spa_jax.data.types import Split
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.accuracy import evaluate

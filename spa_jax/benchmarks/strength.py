@@ -13,8 +13,7 @@ from spa_jax.attacks.catalogue import attack_from_config
 from spa_jax.benchmarks.peers import REQUIREMENTS, Peer, Task, check_peers, make_peer, task_of
 from spa_jax.benchmarks.speed import Row
 from spa_jax.configuration import build, check_keys, check_spec
-from spa_jax.data import Dataset, load_dataset, steps_per_epoch, to_unit_float, train_batches
-from spa_jax.data.types import Examples
+from spa_jax.data import Dataset, arrays_of, load_dataset, steps_per_epoch, train_batches
 from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.models import create_model
 from spa_jax.parallel import data_mesh, replicate, shard_batch
@@ -170,12 +169,6 @@ def _survivors(victim: Classifier, x: np.ndarray, y: np.ndarray, radius: float, 
     valid = (farthest <= radius + _ROUNDING) & (outside <= _ROUNDING)
     right = np.asarray(jax.numpy.argmax(logits_of(victim, adversarial), -1)) == y
     return right | ~valid
-
-
-def arrays_of(split: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """All images [n, h, w, c] in [0, 1] and labels [n] of a split."""
-    batch = split.take(np.arange(len(split)))
-    return np.asarray(to_unit_float(batch["image"])), np.asarray(batch["label"])
 
 
 @jax.jit

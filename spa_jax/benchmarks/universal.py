@@ -15,11 +15,11 @@ from spa_jax.benchmarks.cells import FLOORS, Bench, Cell, bare_passes
 from spa_jax.benchmarks.floor import Passes, median_ratio
 from spa_jax.benchmarks.peers import check_peers
 from spa_jax.benchmarks.speed import Row, floor_of, row_of
-from spa_jax.benchmarks.strength import arrays_of, check_victims, train_victim
+from spa_jax.benchmarks.strength import check_victims, train_victim
 from spa_jax.benchmarks.universal_peers import UNIVERSAL_REQUIREMENTS, Crafted, UniversalTask, make_universal_peer
 from spa_jax.benchmarks.workers import Spec, Taken, time_in_turns
 from spa_jax.configuration import check_keys
-from spa_jax.data import load_dataset
+from spa_jax.data import arrays_of, load_dataset
 from spa_jax.data.types import Examples, Split
 from spa_jax.evaluation.sweep import evenly_spaced
 from spa_jax.evaluation.universal import UniversalRecord, clean_answers, craft, measure_universal, passes_of

@@ -131,6 +131,16 @@ def to_unit_float(images: Shaped[Array | np.ndarray, "*b h w c"]) -> Float[Array
     return images.astype(jnp.float32)
 
 
+def arrays_of(split: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """All images [n, h, w, c] in [0, 1] and labels [n] of a split.
+
+    Raises:
+        ValueError: as `to_unit_float`.
+    """
+    batch = split.take(np.arange(len(split)))
+    return np.asarray(to_unit_float(batch["image"])), np.asarray(batch["label"])
+
+
 def _fetch_train_batch(split: Examples, batch_size: int, seed: int, layout: dict[str, int], step: int) -> Batch:
     return train_batch(split, batch_size, seed=seed, step=step, **layout)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from spa_jax.data.batching import to_unit_float
+from spa_jax.data.batching import arrays_of
 from spa_jax.data.types import Examples
 from spa_jax.edits import EDITS, displaced
 from spa_jax.evaluation.curves import correct_by_attribute
@@ -261,13 +261,12 @@ def measure_certified(
     swept, sweep = EDITS[edit], make_sweep(split, batch_size, mesh, on_batch)
     values = np.append(np.linspace(low, high, require_count("points", points)), swept.identity)
     correct = correct_by_attribute(victim, sweep, swept, values, key)
-    batch = split.take(np.arange(len(split)))
-    options = {"cells": cells, "splits": splits, "batch_size": batch_size}
+    images, labels = map(jnp.asarray, arrays_of(split))
+    options: dict[str, Any] = {"cells": cells, "splits": splits, "batch_size": batch_size}
     certificate, reason = None, "the victim draws at random"
     if not is_randomized(victim):
         own = jax.tree.map(lambda leaf: to_host(leaf) if isinstance(leaf, jax.Array) else leaf, victim)
         try:
-            images, labels = to_unit_float(jnp.asarray(batch["image"])), jnp.asarray(batch["label"])
             certificate, reason = certify(own, images, labels, edit, low, high, **options), ""
         except MissingRuleError as error:
             reason = str(error)

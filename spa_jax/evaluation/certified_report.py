@@ -10,7 +10,7 @@ from spa_jax.evaluation.certified import CertifiedRecord
 from spa_jax.evaluation.files import write_files
 from spa_jax.evaluation.markdown import Setting, plain, table, where_it_ran
 from spa_jax.evaluation.records import Proportion
-from spa_jax.evaluation.report import make_setting, print_wide
+from spa_jax.evaluation.report import console_table, make_setting, print_wide
 
 _WIDTH = 160
 _COLUMNS = ("model", "clean", "unbroken", "proved", "undecided", "note")
@@ -68,7 +68,9 @@ def write_certified_report(
         "certified.json": _as_json(models, setting, swept).encode(),
     }
     write_files(directory, files)
-    return print_wide((_console_table(models, f"{title}: {_words(swept)}"),), _WIDTH)
+    heading = f"{title}: {_words(swept)}"
+    shown = console_table(heading, _COLUMNS, _rows(models), left=("model", "note"), wraps=("note",))
+    return print_wide((shown,), _WIDTH)
 
 
 def _shares(record: CertifiedRecord) -> dict[str, Proportion | None]:
@@ -109,18 +111,6 @@ def _markdown(models: Mapping[str, CertifiedRecord], setting: Setting, swept: Ma
         "",
         *where_it_ran(setting),
     ]
-
-
-def _console_table(models: Mapping[str, CertifiedRecord], title: str) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    shown = Table(title=escape(title), title_justify="left")
-    for i, name in enumerate(_COLUMNS):
-        shown.add_column(name, justify="right" if 0 < i < len(_COLUMNS) - 1 else "left")
-    for row in _rows(models):
-        shown.add_row(*map(escape, row))
-    return shown
 
 
 def _as_json(models: Mapping[str, CertifiedRecord], setting: Setting, swept: Mapping[str, Any]) -> str:

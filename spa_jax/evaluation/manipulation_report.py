@@ -21,7 +21,7 @@ from spa_jax.evaluation.drawing import (
 from spa_jax.evaluation.files import file_name, write_files
 from spa_jax.evaluation.manipulation import AttributeSweep, Bin, ManipulationReport
 from spa_jax.evaluation.markdown import Setting, plain, table, where_it_ran
-from spa_jax.evaluation.report import make_setting, print_wide
+from spa_jax.evaluation.report import console_table, make_setting, print_wide
 
 _WIDTH = 140
 _TILE_PIXELS, _LEFT, _GAP, _LINE, _TOP = 144, 200, 16, 34, 190
@@ -157,18 +157,13 @@ def _reconstruction_table(report: ManipulationReport) -> list[str]:
 
 
 def _console_table(report: ManipulationReport, title: str) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    shown = Table(title=escape(title), title_justify="left")
-    for name in ("attribute", "box", "read-back error", "floor", "largest side effect", "class kept"):
-        shown.add_column(name, justify="left" if name == "attribute" else "right", no_wrap=True)
+    rows = []
     for i, (attribute, _, low, high) in enumerate(_with_box(report)):
         own = report.read_back[attribute.name]
         cells = [f"{low:g} to {high:g}", f"{own.error:.3g}", f"{own.floor:.3g}", _largest_side_effect(report, i)]
-        cells.append(str(report.labels.alone[attribute.name]))
-        shown.add_row(*map(escape, [f"{attribute.name} ({attribute.unit})", *cells]))
-    return shown
+        rows.append([f"{attribute.name} ({attribute.unit})", *cells, str(report.labels.alone[attribute.name])])
+    columns = ("attribute", "box", "read-back error", "floor", "largest side effect", "class kept")
+    return console_table(title, columns, rows, left=columns[:1])
 
 
 def _largest_side_effect(report: ManipulationReport, i: int) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,25 @@ def _pictures(
         file = "sheet.png" if len(sheets) == 1 else f"sheet_{file_name(name)}.png"
         pictures[file] = (f"{name} under {sheet.attack}", sheet_png(sheet, name, class_names))
     return pictures
+
+
+def console_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    left: Collection[str],
+    wraps: Collection[str] = (),
+) -> Any:
+    """A table for `print_wide`; the columns `left` are aligned to the left, and only `wraps` may be folded."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table(title=escape(title), title_justify="left")
+    for name in columns:
+        shown.add_column(name, justify="left" if name in left else "right", no_wrap=name not in wraps)
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    return shown
 
 
 def print_wide(shown: Sequence[Any], width: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from spa_jax.evaluation.files import write_files
 from spa_jax.evaluation.markdown import Setting, plain, table, where_it_ran
-from spa_jax.evaluation.report import make_setting, print_wide
+from spa_jax.evaluation.report import console_table, make_setting, print_wide
 from spa_jax.evaluation.training_examples import TrainingExamplesRecord
 
 Models = Mapping[str, Mapping[str, TrainingExamplesRecord]]
@@ -68,7 +68,7 @@ def write_training_examples_report(
         "training_examples.json": _as_json(models, setting).encode(),
     }
     write_files(directory, files)
-    return print_wide((_console_table(models, title),), _WIDTH)
+    return print_wide((console_table(title, _COLUMNS, _rows(models), left=_COLUMNS[:2]),), _WIDTH)
 
 
 def _rows(models: Models) -> list[list[str]]:
@@ -85,18 +85,6 @@ def _markdown(models: Models, setting: Setting) -> Iterator[str]:
     yield from (f"{count} examples of {plain(setting.dataset)}, seed {setting.seed}.", "", "## Training examples", "")
     yield from table(_COLUMNS, [[plain(cell) for cell in row[:2]] + row[2:] for row in _rows(models)])
     yield from ("", _HOW_TO_READ, "", "## What was run", "", *where_it_ran(setting))
-
-
-def _console_table(models: Models, title: str) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    shown = Table(title=escape(title), title_justify="left")
-    for i, name in enumerate(_COLUMNS):
-        shown.add_column(name, justify="right" if i > 1 else "left", no_wrap=True)
-    for row in _rows(models):
-        shown.add_row(*map(escape, row))
-    return shown
 
 
 def _as_json(models: Models, setting: Setting) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from spa_jax.evaluation.drawing import MUTED, as_png, shortened, write_title
 from spa_jax.evaluation.files import file_name, write_files
 from spa_jax.evaluation.markdown import Setting, table, where_it_ran
-from spa_jax.evaluation.report import make_setting, print_wide
+from spa_jax.evaluation.report import console_table, make_setting, print_wide
 from spa_jax.evaluation.universal import UniversalRecord, worst_record
 
 
@@ -87,7 +87,9 @@ def write_universal_report(
     files["universal.md"] = ("\n".join(_markdown(models, setting, captions)) + "\n").encode()
     files["universal.json"] = _as_json(models, setting, list(pictures)).encode()
     write_files(directory, files)
-    return print_wide((_console_table(models, title), _caption(models)), _WIDTH)
+    named = ("model", "attack")
+    shown = console_table(title, (*named, *_COLUMNS), [row[:-2] for row in _rows(models)], left=named)
+    return print_wide((shown, _caption(models)), _WIDTH)
 
 
 # --- Markdown -------------------------------------------------------------------------------------------------------
@@ -233,18 +235,6 @@ def _first(models: Models) -> UniversalRecord:
 
 
 # --- terminal and JSON ----------------------------------------------------------------------------------------------
-
-
-def _console_table(models: Models, title: str) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    shown = Table(title=escape(title), title_justify="left")
-    for name in ("model", "attack", *_COLUMNS):
-        shown.add_column(name, justify="left" if name in ("model", "attack") else "right", no_wrap=True)
-    for row in _rows(models):
-        shown.add_row(*map(escape, row[:-2]))
-    return shown
 
 
 def _caption(models: Models) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,28 +101,29 @@ def _check_judgement(config: Mapping[str, Any], path: str) -> None:
         ("universal.attacks", universal_specs(config), True),
     ):
         for name, spec in attacks.items():
-            for simple in simple_specs(spec):
-                if not part_names(simple) and attack_from_config(simple).shared != is_shared:
-                    rule = "share its variables over all images" if is_shared else "have variables for each image"
-                    raise ConfigError(
-                        f"{path}.{key}.{name} must {rule}: {simple['name']!r} belongs to {_OTHER[is_shared]}"
-                    )
+            _check_kind(spec, is_shared, f"{path}.{key}.{name}")
     if classifies(config) and section["select_by"] == "robust" and selection_attack(config) is None:
         raise ConfigError(f"{path}.select_by='robust' needs a selection_attack, or a recipe with an attack")
     chosen = selection_attack(config) if classifies(config) else None
-    if chosen is not None and _is_shared(chosen):
-        raise ConfigError(
-            f"{path}.selection_attack must have variables for each image: {chosen['name']!r} belongs to {_OTHER[False]}"
-        )
-    for simple in simple_specs(chosen) if chosen is not None else ():
-        if not part_names(simple) and attack_from_config(simple).nearest_in:
-            raise ConfigError(
-                f"{path}.selection_attack, or the recipe's attack: {simple['name']!r} needs a radius, since at any "
-                "distance it leaves no accuracy"
-            )
+    if chosen is not None:
+        _check_kind(chosen, False, f"{path}.selection_attack")
+        for simple, attack in _built(chosen):
+            if attack.nearest_in:
+                raise ConfigError(
+                    f"{path}.selection_attack, or the recipe's attack: {simple['name']!r} needs a radius, since at any "
+                    "distance it leaves no accuracy"
+                )
     curve = section["radius_attack"]
     if curve is not None and not takes(section["attacks"][curve], "radius"):
         raise ConfigError(f"{path}.radius_attack={curve!r} must be an attack with a radius")
+
+
+def _check_kind(spec: Mapping[str, Any], is_shared: bool, path: str) -> None:
+    """Refuse an attack that belongs to the evaluation of the other kind."""
+    for simple, attack in _built(spec):
+        if attack.shared != is_shared:
+            rule = "share its variables over all images" if is_shared else "have variables for each image"
+            raise ConfigError(f"{path} must {rule}: {simple['name']!r} belongs to {_OTHER[is_shared]}")
 
 
 def _options(config: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -182,7 +183,14 @@ def selection_attack(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _is_shared(spec: Mapping[str, Any]) -> bool:
     """Whether variables of the attack are those of all images."""
-    return any(not part_names(simple) and attack_from_config(simple).shared for simple in simple_specs(spec))
+    return any(attack.shared for _, attack in _built(spec))
+
+
+def _built(spec: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], PureAttack]]:
+    """The simple attacks of a spec that need no trained part, each with what it builds."""
+    for simple in simple_specs(spec):
+        if not part_names(simple):
+            yield simple, attack_from_config(simple)
 
 
 def selects_by(config: Mapping[str, Any]) -> str:
