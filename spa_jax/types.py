@@ -167,7 +167,9 @@ class Solver(Protocol):
     """How the variables climb; a frozen pytree dataclass. `problem` is a `spa_jax.solvers.Problem`.
 
     A solver whose steps take no gradient says `takes_gradient = False`. One whose variables may lie outside of the
-    space on the way says `leaves_space = True`, and gives these points the value -infinity and no success.
+    space on the way says `leaves_space = True`, and gives these points the value -infinity and no success. One that
+    never reads `problem.num_steps` may say `counts_steps = False`: attacks of different length then share their
+    programs.
     """
 
     def init(self, problem: Any, v: Variables) -> Any:

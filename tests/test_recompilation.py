@@ -241,6 +241,22 @@ def test_the_host_compiles_a_step_once_and_repeats_it():
     assert _whole._cache_size() == WHOLE_BEFORE
 
 
+@pytest.mark.parametrize(
+    ("make", "compiled"),
+    [
+        (lambda num_steps: pgd(0.124, num_steps), 1),
+        (lambda num_steps: pgd(0.124, num_steps, random_start=num_steps == 5, loss="margin"), 1),
+        (lambda num_steps: apgd_ce(0.124, num_steps), 4),
+    ],
+)
+def test_the_start_alone_is_compiled_for_another_length_unless_the_solver_counts_steps(make, compiled):
+    predict = Partial(linear_logits, W)
+    make(3)(KEY, predict, X, Y)
+    before = _compiled._cache_size()
+    make(5)(KEY, predict, X, Y)
+    assert _compiled._cache_size() - before == compiled
+
+
 WHOLE_BEFORE = _whole._cache_size()
 
 

@@ -154,15 +154,25 @@ class IterativeAttack(PureAttack):
 
     def run(self, driver: Any, keys: Keys, examples: Example) -> Result:
         clean, state = driver.call(self, "start", keys, examples)
+        going = self._going
         if self.keep == "best":
-            state = driver.call(self, "judge", clean, state, examples, replace=False)
+            state = driver.call(going, "judge", clean, state, examples, replace=False)
         for i, own in enumerate(self.stages):
             if i:
-                state = driver.call(self, "judge", state.variables, state, examples, replace=False)
-                state = driver.call(self, "enter", state, examples, stage=i)
-            state = driver.repeat(self, own.num_steps, state, examples, stage=i)
-        state = driver.call(self, "judge", state.variables, state, examples, replace=self.keep == "last")
-        return driver.call(self, "finish", state, examples)
+                state = driver.call(going, "judge", state.variables, state, examples, replace=False)
+                state = driver.call(going, "enter", state, examples, stage=i)
+            state = driver.repeat(going, own.num_steps, state, examples, stage=i)
+        state = driver.call(going, "judge", state.variables, state, examples, replace=self.keep == "last")
+        return driver.call(going, "finish", state, examples)
+
+    @property
+    def _going(self) -> "IterativeAttack":
+        """The attack without its start, and without lengths that no solver asks for: others share these programs."""
+
+        def shortened(own: Stage) -> Stage:
+            return own if getattr(own.solver, "counts_steps", True) else dataclasses.replace(own, num_steps=1)
+
+        return dataclasses.replace(self, stages=tuple(map(shortened, self.stages)), random_start=True)
 
     # --- their parts; `judge` and `advance` show images to the victim, `finish` to a randomised one
 

@@ -1,7 +1,7 @@
 """Projected gradient ascent around an optax rule."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,8 @@ steepest = rule(optax.sgd, 1.0)
 @pytree
 class ProjectedGradient:
     """Projected gradient ascent around an optax rule; see `projected_gradient`."""
+
+    counts_steps: ClassVar[bool] = False
 
     rel_step_size: Any
     rule: optax.GradientTransformation = static(default=steepest)
