@@ -16,13 +16,13 @@ def purifier_networks(width: int, depth: int, patch_size: int) -> dict[str, Conf
     """The networks that complete images, by name; the inpainter is trained against a discriminator.
 
     Args:
-        width: of the U-Net and the inpainter at full resolution.
+        width: of the U-Net and the inpainter at full resolution, and an eighth of the masked autoencoder's.
         depth: halvings by the U-Net.
         patch_size: of the masked autoencoder.
     """
     return {
         "unet": {"name": "unet", "width": width, "depth": depth},
-        "masked_autoencoder": {"name": "masked_autoencoder", "patch_size": patch_size},
+        "masked_autoencoder": {"name": "masked_autoencoder", "patch_size": patch_size, "width": 8 * width},
         "inpainter": {"name": "inpainter", "width": width},
     }
 
@@ -76,7 +76,7 @@ def purification_experiment(
 
 
 def system_attacks(radius: float, num_steps: int = 20, draws: int = 10) -> Config:
-    """Attacks on a system of transform, purifier and classifier."""
+    """Attacks on a system of transform, purifier and classifier; first, on all images, that of the classifier alone."""
     pgd = {"name": "pgd", "radius": radius, "num_steps": num_steps}
 
     def crafted(victim: Any) -> Config:
@@ -84,11 +84,11 @@ def system_attacks(radius: float, num_steps: int = 20, draws: int = 10) -> Confi
 
     through = {"name": "bypassed", "victim": "attacked"}
     return {
+        "transfer": crafted({"model": "standard"}),
         "FGSM": {"name": "fgsm", "radius": radius},
         f"PGD-{num_steps}": pgd,
         f"PGD-{num_steps} EOT-{draws}": crafted({"name": "eot", "victim": "attacked", "n": draws}),
         f"BPDA EOT-{draws}": crafted({"name": "eot", "victim": through, "n": draws}),
-        "transfer": crafted({"model": "standard"}),
     }
 
 

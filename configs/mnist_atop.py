@@ -5,7 +5,7 @@
 DIR holds `mnist` as tensorflow-datasets prepares it; `mnist_atop.py:data=fashion_mnist,seed=1` takes the other. By
 default a U-Net under RT1, RT2 and RT3; `purifiers=unet|masked_autoencoder|inpainter` trains each network under each
 transform. `through=classifier` crafts the training's FGSM on the classifier alone and `target=attacked` restores the
-attacked image, as AToP's code does; `width` is that of the U-Net and the inpainter. Attacked are 1,000 test images.
+attacked image, as AToP's code does; `width` is that of all three networks. Attacked are 1,000 test images.
 
 Seen on Fashion-MNIST with `epochs=1,purifier_epochs=1,atop_epochs=1,images=200,width=8,transforms=rt1|rt2`, seed 0,
 worst case: standard 15.0 %, RT1 and RT2 alone 6.5 and 7.5 %, purified 28.5 and 40.5 %, AToP 43.5 and 46.5 %; see
