@@ -15,6 +15,8 @@ from spa_jax.evaluation.records import AttackRecord, ModelReport
 from spa_jax.evaluation.universal import UniversalRecord
 from tests.training.conftest import tiny_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PGD = {"name": "pgd", "radius": 0.1, "num_steps": 1}
 RANDOM = {"name": "attribute", "edit": "rotation", "method": "random", "num_steps": 2}
 

@@ -10,6 +10,8 @@ from spa_jax.models import create_model
 from spa_jax.runs.config_files import load_config
 from spa_jax.victims import classifier
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZE, CLASSES, STEPS = (8, 8, 1), 4, 6
 PEERS = {
     "deepfool": {"norm": "l2", "peers": ["foolbox_deepfool_l2"]},

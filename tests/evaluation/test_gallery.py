@@ -10,6 +10,8 @@ from spa_jax.evaluation import evaluate
 from spa_jax.evaluation.gallery import Collector, Sighting
 from spa_jax.types import Result
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def sightings(count=200, classes=7, size=4, seed=0):
     rng = np.random.default_rng(seed)

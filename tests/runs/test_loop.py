@@ -15,6 +15,8 @@ from spa_jax.runs.checkpoints import load_variables
 from spa_jax.runs.experiment import check_config, load_data, make_experiment, variants
 from tests.training.conftest import stop_requested_at, tiny_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def _experiment(config):
     config = check_config(config)

@@ -22,6 +22,8 @@ from spa_jax.runs.loop import train_and_evaluate
 from spa_jax.runs.settings import check_model_name, complete
 from tests.training.conftest import tiny_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = {"name": "small_cnn", "width": 2, "hidden": 8, "convs_per_stage": 1}
 PGD = {"name": "pgd", "radius": 0.1, "num_steps": 2}
 SHORT = {
