@@ -15,7 +15,8 @@ from spa_jax.data.batching import arrays_of
 from spa_jax.data.types import Examples
 from spa_jax.edits import EDITS, displaced
 from spa_jax.evaluation.curves import correct_by_attribute
-from spa_jax.evaluation.intervals import Interval, MissingRuleError, interval_bounds
+from spa_jax.evaluation.intervals import Interval, MissingRuleError
+from spa_jax.evaluation.linear_bounds import lowest_margins
 from spa_jax.evaluation.records import ExampleFlags
 from spa_jax.evaluation.sweep import Progress, make_sweep
 from spa_jax.parallel import to_host
@@ -33,7 +34,7 @@ class Certificate(NamedTuple):
     Attributes:
         proved: the prediction is right at every value of the range.
         broken: a value was found at which it is wrong.
-        cells: how many cells were looked at, each by one pass of intervals and one of images.
+        cells: how many cells were looked at, each by bounds and one pass of images.
     """
 
     proved: ExampleFlags
@@ -125,9 +126,9 @@ def certify(
 ) -> Certificate:
     """Prove images right at every value of one attribute, or find a value at which they are wrong.
 
-    The range is cut into cells. In each, the pixels are bounded (`pixel_bounds`) and the victim's logits by these
-    (`spa_jax.evaluation.intervals.interval_bounds`): where the label's logit stays above all others, the cell is
-    proved. Where it is not, the image in the middle of the cell is classified; if it is right, the cell is halved.
+    The range is cut into cells. In each, the pixels are bounded (`pixel_bounds`) and by these how far the label's logit
+    is ahead (`spa_jax.evaluation.linear_bounds.lowest_margins`): where it stays above all others, the cell is proved.
+    Where it is not, the image in the middle of the cell is classified; if it is right, the cell is halved.
 
     A proof holds for the edit as it is computed, up to the rounding of float32, for which pixels have some slack and
     the network has none: it is no formal verification of a program.
@@ -185,12 +186,9 @@ def check_range(edit: str, low: Scalar, high: Scalar, name: str = "edit") -> Non
 def _look(victim: Victim, edit: str, images: Any, labels: Any, low: Any, high: Any) -> tuple[Any, Any]:
     """Whether each cell is proved, and whether the image in its middle is wrong."""
     boxes = jax.vmap(functools.partial(pixel_bounds, edit))(images, low, high)
-    bounds = interval_bounds(victim, *boxes)
-    own = jax.nn.one_hot(labels, bounds.low.shape[-1], dtype=bool)
-    lowest = jnp.sum(jnp.where(own, bounds.low, 0), axis=-1)
+    ahead = jax.vmap(functools.partial(lowest_margins, lambda image: victim(image[None])[0]))(boxes, labels)
     middle = jax.vmap(EDITS[edit].function)(images, (low + high) / 2)
-    proved = lowest > jnp.max(jnp.where(own, -jnp.inf, bounds.high), axis=-1)
-    return proved, jnp.argmax(victim(middle), axis=-1) != labels
+    return jnp.all(ahead > 0, axis=-1), jnp.argmax(victim(middle), axis=-1) != labels
 
 
 def _looked_at(

@@ -22,7 +22,7 @@ How to read it: one attribute moves, without noise. All shares are of all exampl
 | --- | --- |
 | clean | right as it is |
 | unbroken | right at every point of the sweep too: no more than this can be robust |
-| proved | right at every value of the range, by interval bounds up to rounding: no less than this is robust |
+| proved | right at every value of the range, by bounds of the margins up to rounding: no less than this is robust |
 | undecided | no value was found that fools, and no proof |
 | note | why nothing could be proved |"""
 

@@ -35,12 +35,35 @@ def interval_bounds(function: Callable[[Any], Any], low: Any, high: Any) -> Inte
     Raises:
         MissingRuleError: the function holds a primitive without a rule; the message names it.
     """
-    closed = jax.make_jaxpr(function)(low)
-    (out,) = _evaluate(closed.jaxpr, closed.consts, [Interval(low, high)])
-    return out if isinstance(out, Interval) else Interval(out, out)
+    return passed_equations(function, low, high)[-1].outputs[0]
 
 
-def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+class Passed(NamedTuple):
+    """An equation that what moves has passed.
+
+    Attributes:
+        equation: of a jaxpr; None for the first, which gives the box, and the last, which gives the result.
+        inputs: intervals, and arrays that are fixed.
+        outputs: intervals, each the same object where it is an input later.
+    """
+
+    equation: Any
+    inputs: Sequence[Any]
+    outputs: Sequence[Interval]
+
+
+def passed_equations(function: Callable[[Any], Any], low: Any, high: Any) -> list[Passed]:
+    """The equations between a box and what a function makes of it in their order, nested ones in their place.
+
+    Arguments and errors are those of `interval_bounds`.
+    """
+    closed, box = jax.make_jaxpr(function)(low), Interval(low, high)
+    passed = [Passed(None, (), (box,))]
+    (out,) = _evaluate(closed.jaxpr, closed.consts, [box], passed)
+    return [*passed, Passed(None, (out,), (out if isinstance(out, Interval) else Interval(out, out),))]
+
+
+def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], passed: list[Passed]) -> list[Any]:
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
     def read(atom: Any) -> Any:
@@ -48,22 +71,33 @@ def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[An
 
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
-        moves = any(isinstance(own, Interval) for own in inputs)
-        outputs = _bounds(equation, inputs) if moves else compute(equation, *inputs)
+        if any(isinstance(own, Interval) for own in inputs):
+            outputs = _bounds(equation, inputs, passed)
+        else:
+            outputs = compute(equation, *inputs)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _bounds(equation: Any, inputs: Sequence[Any]) -> list[Any]:
+def _bounds(equation: Any, inputs: Sequence[Any], passed: list[Passed]) -> list[Any]:
     name = equation.primitive.name
     if name in _NESTED:
         inner = nested_jaxprs(equation)[0]
-        return _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
-    if name in _INCREASING:
-        low, high = ([_end(own, end) for own in inputs] for end in ("low", "high"))
-        return [Interval(*each) for each in zip(compute(equation, *low), compute(equation, *high), strict=True)]
+        return _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs, passed)
+    outputs = _ends(equation, inputs) if name in _INCREASING else [_ruled(equation, inputs)]
+    passed.append(Passed(equation, inputs, outputs))
+    return outputs
+
+
+def _ends(equation: Any, inputs: Sequence[Any]) -> list[Interval]:
+    low, high = ([_end(own, end) for own in inputs] for end in ("low", "high"))
+    return [Interval(*each) for each in zip(compute(equation, *low), compute(equation, *high), strict=True)]
+
+
+def _ruled(equation: Any, inputs: Sequence[Any]) -> Interval:
+    name = equation.primitive.name
     if name in _RULES:
-        return [_RULES[name](equation, *inputs)]
+        return _RULES[name](equation, *inputs)
     known = ", ".join(sorted((*_NESTED, *_INCREASING, *_RULES)))
     raise MissingRuleError(f"primitive={name!r} has no interval rule; those with one are {known}")
 
