@@ -35,14 +35,15 @@ def interval_bounds(function: Callable[[Any], Any], low: Any, high: Any) -> Inte
     Raises:
         MissingRuleError: the function holds a primitive without a rule; the message names it.
     """
-    return passed_equations(function, low, high)[-1].outputs[0]
+    _, _, out = passed_equations(function, low, high)
+    return out if isinstance(out, Interval) else Interval(out, out)
 
 
 class Passed(NamedTuple):
     """An equation that what moves has passed.
 
     Attributes:
-        equation: of a jaxpr; None for the first, which gives the box, and the last, which gives the result.
+        equation: of a jaxpr.
         inputs: intervals, and arrays that are fixed.
         outputs: intervals, each the same object where it is an input later.
     """
@@ -52,15 +53,14 @@ class Passed(NamedTuple):
     outputs: Sequence[Interval]
 
 
-def passed_equations(function: Callable[[Any], Any], low: Any, high: Any) -> list[Passed]:
-    """The equations between a box and what a function makes of it in their order, nested ones in their place.
+def passed_equations(function: Callable[[Any], Any], low: Any, high: Any) -> tuple[Interval, list[Passed], Any]:
+    """The box, the equations from there to the result in their order, nested ones in their place, and the result.
 
-    Arguments and errors are those of `interval_bounds`.
+    The result is an array where it does not depend on the box. Arguments and errors are those of `interval_bounds`.
     """
-    closed, box = jax.make_jaxpr(function)(low), Interval(low, high)
-    passed = [Passed(None, (), (box,))]
+    closed, box, passed = jax.make_jaxpr(function)(low), Interval(low, high), list[Passed]()
     (out,) = _evaluate(closed.jaxpr, closed.consts, [box], passed)
-    return [*passed, Passed(None, (out,), (out if isinstance(out, Interval) else Interval(out, out),))]
+    return box, passed, out
 
 
 def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], passed: list[Passed]) -> list[Any]:
@@ -136,19 +136,9 @@ def _linear(equation: Any, a: Any, b: Any) -> Interval:
 
 
 _NESTED = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint")
-_INCREASING = (
+ADDITIVE = (
     "add",
-    "max",
-    "min",
-    "exp",
-    "log",
-    "tanh",
-    "logistic",
-    "sqrt",
     "reduce_sum",
-    "reduce_max",
-    "reduce_min",
-    "reduce_window_max",
     "reduce_window_sum",
     "reshape",
     "transpose",
@@ -161,9 +151,23 @@ _INCREASING = (
     "pad",
     "convert_element_type",
     "copy",
+)
+"""They add entries, or only move them."""
+_INCREASING = (
+    *ADDITIVE,
+    "max",
+    "min",
+    "exp",
+    "log",
+    "tanh",
+    "logistic",
+    "sqrt",
+    "reduce_max",
+    "reduce_min",
+    "reduce_window_max",
     "stop_gradient",
 )
-"""They raise no output when an input falls, or only move entries."""
+"""They lower no output when an input rises."""
 _RULES: dict[str, Callable[..., Interval]] = {
     "sub": _subtract,
     "neg": _negate,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spa_jax.evaluation.intervals import Interval, Passed, passed_equations
+from spa_jax.evaluation.intervals import ADDITIVE, Interval, Passed, passed_equations
 from spa_jax.victims.rewriting import compute
 
 Known = Mapping[int, Any]
@@ -35,23 +35,20 @@ def lowest_margins(function: Callable[[Any], Any], box: Interval, label: Int[Arr
     Raises:
         MissingRuleError: the function holds a primitive without an interval rule; the message names it.
     """
-    first, *passed, last = passed_equations(function, *box)
-    bounds, root = last.outputs[0], id(first.outputs[0])
-    classes = jnp.arange(bounds.low.shape[-1])
-    by_intervals = bounds.low[label] - bounds.high
-    if not isinstance(last.inputs[0], Interval):
-        return jnp.where(classes == label, jnp.inf, by_intervals)
-    middles = _middles(passed, {root: (box.low + box.high) / 2})
-    logits = middles[id(bounds)]
+    root, passed, bounds = passed_equations(function, *box)
+    if not isinstance(bounds, Interval):
+        return jnp.subtract(bounds[label], bounds).at[label].set(jnp.inf)
+    middles = _middles(passed, {id(root): (box.low + box.high) / 2})
+    logits, classes = middles[id(bounds)], jnp.arange(bounds.low.shape[-1])
 
     def lowest(other: Any) -> Any:
         differences = jax.nn.one_hot(label, len(classes)) - jax.nn.one_hot(other, len(classes))
         slopes, lost = _carried_back(passed, middles, {id(bounds): differences})
-        reach = jnp.sum(jnp.abs(slopes[root]) * (box.high - box.low) / 2) if root in slopes else 0.0
+        reach = jnp.sum(jnp.abs(slopes.get(id(root), 0.0)) * (box.high - box.low) / 2)
         return logits[label] - logits[other] + lost - reach
 
-    by_lines = jax.vmap(lowest)(classes)
-    return jnp.where(classes == label, jnp.inf, jnp.maximum(by_intervals, by_lines))
+    by_intervals = bounds.low[label] - bounds.high
+    return jnp.maximum(by_intervals, jax.vmap(lowest)(classes)).at[label].set(jnp.inf)
 
 
 def _middles(passed: Sequence[Passed], known: Known) -> Known:
@@ -143,24 +140,7 @@ def _are_apart(equation: Any) -> bool:
     return is_dense and all(map(int.__le__, params["window_dimensions"], params["window_strides"]))
 
 
-_LINEAR = (
-    "add",
-    "sub",
-    "neg",
-    "reduce_sum",
-    "reduce_window_sum",
-    "reshape",
-    "transpose",
-    "broadcast_in_dim",
-    "squeeze",
-    "slice",
-    "stack",
-    "rev",
-    "concatenate",
-    "pad",
-    "convert_element_type",
-    "copy",
-)
+_LINEAR = (*ADDITIVE, "sub", "neg")
 _BILINEAR = ("mul", "div", "dot_general", "conv_general_dilated")
 """Linear where one input alone moves."""
 _MAXIMA = ("reduce_max", "reduce_window_max")
