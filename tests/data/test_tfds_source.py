@@ -29,10 +29,10 @@ def numbered_image(number, height=6, width=5):
     return pixels
 
 
-def _builders():
+def _base():
     import tensorflow_datasets as tfds
 
-    class _Base(tfds.core.GeneratorBasedBuilder):
+    class Base(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
         sizes: ClassVar = {"train": 40, "test": 12}
 
@@ -47,7 +47,15 @@ def _builders():
             for number in range(self.sizes[split]):
                 yield number, self.example(number)
 
-    class TinyGrey(_Base):
+    return Base
+
+
+def _builders():
+    import tensorflow_datasets as tfds
+
+    base = _base()
+
+    class TinyGrey(base):
         """40 + 12 grey images of one size; image and label follow from `number`."""
 
         def features(self):
@@ -60,7 +68,7 @@ def _builders():
         def example(self, number):
             return {"number": number, "image": png(numbered_image(number)), "label": number % 2}
 
-    class TinyFaces(_Base):
+    class TinyFaces(base):
         """Colour images of two sizes without a class but with binary attributes; three splits."""
 
         sizes: ClassVar = {"train": 10, "validation": 4, "test": 6}
@@ -81,7 +89,7 @@ def _builders():
 
         sizes: ClassVar = {"train": 20}
 
-    class TinyWordy(_Base):
+    class TinyWordy(base):
         """No class at all."""
 
         sizes: ClassVar = {"train": 2}
