@@ -79,6 +79,8 @@ def _carried_back(passed: Sequence[Passed], middles: Known, weights: Known) -> t
 def _line(step: Passed, middles: Known, weights: Any) -> tuple[Sequence[Any], Any]:
     """A line below a weighted sum of one equation's results: slopes of the moving inputs, none if 0, and a constant."""
     name, moving = step.equation.primitive.name, _moving(step)
+    if not all(jnp.issubdtype(own.low.dtype, jnp.floating) for own in moving):  # whole numbers have no derivative
+        return (), _gap(step, middles, weights, step.outputs[0])
     if name in _LINEAR or (name in _BILINEAR and len(moving) == 1):
         return _pulled(step, middles)(weights), 0.0
     if name == "max" and len(moving) == 1 and moving[0].low.shape == weights.shape:

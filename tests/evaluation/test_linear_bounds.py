@@ -134,6 +134,14 @@ def test_an_entry_that_is_largest_in_one_window_counts_in_the_others(stride):
     assert -3.0 <= found[1] <= -2.0
 
 
+def test_whole_numbers_on_the_way_count_with_their_interval():
+    def function(image):
+        return jnp.stack([image.sum(), (4 * image).astype(jnp.int32).astype(jnp.float32).sum()])
+
+    found = lowest_margins(function, Interval(jnp.array([0.3, 0.8]), jnp.array([0.4, 0.9])), jnp.array(0))
+    np.testing.assert_allclose(found, [np.inf, 1.1 - (1 + 3)], rtol=1e-5)
+
+
 def test_logits_that_do_not_move_have_their_own_margins():
     found = lowest_margins(lambda image: jnp.array([1.0, 3.0, 0.5]), Interval(jnp.zeros(4), jnp.ones(4)), jnp.array(1))
     np.testing.assert_allclose(found, [2.0, np.inf, 2.5])
