@@ -31,17 +31,11 @@ several maxima, and random angles cover them; random points do not cover four at
 
 from typing import Any
 
-from common import generator, small_network
+from common import PLACEMENT, generator, small_network
 from ml_collections import ConfigDict
 
 from spa_jax.configuration import parse_arguments
 
-ATTRIBUTES = {
-    "rotation": {"low": -15.0, "high": 15.0},
-    "scale": {"low": 0.9, "high": 1.1},
-    "translation_x": {"low": -0.05, "high": 0.05},
-    "translation_y": {"low": -0.05, "high": 0.05},
-}
 STEPS = 20
 STARTS = 9
 ONE_DRAW = {"search": "noise", "start": "random", "start_points": 1}
@@ -121,7 +115,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def _direct(radius: float) -> dict[str, Any]:
     """Joint steps of the projected gradient from one random start."""
     plain = {"solver": "projected_gradient", "start": "none"}
-    return {"name": "spa", "radius": radius, "attributes": ATTRIBUTES, **plain}
+    return {"name": "spa", "radius": radius, "attributes": PLACEMENT, **plain}
 
 
 def _from_draws(points: int) -> dict[str, Any]:
@@ -182,7 +176,7 @@ def _attacker(victim: str, settings: dict[str, Any], epochs: float) -> dict[str,
         "recipe": {
             "name": "noise_generator",
             "victim": {"part": "victim"},
-            "attributes": ATTRIBUTES,
+            "attributes": PLACEMENT,
             "radius": settings["radius"],
             **settings["painting"],
         },
@@ -243,7 +237,7 @@ def _noise_on_grid(points: int) -> dict[str, Any]:
 def _ablations(joint: dict[str, Any], steps: int, noise_alone: dict[str, Any]) -> dict[str, Any]:
     shrinking = joint | {"step_schedule": "linear", "num_steps": steps}
     after_draws = {"num_steps": steps - STARTS // 3}
-    after_grid = {"num_steps": steps - 2 ** len(ATTRIBUTES) // 3}
+    after_grid = {"num_steps": steps - 2 ** len(PLACEMENT) // 3}
     return {
         "joint, APGD": joint | STRONG | after_draws,
         "joint": shrinking | _from_draws(STARTS) | after_draws,

@@ -21,6 +21,7 @@ PGD-20 / SPA / all: standard 17.5 / 0 / 0 %, PGD 67.3 / 2.3 / 2.3, SPA 57.8 / 25
 from typing import Any
 
 from common import (
+    PLACEMENT,
     adaptive_attacks,
     balanced_in_training,
     generator,
@@ -34,12 +35,6 @@ from ml_collections import ConfigDict
 
 from spa_jax.configuration import parse_arguments
 
-ATTRIBUTES = {
-    "rotation": {"low": -15.0, "high": 15.0},
-    "scale": {"low": 0.9, "high": 1.1},
-    "translation_x": {"low": -0.05, "high": 0.05},
-    "translation_y": {"low": -0.05, "high": 0.05},
-}
 RADII = {"digits": 0.1, "mnist": 0.2, "fashion_mnist": 0.1}
 PAINTING = {"num_steps": 2, "step_share": 0.5}
 DRAWS = 10
@@ -75,7 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def trainings(radius: float, width: int) -> tuple[dict[str, Any], ...]:
     """All but the standard one; a purifier of that width is first trained to complete images."""
     uap, pgd = {"name": "uap", "radius": radius}, {"name": "pgd", "radius": radius, "num_steps": 5, "keep": "last"}
-    spa = {"name": "spa", "radius": radius, "attributes": ATTRIBUTES} | in_training(5)
+    spa = {"name": "spa", "radius": radius, "attributes": PLACEMENT} | in_training(5)
     painted = {"noise": {"part": "generator", **PAINTING}, "num_steps": 2}
     samples = {"name": "spa", "clean_weight": 0.1, "edited_weight": 0.1, "attacked_weight": 0.8}
     soft = {"name": "spat", "radius": radius, "num_steps": 5, "smoothing": 0.3}
@@ -127,7 +122,7 @@ def _purifier(radius: float, width: int) -> tuple[dict[str, Any], ...]:
 def attacks(radius: float) -> dict[str, Any]:
     """Of single images."""
     pgd = {"name": "pgd", "radius": radius, "num_steps": 20}
-    joint = {"name": "spa", "attributes": ATTRIBUTES, "radius": radius}
+    joint = {"name": "spa", "attributes": PLACEMENT, "radius": radius}
     return {
         "PGD-20": pgd,
         "APGD-CE": {"name": "apgd_ce", "radius": radius, "num_steps": 50},

@@ -33,6 +33,13 @@ CAA_RANGES = {
     "saturation": {"low": 0.7, "high": 1.3},
 }
 """The ranges of CAA (Hsiung et al. 2023), in the order in which the edits are applied, which is our choice."""
+PLACEMENT = {
+    "rotation": {"low": -15.0, "high": 15.0},
+    "scale": {"low": 0.9, "high": 1.1},
+    "translation_x": {"low": -0.05, "high": 0.05},
+    "translation_y": {"low": -0.05, "high": 0.05},
+}
+"""Small turns, zooms and shifts, our choice."""
 
 
 def digits(epochs: float) -> Config:

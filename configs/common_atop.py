@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from common import PLACEMENT
+
 Config = dict[str, Any]
 
 GAN = 0.01
@@ -89,6 +91,30 @@ def system_attacks(radius: float, num_steps: int = 20, draws: int = 10) -> Confi
         f"PGD-{num_steps}": pgd,
         f"PGD-{num_steps} EOT-{draws}": crafted({"name": "eot", "victim": "attacked", "n": draws}),
         f"BPDA EOT-{draws}": crafted({"name": "eot", "victim": through, "n": draws}),
+    }
+
+
+def unseen_attacks(radius: float, sides: int, draws: int = 10) -> Config:
+    """Attacks that no training here has seen, on the mean over draws; of the seen norm too, at other radii.
+
+    Args:
+        radius: of the training's attack, l-infinity.
+        sides: of the images, in pixels. The l1 radius is that of noise of `radius` in a tenth of the pixels, the l2
+            radius in a third of them.
+        draws: of a system that draws at random.
+    """
+    pixels = sides**2
+    steps: Config = {"num_steps": 20, "draws": draws}
+    joint = {"name": "spa", "radius": radius, "attributes": PLACEMENT, "start_points": 9, "start_steps": 1} | steps
+    return {
+        "linf, half the radius": {"name": "pgd", "radius": radius / 2} | steps,
+        "linf": {"name": "pgd", "radius": radius} | steps,
+        "linf, 1.5 times": {"name": "pgd", "radius": 1.5 * radius} | steps,
+        "l2": {"name": "pgd", "norm": "l2", "radius": radius * (pixels / 3) ** 0.5} | steps,
+        "l1": {"name": "apgd_ce", "norm": "l1", "radius": radius * pixels / 10} | steps,
+        "attributes": joint | {"radius": 0.0, "start": "draws"},
+        "joint SPA": joint,
+        "StAdv": {"name": "stadv", "radius": 0.8} | steps,
     }
 
 

@@ -1,4 +1,4 @@
-"""AutoAttack of ours and of torchattacks on the same weights: what each part breaks, and how long it takes."""
+"""AutoAttack of ours, its authors and torchattacks on the same weights: what each breaks, and how long it takes."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,10 +39,12 @@ AUTOATTACK_SCHEMA: Mapping[str, Any] = {
 AUTOATTACK_REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "torchattacks_autoattack": ("torch", "torchattacks"),
     "torchattacks_100_steps": ("torch", "torchattacks"),
+    "autoattack_authors": ("torch", "autoattack"),
 }
 """The libraries that the other evaluations import."""
-_NORMS: Mapping[str, str] = {"linf": "Linf", "l2": "L2"}
-"""What torchattacks calls the norms that it has."""
+_NORMS: Mapping[str, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+"""What the others call the norms."""
+_NORMS_OF_TORCHATTACKS = ("linf", "l2")
 _ROUNDING = 1e-5
 _HERE = "spa_jax.benchmarks.autoattack"
 
@@ -58,11 +60,12 @@ def check_autoattack(section: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigError: an unknown or missing key, name or library.
-        ValueError: a number out of range, or a norm that torchattacks does not have.
+        ValueError: a number out of range, or a norm that one of the libraries does not have.
     """
     check_keys(section, AUTOATTACK_SCHEMA, "config.autoattack")
     check_victims(section, "config.autoattack")
-    require_choice("norm", section["norm"], tuple(_NORMS))
+    of_torchattacks = any(peer.startswith("torchattacks") for peer in section["peers"])
+    require_choice("norm", section["norm"], _NORMS_OF_TORCHATTACKS if of_torchattacks else tuple(_NORMS))
     for name in ("num_images", "devices"):
         require_count(name, section[name])
     for victim in section["victims"].values():
@@ -148,8 +151,41 @@ def evaluate_torchattacks_100_steps(**task: Any) -> tuple[Row, Mapping[str, Call
     return _torchattacks(100, **task)
 
 
-def _torchattacks(
-    num_steps: int | None,
+def _torchattacks(num_steps: int | None, norm: str, radius: float, seed: int, **task: Any) -> Any:
+    def attacks_of(module: Any, classes: int) -> Iterator[tuple[str, Callable[[Any, Any], Any]]]:
+        import torchattacks
+
+        attack = torchattacks.AutoAttack(module, norm=_NORMS[norm], eps=radius, n_classes=classes, seed=seed)
+        for part in attack._autoattack.attacks:
+            if num_steps is not None and hasattr(part, "steps"):
+                part.steps = num_steps
+            yield type(part).__name__, part
+
+    return _in_torch(attacks_of, norm=norm, radius=radius, seed=seed, **task)
+
+
+def evaluate_autoattack_authors(
+    norm: str, radius: float, seed: int, **task: Any
+) -> tuple[Row, Mapping[str, Callable[[], Any]]]:
+    """That of AutoAttack's authors, all images in one batch; see `workers.Build`."""
+
+    def attacks_of(module: Any, classes: int) -> Iterator[tuple[str, Callable[[Any, Any], Any]]]:
+        from autoattack import AutoAttack
+
+        attack = AutoAttack(module, norm=_NORMS[norm], eps=radius, seed=seed, verbose=False, device="cpu")
+        for name in list(attack.attacks_to_run):
+
+            def run(x: Any, y: Any, name: str = name) -> Any:
+                attack.attacks_to_run = [name]
+                return attack.run_standard_evaluation(x, y, bs=len(x))
+
+            yield name, run
+
+    return _in_torch(attacks_of, norm=norm, radius=radius, seed=seed, **task)
+
+
+def _in_torch(
+    attacks_of: Callable[[Any, int], Iterator[tuple[str, Callable[[Any, Any], Any]]]],
     devices: int,
     model: Any,
     variables: Any,
@@ -159,33 +195,27 @@ def _torchattacks(
     norm: str,
     seed: int,
 ) -> tuple[Row, Mapping[str, Callable[[], Any]]]:
-    """Attack by attack on what is left, as its own loop does."""
+    """Attack by attack on what is left, as each library's loop does; `attacks_of` takes a module and its classes."""
     import torch
-    import torchattacks
 
     seed_libraries(seed)
     network = _network(model, images)
     victim = classifier(network, variables)
-    module = to_torch(network, variables, images.shape[1:])
-    classes = int(model["num_classes"])
-    attack = torchattacks.AutoAttack(module, norm=_NORMS[norm], eps=radius, n_classes=classes, seed=seed)
     standing = _right(victim, images, labels)
     clean, parts = float(standing.mean()), []
-    for part in attack._autoattack.attacks:
+    for name, attack in attacks_of(to_torch(network, variables, images.shape[1:]), int(model["num_classes"])):
         rows = np.flatnonzero(standing)
         if not len(rows):
             break
-        if num_steps is not None and hasattr(part, "steps"):
-            part.steps = num_steps
         x, y = to_torch_images(images[rows], False), torch.from_numpy(np.array(labels[rows], np.int64))
         started = time.perf_counter()
-        found = part(x, y).detach()
+        found = attack(x, y).detach()
         seconds = time.perf_counter() - started
         found = found.permute(0, 2, 3, 1).contiguous().numpy()
         near = np.asarray(DISTANCES[norm](found, images[rows])) <= radius * (1 + _ROUNDING) + _ROUNDING
         left = _right(victim, found, labels[rows]) | ~near
         standing[rows] = left
-        parts.append(_Part(type(part).__name__, int(np.sum(~left)), seconds))
+        parts.append(_Part(name, int(np.sum(~left)), seconds))
     return _row(clean, float(standing.mean()), sum(part.seconds for part in parts), parts), {}
 
 

@@ -39,6 +39,30 @@ def test_our_row_has_every_part_and_both_times(task):
     assert len(row["part_s"]) == 4 and row["seconds"] > 0 < row["again_s"]
 
 
+def test_another_library_is_judged_by_the_flax_network_within_the_radius(task):
+    """Attacks that go too far break nothing; what is broken is not attacked again."""
+    torch = pytest.importorskip("torch", reason="the bench extra is not installed")
+    seen = []
+
+    def attacks_of(module, classes):
+        assert classes == MODEL["num_classes"]
+
+        def towards(x, y, step):
+            seen.append(len(x))
+            x = x.clone().requires_grad_(True)
+            torch.nn.functional.cross_entropy(module(x), y, reduction="sum").backward()
+            return (x + step * x.grad.sign()).clamp(0, 1)
+
+        yield "too far", lambda x, y: towards(x, y, 0.9)
+        yield "near", lambda x, y: towards(x, y, 0.3)
+        yield "again", lambda x, y: x
+
+    row, _ = benchmark._in_torch(attacks_of, **task, radius=0.3)
+    broken = [int(text.split()[-1]) for text in row["broken"]]
+    assert broken[0] == broken[2] == 0 < broken[1] < 12
+    assert seen == [12, 12] and row["robust_accuracy"] == pytest.approx(1 - broken[1] / 12)
+
+
 def test_rows_are_compared_with_ours(monkeypatch):
     found = {
         "evaluate_ours": {"robust_accuracy": 0.50, "seconds": 2.0},
@@ -64,5 +88,6 @@ def test_the_section_is_checked(monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             check_autoattack(section | change)
+    check_autoattack(section | {"norm": "l1", "peers": ("autoattack_authors",)})
     with pytest.raises(ConfigError, match=r"config.autoattack.peer is unknown"):
         check_autoattack(section | {"peer": 1})
