@@ -24,6 +24,13 @@ def test_a_config_passes_its_own_check_and_opens_with_its_command(path):
     assert f"python launch/train.py --config configs/{path.name} --workdir" in path.read_text().split('"""')[1]
 
 
+def test_unseen_attacks_on_purification_pass_the_check():
+    path = next(path for path in EXPERIMENTS if path.stem == "mnist_atop")
+    config = _config(path, "unseen,transforms=rt2")
+    check_config(config)
+    assert config["baselines"][-1]["name"] == "pgd" and {"l1", "l2", "StAdv"} < set(config["evaluation"]["attacks"])
+
+
 def test_arguments_of_a_config_reach_it():
     path = next(path for path in EXPERIMENTS if path.stem == "digits_spa")
     config = _config(path, "epochs=2,baselines=false")

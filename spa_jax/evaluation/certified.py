@@ -130,8 +130,8 @@ def certify(
     is ahead (`spa_jax.evaluation.linear_bounds.lowest_margins`): where it stays above all others, the cell is proved.
     Where it is not, the image in the middle of the cell is classified; if it is right, the cell is halved.
 
-    A proof holds for the edit as it is computed, up to the rounding of float32, for which pixels have some slack and
-    the network has none: it is no formal verification of a program.
+    A proof holds for the edit as it is computed, up to rounding, for which pixels have some slack and the network has
+    none: it is no formal verification of a program. A network in bfloat16 rounds by more than small margins.
 
     Args:
         victim: a function from images to logits of dense layers, convolutions, ReLU and poolings, in inference mode.
