@@ -107,9 +107,9 @@ def unseen_attacks(radius: float, sides: int, draws: int = 10) -> Config:
     steps: Config = {"num_steps": 20, "draws": draws}
     joint = {"name": "spa", "radius": radius, "attributes": PLACEMENT, "start_points": 9, "start_steps": 1} | steps
     return {
-        "linf, half the radius": {"name": "pgd", "radius": radius / 2} | steps,
+        "linf, half radius": {"name": "pgd", "radius": radius / 2} | steps,
         "linf": {"name": "pgd", "radius": radius} | steps,
-        "linf, 1.5 times": {"name": "pgd", "radius": 1.5 * radius} | steps,
+        "linf, double radius": {"name": "pgd", "radius": 2 * radius} | steps,
         "l2": {"name": "pgd", "norm": "l2", "radius": radius * (pixels / 3) ** 0.5} | steps,
         "l1": {"name": "apgd_ce", "norm": "l1", "radius": radius * pixels / 10} | steps,
         "attributes": joint | {"radius": 0.0, "start": "draws"},
