@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -45,6 +45,9 @@ AUTOATTACK_REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
 _NORMS: Mapping[str, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 """What the others call the norms."""
 _NORMS_OF_TORCHATTACKS = ("linf", "l2")
+_Built: TypeAlias = tuple[Row, Mapping[str, Callable[[], Any]]]
+_Named: TypeAlias = tuple[str, Callable[[Any, Any], Any]]
+"""An attack on images and labels in PyTorch, and what it is called."""
 _ROUNDING = 1e-5
 _HERE = "spa_jax.benchmarks.autoattack"
 
@@ -125,7 +128,7 @@ def _in_a_process(spec: Spec) -> Row:
 
 def evaluate_ours(
     devices: int, model: Any, variables: Any, images: Any, labels: Any, radius: float, norm: str, seed: int
-) -> tuple[Row, Mapping[str, Callable[[], Any]]]:
+) -> _Built:
     """Our evaluation, twice; see `workers.Build`."""
     victim = classifier(_network(model, images), variables)
 
@@ -141,18 +144,18 @@ def evaluate_ours(
     return _row(card.clean.value, card.robust.value, first, parts) | {"again_s": again}, {}
 
 
-def evaluate_torchattacks_autoattack(**task: Any) -> tuple[Row, Mapping[str, Callable[[], Any]]]:
+def evaluate_torchattacks_autoattack(**task: Any) -> _Built:
     """That of torchattacks as it is, with 10 steps in its gradient attacks; see `workers.Build`."""
     return _torchattacks(None, **task)
 
 
-def evaluate_torchattacks_100_steps(**task: Any) -> tuple[Row, Mapping[str, Callable[[], Any]]]:
+def evaluate_torchattacks_100_steps(**task: Any) -> _Built:
     """The same with AutoAttack's 100 steps; see `workers.Build`."""
     return _torchattacks(100, **task)
 
 
-def _torchattacks(num_steps: int | None, norm: str, radius: float, seed: int, **task: Any) -> Any:
-    def attacks_of(module: Any, classes: int) -> Iterator[tuple[str, Callable[[Any, Any], Any]]]:
+def _torchattacks(num_steps: int | None, norm: str, radius: float, seed: int, **task: Any) -> _Built:
+    def attacks_of(module: Any, classes: int) -> Iterator[_Named]:
         import torchattacks
 
         attack = torchattacks.AutoAttack(module, norm=_NORMS[norm], eps=radius, n_classes=classes, seed=seed)
@@ -164,12 +167,10 @@ def _torchattacks(num_steps: int | None, norm: str, radius: float, seed: int, **
     return _in_torch(attacks_of, norm=norm, radius=radius, seed=seed, **task)
 
 
-def evaluate_autoattack_authors(
-    norm: str, radius: float, seed: int, **task: Any
-) -> tuple[Row, Mapping[str, Callable[[], Any]]]:
+def evaluate_autoattack_authors(norm: str, radius: float, seed: int, **task: Any) -> _Built:
     """That of AutoAttack's authors, all images in one batch; see `workers.Build`."""
 
-    def attacks_of(module: Any, classes: int) -> Iterator[tuple[str, Callable[[Any, Any], Any]]]:
+    def attacks_of(module: Any, classes: int) -> Iterator[_Named]:
         from autoattack import AutoAttack
 
         attack = AutoAttack(module, norm=_NORMS[norm], eps=radius, seed=seed, verbose=False, device="cpu")
@@ -185,7 +186,7 @@ def evaluate_autoattack_authors(
 
 
 def _in_torch(
-    attacks_of: Callable[[Any, int], Iterator[tuple[str, Callable[[Any, Any], Any]]]],
+    attacks_of: Callable[[Any, int], Iterator[_Named]],
     devices: int,
     model: Any,
     variables: Any,
@@ -194,7 +195,7 @@ def _in_torch(
     radius: float,
     norm: str,
     seed: int,
-) -> tuple[Row, Mapping[str, Callable[[], Any]]]:
+) -> _Built:
     """Attack by attack on what is left, as each library's loop does; `attacks_of` takes a module and its classes."""
     import torch
 
