@@ -4,6 +4,9 @@ python launch/benchmark.py --config configs/bench_composite.py --workdir runs/be
 
 Trains a standard network on images drawn here, and from its weights one on PGD, one by generalised adversarial training
 (GAT, Hsiung et al. 2023) and one by SPA training with the same ranges; all are judged by six attacks of 305 passes.
+
+Seen with `images=100`, CAA and joint attack, both with their order searched: standard 2.3 and 0.0 % left, PGD 1.7 and
+0.0, SPA 2.7 and 0.3, GAT 2.7 and 0.7. It took half an hour of one core.
 """
 
 from common import CAA_RANGES, composite_attacks, in_training, small_network

@@ -52,6 +52,16 @@ def repeat(step: Callable[[Any], Any], carry: Any, times: int) -> Any:
     return jax.lax.scan(lambda carry, _: (step(carry), None), carry, length=times)[0]
 
 
+def one_ahead(before: Any, now: Any) -> Any:
+    """`now`, which a loop of the host has just asked for, once `before`, which it had asked for before that, is there.
+
+    For programs in which devices wait for each other: the host stays one of them ahead, and they do not queue up. On a
+    loaded CPU a loop that was many ahead was seen to wait for ever.
+    """
+    jax.block_until_ready(before)
+    return now
+
+
 def branch(index: Any, steps: list[Callable[[Any], Any]], state: Any) -> Any:
     """`steps[index](state)` by `lax.switch`."""
 

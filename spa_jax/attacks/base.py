@@ -18,7 +18,7 @@ from spa_jax.errors import shown
 from spa_jax.goals import is_answer, misclassified, untargeted
 from spa_jax.losses import loss_from_spec, margin
 from spa_jax.numerics import Grid, at_least_float32
-from spa_jax.trees import beside, is_in_shard_map, pytree, repeat, static, varying_as
+from spa_jax.trees import beside, is_in_shard_map, one_ahead, pytree, repeat, static, varying_as
 from spa_jax.types import Count, Example, Flags, Images, Keys, Result, Variables, Victim
 from spa_jax.validation import check_values, checked_examples, checked_keys, is_traced, require_count
 from spa_jax.victims import as_victim, trace_for
@@ -128,7 +128,8 @@ class Hosted:
     def repeat(self, attack: Any, num_steps: int, state: Any, examples: Example, **stage: int) -> Any:
         """`num_steps` steps."""
         for _ in range(num_steps):
-            state = self.call(attack, "advance", state, examples, **stage)
+            moved = self.call(attack, "advance", state, examples, **stage)
+            state = one_ahead(state, moved) if attack.shared else moved
         return state
 
     def each(self, function: Callable[[Any], Any], entries: Any, at_once: int = 1) -> Any:

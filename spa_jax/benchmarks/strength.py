@@ -21,6 +21,7 @@ from spa_jax.training.learner import Learner
 from spa_jax.training.optimizers import one_cycle
 from spa_jax.training.placement import make_engine
 from spa_jax.training.recipes import STEPS
+from spa_jax.trees import one_ahead
 from spa_jax.victims import Classifier, call
 
 STRENGTH_SCHEMA: Mapping[str, Any] = {
@@ -106,8 +107,10 @@ def train_victim(
     init_key, train_key = jax.random.split(jax.random.key(seed))
     state = engine.place_state(learner.init(init_key, dataset.image_shape))
     train_key = engine.place_state(train_key)
+    before: Any = None
     for _, batch in zip(range(total), train_batches(dataset.train, section["batch_size"], seed=seed), strict=False):
-        state, _ = engine.step(state, engine.place_batch(batch), train_key)
+        state, metrics = engine.step(state, engine.place_batch(batch), train_key)
+        before = one_ahead(before, metrics)
     return learner, learner.victim(state)
 
 

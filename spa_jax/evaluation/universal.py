@@ -20,6 +20,7 @@ from spa_jax.evaluation.records import ExampleLabels, Proportion
 from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, floats, make_sweep, stream
 from spa_jax.goals import is_answer
 from spa_jax.parallel import data_mesh, shard_batch, to_host
+from spa_jax.trees import one_ahead
 from spa_jax.types import Key, Variables, Victim
 from spa_jax.validation import require_classes, require_count
 
@@ -208,7 +209,7 @@ def _craft(
         images = floats(images)
         if state is None:
             state = attack.init(start_key, victim, images, labels, targets)
-        state = attack.step(state, victim, images, labels, targets)
+        state = one_ahead(state, attack.step(state, victim, images, labels, targets))
         if on_batch:
             on_batch("crafting", (number + 1) * batch_size, num_batches * batch_size)
     return state, num_batches * batch_size
