@@ -169,7 +169,8 @@ class Solver(Protocol):
     A solver whose steps take no gradient says `takes_gradient = False`. One whose variables may lie outside of the
     space on the way says `leaves_space = True`, and gives these points the value -infinity and no success. One that
     never reads `problem.num_steps` may say `counts_steps = False`: attacks of different length then share their
-    programs.
+    programs. One whose random starts are not evenly drawn from the space has `draw_start(problem, v, keys)`, which
+    gives the start instead of `v`, a point of the space drawn by the same keys.
     """
 
     def init(self, problem: Any, v: Variables) -> Any:

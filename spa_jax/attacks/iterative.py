@@ -181,12 +181,18 @@ class IterativeAttack(PureAttack):
         prepared = None if self.shared else jax.vmap(self.space.space.prepare)(self._bound(keys, predict, examples))
         problem = self._problem(0, keys, predict, examples.replace(prepared=prepared))
         clean = self.space.identity(problem.examples)
-        v = self.space.init(stream(keys, START), problem.examples) if self.random_start else clean
+        v = self._drawn(problem, stream(keys, START)) if self.random_start else clean
         best = self._weakest(problem, v, keys) if self._tracks(0) else None
         solvers = tuple(stage.solver.init(problem, v) for stage in self.stages)
         zeros = jnp.zeros(len(examples.image), jnp.int32)
         nonfinite = self.space.count(NonFinite(zeros, zeros))
         return clean, AttackState(jnp.zeros((), jnp.int32), keys, v, solvers, best, prepared, nonfinite)
+
+    def _drawn(self, problem: Problem, keys: Keys) -> Variables:
+        """A random start: a point of the space, unless the first solver draws its own."""
+        v = self.space.init(keys, problem.examples)
+        solver = self.stages[0].solver
+        return solver.draw_start(problem, v, keys) if hasattr(solver, "draw_start") else v
 
     def judge(
         self, v: Variables, state: AttackState, predict: Predict, examples: Example, replace: bool = False

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -70,10 +71,15 @@ class L1Apgd:
     radii: tuple[tuple[float, float], ...] = static(default=RADII)
 
     def init(self, problem: Problem, v: Variables) -> _L1ApgdState:
-        members = list(problem.space.members().values())
-        if len(members) != 1 or not isinstance(members[0], L1):
-            raise ValueError(f"space={problem.space.space!r}: l1_apgd searches spaces.l1 alone; apgd takes any space")
+        _require_l1(problem)
         return self._start(problem, v, jnp.zeros((), jnp.int32))
+
+    def draw_start(self, problem: Problem, v: Variables, keys: Keys) -> Variables:
+        """Normal noise projected onto the first ball and the box, which leaves few of its entries."""
+        _require_l1(problem)
+        noise = problem.space.map(lambda key, own: jax.random.normal(key, own.shape, own.dtype), keys, v)
+        first = float(_plan(self.radii, problem.num_steps).scale[0])
+        return problem.space.scaled(first).project(noise, problem.examples)
 
     def step(
         self, problem: Problem, v: Variables, state: _L1ApgdState, keys: Keys
@@ -112,6 +118,12 @@ class L1Apgd:
             jnp.where(is_dense, size, found),
             jnp.ones_like(floor),
         )
+
+
+def _require_l1(problem: Problem) -> None:
+    members = list(problem.space.members().values())
+    if len(members) != 1 or not isinstance(members[0], L1):
+        raise ValueError(f"space={problem.space.space!r}: l1_apgd searches spaces.l1 alone; apgd takes any space")
 
 
 def _nonzero(v: Variables) -> Any:
@@ -154,7 +166,8 @@ def l1_apgd(radii: Sequence[tuple[float, float]] = RADII) -> L1Apgd:
     point; elsewhere the step is divided by 1.5, down to a tenth of a radius. There is no momentum.
 
     The search begins in larger balls, whose best point is projected onto the next smaller one. Points outside of the
-    ball are never results.
+    ball are never results. A random start is normal noise of standard deviation 1 projected onto the first ball, as in
+    the authors' code, which leaves few entries: from points drawn evenly in the ball the attack is weaker.
 
     Args:
         radii: pairs (multiple of the radius, share of the steps), in this order, the last one with multiple 1. The

@@ -110,6 +110,20 @@ def test_the_radii_and_checkpoints_are_those_of_the_paper():
         assert len(_plan(RADII, num_steps).scale) == num_steps + 1 and _plan(RADII, num_steps).scale[-1] == 1
 
 
+def test_a_random_start_is_sparse_noise_that_fills_the_first_ball():
+    """Evenly drawn points move every pixel; from them the attack is weaker than its authors' code."""
+    size = (16, 16, 1)
+    x, victim = images(batch=4, size=size), mlp(size=size)
+    for radii, reach in ((RADII, 3.0), (((1.0, 1.0),), 1.0)):
+        attack = make_attack(l1(2.0), cross_entropy, l1_apgd(radii), 10)
+        noise = np.asarray(attack.init(KEY, victim, x, labels(4)).variables)
+        np.testing.assert_allclose(np.abs(noise).sum((1, 2, 3)), reach * 2.0, rtol=1e-4)
+        assert np.all(np.count_nonzero(noise, (1, 2, 3)) < 0.15 * 256)
+        assert len(np.unique(noise.reshape(4, -1), axis=0)) == 4
+    shared = make_attack(l1(2.0), cross_entropy, l1_apgd(), 10, lift=universal)
+    assert shared.init(KEY, victim, x, labels(4)).variables.shape == size
+
+
 # --- guarantees -----------------------------------------------------------------------------------------------------
 
 X, Y = images(batch=8), labels(8)
