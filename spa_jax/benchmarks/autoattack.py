@@ -67,7 +67,7 @@ def check_autoattack(section: Mapping[str, Any]) -> None:
     """
     check_keys(section, AUTOATTACK_SCHEMA, "config.autoattack")
     check_victims(section, "config.autoattack")
-    of_torchattacks = any(peer.startswith("torchattacks") for peer in section["peers"])
+    of_torchattacks = any("torchattacks" in AUTOATTACK_REQUIREMENTS.get(peer, ()) for peer in section["peers"])
     require_choice("norm", section["norm"], _NORMS_OF_TORCHATTACKS if of_torchattacks else tuple(_NORMS))
     for name in ("num_images", "devices"):
         require_count(name, section[name])
