@@ -35,10 +35,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The benchmark; `arg` may set these, as in `bench_autoattack.py:data=digits,images=20,seeds=0|1,norm=l2`.
 
     A `radius` of 0 stands for that of each victim, no `peers` for those of the norm. Ours runs on as many `devices`,
-    parts of the CPU.
+    parts of the CPU, once as it is and once for each number of images to `give_up_after`.
     """
     args = parse_arguments(
-        arg, data="mnist", images=500, seeds=(0, 1, 2), norm="linf", radius=0.0, devices=1, peers=("",)
+        arg,
+        data="mnist",
+        images=500,
+        seeds=(0, 1, 2),
+        norm="linf",
+        radius=0.0,
+        devices=1,
+        give_up_after=(64,),
+        peers=("",),
     )
     data = args["data"]
     radii = RADII[data, args["norm"]]
@@ -56,6 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "num_images": args["images"],
         "seeds": args["seeds"],
         "devices": args["devices"],
+        "give_up_after": args["give_up_after"],
         "peers": tuple(filter(None, args["peers"])) or PEERS[args["norm"]],
     }
     return ConfigDict({"name": "bench_autoattack", "seed": 0, "data": data, "autoattack": section})

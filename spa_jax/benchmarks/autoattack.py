@@ -33,9 +33,13 @@ AUTOATTACK_SCHEMA: Mapping[str, Any] = {
     "num_images": int,
     "seeds": tuple | list,
     "devices": int,
+    "give_up_after": tuple | list,
     "peers": tuple | list,
 }
-"""Section `autoattack`: a victim has a `recipe`, `num_epochs` and the `radius` that it is attacked at."""
+"""Section `autoattack`: a victim has a `recipe`, `num_epochs` and the `radius` that it is attacked at.
+
+Ours runs as it is, and once more for each of `give_up_after`.
+"""
 AUTOATTACK_REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "torchattacks_autoattack": ("torch", "torchattacks"),
     "torchattacks_100_steps": ("torch", "torchattacks"),
@@ -49,6 +53,7 @@ _Built: TypeAlias = tuple[Row, Mapping[str, Callable[[], Any]]]
 _Named: TypeAlias = tuple[str, Callable[[Any, Any], Any]]
 """An attack on images and labels in PyTorch, and what it is called."""
 _ROUNDING = 1e-5
+_IMAGES_PER_DEVICE = 128
 _HERE = "spa_jax.benchmarks.autoattack"
 
 
@@ -71,13 +76,15 @@ def check_autoattack(section: Mapping[str, Any]) -> None:
     require_choice("norm", section["norm"], _NORMS_OF_TORCHATTACKS if of_torchattacks else tuple(_NORMS))
     for name in ("num_images", "devices"):
         require_count(name, section[name])
+    for count in section["give_up_after"]:
+        require_count("give_up_after", count)
     for victim in section["victims"].values():
         autoattack_parts(victim["radius"], section["norm"])
     check_peers(section["peers"], AUTOATTACK_REQUIREMENTS)
 
 
 def compare_autoattack(section: Mapping[str, Any], data: Mapping[str, Any], seed: int) -> Iterator[Row]:
-    """Train each victim, and evaluate it by both libraries on the same test images, each time in a fresh process.
+    """Train each victim, and evaluate it by all libraries on the same test images, each time in a fresh process.
 
     Args:
         section: see `AUTOATTACK_SCHEMA`.
@@ -85,10 +92,11 @@ def compare_autoattack(section: Mapping[str, Any], data: Mapping[str, Any], seed
         seed: of the training.
 
     Returns:
-        One row for each victim, seed and library: `robust_accuracy` on the images as the Flax network judges them, and
-        of ours in points what it is above the other's (`ours_minus_theirs`); `seconds`, compilation included, and
-        `again_s`, where it was run again in the same process; `times_theirs`, our seconds in units of theirs; `broken`,
-        how many images each attack broke of those that the ones before it had left, and `part_s`, its seconds.
+        One row for each victim, seed and library, the others' before ours: `robust_accuracy` on the images as the Flax
+        network judges them, and of ours in points by how much it lies above that of each other (`above`); `seconds`,
+        compilation included, and `again_s`, where it was run again in the same process; `times`, our seconds in units
+        of theirs; `broken`, how many images each attack broke of those that the ones before it had left, and `part_s`,
+        its seconds.
     """
     dataset = load_dataset(**data)
     x, y = arrays_of(evenly_spaced(dataset.test, section["num_images"]))
@@ -104,19 +112,26 @@ def compare_autoattack(section: Mapping[str, Any], data: Mapping[str, Any], seed
         }
         common = {"victim": name, "norm": section["norm"], "radius": spec["radius"], "images": len(x)}
         for own in section["seeds"]:
-            for row in _compared(task | {"seed": own}, section["peers"], section["devices"]):
+            for row in _compared(task | {"seed": own}, section):
                 yield common | {"seed": own} | row
 
 
-def _compared(task: Mapping[str, Any], peers: Sequence[str], devices: int) -> Iterator[Row]:
+def _compared(task: Mapping[str, Any], section: Mapping[str, Any]) -> Iterator[Row]:
     """The rows of one victim and seed; a library after the other, so that none disturbs another."""
-    ours = _in_a_process({"build": f"{_HERE}:evaluate_ours", "devices": devices, **task})
-    yield {"library": "spa_jax"} | ours
-    for peer in peers:
-        theirs = _in_a_process({"build": f"{_HERE}:evaluate_{peer}", "devices": 1, **task})
-        points = 100 * (ours["robust_accuracy"] - theirs["robust_accuracy"])
-        ratio = {"ours_minus_theirs": points, "times_theirs": ours["seconds"] / theirs["seconds"]}
-        yield {"library": peer} | theirs | ratio
+    theirs = {
+        peer: _in_a_process({"build": f"{_HERE}:evaluate_{peer}", "devices": 1, **task}) for peer in section["peers"]
+    }
+    for peer, row in theirs.items():
+        yield {"library": peer} | row
+    for give_up_after in (None, *section["give_up_after"]):
+        options = {"devices": section["devices"], "give_up_after": give_up_after}
+        ours = _in_a_process({"build": f"{_HERE}:evaluate_ours", **options, **task})
+        name = "spa_jax" if give_up_after is None else f"spa_jax, giving up after {give_up_after}"
+        ratios = {
+            "above": [f"{100 * (ours['robust_accuracy'] - row['robust_accuracy']):+.1f}" for row in theirs.values()],
+            "times": [f"{ours['seconds'] / row['seconds']:.2f}" for row in theirs.values()],
+        }
+        yield {"library": name} | ours | ratios
 
 
 def _in_a_process(spec: Spec) -> Row:
@@ -127,16 +142,24 @@ def _in_a_process(spec: Spec) -> Row:
 
 
 def evaluate_ours(
-    devices: int, model: Any, variables: Any, images: Any, labels: Any, radius: float, norm: str, seed: int
+    devices: int,
+    give_up_after: int | None,
+    model: Any,
+    variables: Any,
+    images: Any,
+    labels: Any,
+    radius: float,
+    norm: str,
+    seed: int,
 ) -> _Built:
     """Our evaluation, twice; see `workers.Build`."""
     victim = classifier(_network(model, images), variables)
 
+    options: dict[str, Any] = {"batch_size": _IMAGES_PER_DEVICE * devices, "give_up_after": give_up_after, "sanity": False}
+
     def run() -> tuple[float, Any]:
         started = time.perf_counter()
-        card = autoattack(
-            victim, Split(images, labels), radius, norm=norm, seed=seed, batch_size=len(images), sanity=False
-        )
+        card = autoattack(victim, Split(images, labels), radius, norm=norm, seed=seed, **options)
         return time.perf_counter() - started, card
 
     (first, card), (again, _) = run(), run()

@@ -1,7 +1,7 @@
 """Minimal-norm attacks of other libraries behind one small interface.
 
 Each is imported only when it is made, and given its best case, as in `spa_jax.benchmarks.peers`: foolbox without its
-final check and without a radius, torchattacks with one that no image exceeds.
+final check and without a radius, torchattacks and AutoAttack's authors' code with one that no image exceeds.
 """
 
 import os
@@ -77,6 +77,13 @@ def _fab(norm: str) -> Callable[[Task, Any], Any]:
     return make
 
 
+def _fab_of_its_authors(task: Task, module: Any) -> Any:
+    from autoattack.fab_pt import FABAttack_PT
+
+    attack = FABAttack_PT(module, norm="L1", n_iter=task.num_steps, eps=_NO_RADIUS, seed=task.seed, device="cpu")
+    return attack.perturb
+
+
 NORM_PEERS: Mapping[str, Callable[[Task, Any], Any]] = {
     "foolbox_deepfool_l2": _foolbox("L2DeepFoolAttack", candidates=10),
     "foolbox_deepfool_linf": _foolbox("LinfDeepFoolAttack", candidates=10),
@@ -86,10 +93,11 @@ NORM_PEERS: Mapping[str, Callable[[Task, Any], Any]] = {
     "foolbox_fmn_l1": _foolbox("L1FMNAttack"),
     "torchattacks_fab_l2": _fab("L2"),
     "torchattacks_fab_linf": _fab("Linf"),
+    "autoattack_authors_fab_l1": _fab_of_its_authors,
 }
 """The other libraries' minimal-norm attacks by the name a config gives them.
 
-torchattacks has no result of FAB in l1: 3.5.1 fails there.
+FAB in l1 is that of AutoAttack's authors, since torchattacks 3.5.1 fails there.
 """
 
 NORM_REQUIREMENTS: Mapping[str, tuple[str, ...]] = {name: ("torch", name.split("_")[0]) for name in NORM_PEERS}

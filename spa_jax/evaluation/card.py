@@ -19,12 +19,13 @@ class PartRecord:
 
     Attributes:
         name: of the attack.
-        attacked: how many images the attacks before it have left.
+        attacked: how many images it was given, of those that the attacks before it have left.
         broken: how many of these it broke.
         seconds: wall time, compilation included.
         steps: that an image takes which stands to the end.
         nonfinite: how many of the broken ones are so because an image or an answer was not finite.
         invalid: how many images it returned that were not in [0, 1]; these are not successes.
+        spared: how many images it was not given, since it had given up.
     """
 
     name: str
@@ -34,6 +35,7 @@ class PartRecord:
     steps: int
     nonfinite: int = 0
     invalid: int = 0
+    spared: int = 0
 
     @property
     def most_passes(self) -> int:
@@ -54,6 +56,7 @@ class RobustnessCard:
         checks: signs that the number is not to be believed; those that did not pass are warnings.
         claimed: the accuracy that was claimed, in [0, 1], or None.
         versions: of the libraries.
+        give_up_after: images in a row that withstand an attack before it gives up, or None.
     """
 
     model: str
@@ -69,6 +72,7 @@ class RobustnessCard:
     checks: Sequence[Check]
     claimed: float | None
     versions: Mapping[str, str]
+    give_up_after: int | None = None
 
     @property
     def warnings(self) -> list[Check]:
@@ -82,7 +86,7 @@ class RobustnessCard:
 
     def as_data(self) -> dict[str, Any]:
         """For JSON."""
-        plain = ("model", "data", "norm", "radius", "version", "loss", "seed")
+        plain = ("model", "data", "norm", "radius", "version", "loss", "seed", "give_up_after")
         standing, parts = self.clean.correct, []
         for part in self.parts:
             standing -= part.broken
@@ -112,18 +116,24 @@ class RobustnessCard:
         """A few lines for a terminal."""
         lines = [
             f"{self.model or 'model'} on {self.robust.total} images of {self.data or 'a split'}, "
-            f"AutoAttack {self.version}, {self.norm} {self.radius:g}",
+            f"{version_in_words(self.version, self.give_up_after)}, {self.norm} {self.radius:g}",
             f"  clean     {self.clean}",
         ]
         standing = self.clean.correct
         for part in self.parts:
             standing -= part.broken
             share = Proportion(standing, self.clean.total)
-            lines.append(f"  {part.name:<10}{share}  broke {part.broken} of {part.attacked} in {part.seconds:.1f} s")
+            of = f"the nearest {part.attacked} of {part.attacked + part.spared}" if part.spared else part.attacked
+            lines.append(f"  {part.name:<10}{share}  broke {part.broken} of {of} in {part.seconds:.1f} s")
         lines.append(f"  robust    {self.robust}" + ("" if self.claimed is None else f", claimed {self.claimed:.1%}"))
         if self.overclaimed:
             lines.append("  the claimed accuracy lies above the interval of what was measured")
         return "\n".join(lines + [f"  warning: {w.cause}: {w.message}" for w in self.warnings])
+
+
+def version_in_words(version: str, give_up_after: int | None) -> str:
+    """What is to be written beside a number: one whose attacks gave up is not AutoAttack's own."""
+    return f"AutoAttack {version}" + ("" if give_up_after is None else f" giving up after {give_up_after} images")
 
 
 def write_cards(cards: Mapping[str, RobustnessCard], directory: Path) -> str:
@@ -155,5 +165,5 @@ def _row(name: str, card: RobustnessCard) -> tuple[str, ...]:
         "" if card.claimed is None else f"{card.claimed:.1%}" + (" (above the interval)" if card.overclaimed else "")
     )
     warned = "; ".join(plain(f"{warning.cause}: {warning.message}") for warning in card.warnings)
-    attack = f"{card.version}, {card.norm} {card.radius:g}"
+    attack = f"{version_in_words(card.version, card.give_up_after)}, {card.norm} {card.radius:g}"
     return plain(name), attack, str(card.robust.total), str(card.clean), str(card.robust), claimed, broken, warned

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from spa_jax.evaluation.card import version_in_words
 from spa_jax.evaluation.contents import alarms
 from spa_jax.evaluation.drawing import fewest_digits
 from spa_jax.evaluation.records import ExampleFlags, ModelReport, Proportion
@@ -158,7 +159,8 @@ def in_words(threat: Threat) -> str:
 def _of_card(content: Mapping[str, Any], path: Path) -> list[Entry]:
     threat = f"{content['norm']} {_number(content['radius'])}"
     robust, clean = (Proportion(content[share]["correct"], content[share]["total"]) for share in ("robust", "clean"))
-    tried = f"AutoAttack {content['version']} ({', '.join(part['name'] for part in content['parts'])})"
+    tried = version_in_words(content["version"], content.get("give_up_after"))
+    tried += f" ({', '.join(part['name'] for part in content['parts'])})"
     entry = Entry(
         content["model"] or path.parent.name,
         content["data"] or "data without a name",

@@ -154,7 +154,7 @@ def _card(
 ) -> RobustnessCard:
     """AutoAttack on one model, which goes on where it was interrupted."""
     section = config["evaluation"]["autoattack"]
-    options = {key: section[key] for key in ("radius", "norm", "version", "parts")}
+    options = {key: section[key] for key in ("radius", "norm", "version", "parts", "give_up_after")}
     split, count = test_split(config, dataset), section["num_examples"]
     told = {"model": name, "data": dataset.name, "seed": config["seed"], "claimed": section["claimed"].get(name)}
     split = split if count is None else evenly_spaced(dataset.test, count)

@@ -241,6 +241,8 @@ class AutoAttack:
         norm: "linf", "l2" or "l1".
         version: "standard", "plus" or "rand".
         parts: names of the attacks that run, in this order; None: all of the version, in the published order.
+        give_up_after: images in a row that withstand an attack after the first before it ends, the nearest to being
+            misclassified first; None: no attack gives up.
         num_examples: of the test split, evenly spaced; None for those of the other attacks.
         claimed: robust accuracies in [0, 1] that are claimed, by model or victim.
 
@@ -252,13 +254,15 @@ class AutoAttack:
     norm: str = "linf"
     version: str = "standard"
     parts: tuple | list | None = None
+    give_up_after: int | None = None
     num_examples: int | None = None
     claimed: Mapping = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         chosen_parts(autoattack_parts(self.radius, self.norm, self.version), self.parts)
-        if self.num_examples is not None:
-            require_count("num_examples", self.num_examples)
+        for name in ("give_up_after", "num_examples"):
+            if (value := getattr(self, name)) is not None:
+                require_count(name, value)
         for name, share in self.claimed.items():
             require_number(f"claimed.{name}", share, "an accuracy in [0, 1]", lambda share: 0 <= share <= 1)
 

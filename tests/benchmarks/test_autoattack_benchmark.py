@@ -33,7 +33,7 @@ def task():
 
 
 def test_our_row_has_every_part_and_both_times(task):
-    row, functions = evaluate_ours(**task, radius=1.0)
+    row, functions = evaluate_ours(**task, radius=1.0, give_up_after=None)
     assert not functions and (row["clean_accuracy"], row["robust_accuracy"]) == (1, 0)
     assert row["broken"] == ["APGD-CE 12", "APGD-T 0", "FAB-T 0", "Square 0"]
     assert len(row["part_s"]) == 4 and row["seconds"] > 0 < row["again_s"]
@@ -69,9 +69,11 @@ def test_rows_are_compared_with_ours(monkeypatch):
         "evaluate_torchattacks_autoattack": {"robust_accuracy": 0.52, "seconds": 8.0},
     }
     monkeypatch.setattr(benchmark, "_in_a_process", lambda spec: found[spec["build"].split(":")[1]])
-    ours, theirs = benchmark._compared({}, ["torchattacks_autoattack"], 2)
-    assert ours["library"] == "spa_jax" and "times_theirs" not in ours
-    assert theirs["ours_minus_theirs"] == pytest.approx(-2) and theirs["times_theirs"] == 0.25
+    section = {"peers": ["torchattacks_autoattack"], "devices": 2, "give_up_after": [64]}
+    theirs, ours, quick = benchmark._compared({}, section)
+    assert theirs["library"] == "torchattacks_autoattack" and "times" not in theirs
+    assert ours["library"] == "spa_jax" and quick["library"] == "spa_jax, giving up after 64"
+    assert (ours["above"], ours["times"]) == (["-2.0"], ["0.25"])
 
 
 def test_the_section_is_checked(monkeypatch):
@@ -84,6 +86,7 @@ def test_the_section_is_checked(monkeypatch):
     for change, message in (
         ({"norm": "l1"}, "norm='l1'"),
         ({"devices": 0}, "devices=0"),
+        ({"give_up_after": [0]}, "give_up_after=0"),
         ({"num_images": 0}, "num_im"),
     ):
         with pytest.raises(ValueError, match=message):

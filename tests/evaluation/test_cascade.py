@@ -1,5 +1,6 @@
 """AutoAttack on a split: one card, the same however often it was interrupted."""
 
+import functools
 import json
 
 import jax
@@ -39,8 +40,11 @@ def quick(monkeypatch):
     monkeypatch.setattr(cascade, "autoattack_parts", short_parts)
 
 
-def run(victim=VICTIM, split=SPLIT, radius=RADIUS, **options):
+def evaluated(victim=VICTIM, split=SPLIT, radius=RADIUS, **options):
     return autoattack(victim, split, radius, **{"batch_size": 16, "sanity": False} | options)
+
+
+run = evaluated
 
 
 def timeless(card):
@@ -61,8 +65,9 @@ def test_the_card_says_what_an_evaluation_of_the_same_attacks_finds():
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("batches", [1, 2, 4, 5])
-def test_interrupted_and_called_again_it_goes_on_to_the_same_card(batches, tmp_path):
+@pytest.mark.parametrize(("batches", "give_up_after"), [(1, None), (2, None), (4, None), (5, None), (4, 4), (5, 4)])
+def test_interrupted_and_called_again_it_goes_on_to_the_same_card(batches, give_up_after, tmp_path):
+    run = functools.partial(evaluated, give_up_after=give_up_after)
     seen = []
 
     def stop(name, done, total):
@@ -88,10 +93,17 @@ def test_interrupted_and_called_again_it_goes_on_to_the_same_card(batches, tmp_p
 @pytest.mark.usefixtures("quick")
 def test_other_settings_images_and_victims_are_kept_apart(tmp_path):
     weights = jax.tree.map(lambda leaf: 1.01 * leaf, VICTIM)
-    for options in ({}, {"seed": 1}, {"radius": 0.06}, {"parts": ["Square"]}, {"victim": weights}):
+    for options in (
+        {},
+        {"seed": 1},
+        {"radius": 0.06},
+        {"parts": ["Square"]},
+        {"give_up_after": 4},
+        {"victim": weights},
+    ):
         run(workdir=tmp_path, **options)
     run(split=Split(X[::-1].copy(), Y[::-1].copy()), workdir=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 7
 
 
 @pytest.mark.usefixtures("quick")
@@ -101,6 +113,28 @@ def test_batch_sizes_and_parts_do_not_matter():
     alone = run(parts=["Square", "APGD-CE"])
     assert [part.name for part in alone.parts] == ["Square", "APGD-CE"]
     assert alone.parts[0].attacked == TOTAL - 1 >= alone.parts[1].attacked
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_attack_gives_up_after_so_many_of_the_nearest_images_in_a_row(tmp_path):
+    """Counted by hand from the margins of the attack before, and what the whole attack breaks."""
+    run(workdir=tmp_path / "whole")
+    (path,) = (tmp_path / "whole").iterdir()
+    first, second = (np.load(path / f"{name}.npz") for name in ("APGD-CE", "APGD-T"))
+    stands = np.flatnonzero(first["left"])
+    rows = stands[np.argsort(-first["margins"][stands])]
+    assert (first["margins"][stands] < 0).all() and (first["margins"][first["seen"] & ~first["left"]] > 0).all()
+    fallen = np.flatnonzero(~second["left"][rows])
+    assert len(fallen) and fallen[0] < 6 and fallen[-1] < len(rows) - 12  # giving up begins after breaking
+    attacked = next(n for n in range(6, len(rows), 6) if second["left"][rows[n - 6 : n]].all())
+    card = run(give_up_after=6, mesh=data_mesh(jax.devices()[:1]))
+    part = card.parts[1]
+    assert (part.attacked, part.spared) == (attacked, len(rows) - attacked)
+    assert part.broken == (~second["left"][rows[:attacked]]).sum() > 0
+    assert card.parts[0].spared == 0 < card.parts[2].spared
+    assert card.robust.correct == card.clean.correct - sum(part.broken for part in card.parts)
+    assert "AutoAttack standard giving up after 6 images" in str(card) and "of the nearest" in str(card)
+    assert timeless(run(give_up_after=TOTAL)) == timeless(run())
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
@@ -165,7 +199,7 @@ def test_a_card_has_everything_that_a_table_of_models_needs():
     data = json.loads(card.as_json())
     assert set(data) == {
         "format", "attack", "model", "data", "norm", "radius", "version", "loss", "seed", "images", "clean", "robust",
-        "claimed", "overclaimed", "parts", "seconds", "warnings", "versions",
+        "give_up_after", "claimed", "overclaimed", "parts", "seconds", "warnings", "versions",
     }  # fmt: skip
     assert (data["format"], data["radius"], data["images"], data["seconds"]) == (1, 0.5, 100, 3.0)
     assert [part["standing"] for part in data["parts"]] == [60, 50]
@@ -180,6 +214,7 @@ def test_a_card_has_everything_that_a_table_of_models_needs():
     ("options", "message"),
     [
         ({"claimed": 63.0}, "claimed=63"),
+        ({"give_up_after": 0}, "give_up_after=0"),
         ({"version": "custom"}, "version='custom'"),
         ({"parts": ["APGD"]}, "parts holds 'APGD'"),
         ({"parts": []}, "must name at least one attack"),
