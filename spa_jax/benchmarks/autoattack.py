@@ -154,12 +154,11 @@ def evaluate_ours(
 ) -> _Built:
     """Our evaluation, twice; see `workers.Build`."""
     victim = classifier(_network(model, images), variables)
-
-    options: dict[str, Any] = {"batch_size": _IMAGES_PER_DEVICE * devices, "give_up_after": give_up_after, "sanity": False}
+    options: dict[str, Any] = {"batch_size": _IMAGES_PER_DEVICE * devices, "give_up_after": give_up_after}
 
     def run() -> tuple[float, Any]:
         started = time.perf_counter()
-        card = autoattack(victim, Split(images, labels), radius, norm=norm, seed=seed, **options)
+        card = autoattack(victim, Split(images, labels), radius, norm=norm, seed=seed, sanity=False, **options)
         return time.perf_counter() - started, card
 
     (first, card), (again, _) = run(), run()

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spa_jax.evaluation.contents import Alarm, Section
 from spa_jax.evaluation.files import file_name, write_files
-from spa_jax.evaluation.markdown import plain, table
 from spa_jax.evaluation.records import Check, Proportion
 
 FORMAT = 1
+_WORDS = """\
+The attacks of AutoAttack one after the other, each on the images that those before it have left. The images may be
+fewer than those of the other attacks; in brackets 95 % intervals."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +140,7 @@ def version_in_words(version: str, give_up_after: int | None) -> str:
 
 
 def write_cards(cards: Mapping[str, RobustnessCard], directory: Path) -> str:
-    """Write a card for each model into `autoattack/`, and `autoattack.md`, the table of all of them.
+    """Write a card for each model into `autoattack/`.
 
     Args:
         cards: by model.
@@ -152,18 +155,29 @@ def write_cards(cards: Mapping[str, RobustnessCard], directory: Path) -> str:
     write_files(
         directory / "autoattack", {f"{file_name(name)}.json": c.as_json().encode() for name, c in cards.items()}
     )
-    header = ("model", "attack", "images", "clean", "robust", "claimed", "broken by", "warnings")
-    rows = [_row(name, card) for name, card in cards.items()]
-    text = "\n".join(["# AutoAttack", "", *table(header, rows), ""])
-    write_files(directory, {"autoattack.md": text.encode()})
     return "\n".join(map(str, cards.values()))
 
 
-def _row(name: str, card: RobustnessCard) -> tuple[str, ...]:
-    broken = ", ".join(f"{part.name} {part.broken}" for part in card.parts)
-    claimed = (
-        "" if card.claimed is None else f"{card.claimed:.1%}" + (" (above the interval)" if card.overclaimed else "")
+def cards_section(cards: Mapping[str, RobustnessCard]) -> Section:
+    """The cards as a part of a report; their checks that did not pass, and claims above the interval, are alarms."""
+    header = ("model", "attack", "images", "clean", "robust", "claimed", "broken by")
+    found = [alarm for name, card in cards.items() for alarm in _alarms(name, card)]
+    return Section(
+        "autoattack", "AutoAttack", _WORDS, header, [_row(name, card) for name, card in cards.items()], found
     )
-    warned = "; ".join(plain(f"{warning.cause}: {warning.message}") for warning in card.warnings)
+
+
+def _row(name: str, card: RobustnessCard) -> tuple[str | Proportion, ...]:
+    broken = ", ".join(f"{part.name} {part.broken}" for part in card.parts)
+    claimed = "" if card.claimed is None else f"{card.claimed:.1%}"
     attack = f"{version_in_words(card.version, card.give_up_after)}, {card.norm} {card.radius:g}"
-    return plain(name), attack, str(card.robust.total), str(card.clean), str(card.robust), claimed, broken, warned
+    return name, attack, f"{card.robust.total:,}", card.clean, card.robust, claimed, broken
+
+
+def _alarms(name: str, card: RobustnessCard) -> Iterator[Alarm]:
+    for check in card.warnings:
+        yield Alarm(name, f"AutoAttack, {check.name}", check.cause, check.message, check.advice)
+    if card.overclaimed:
+        seen = f"{card.claimed:.1%} is claimed, and {card.robust} measured"
+        advice = "find out by which attack, on which images and within which ball it was measured"
+        yield Alarm(name, "AutoAttack, claimed", "the claimed accuracy lies above the interval", seen, advice)

@@ -1,7 +1,7 @@
 """What a report says of models, before any markup: its rows and sentences, for Markdown and for the page."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -94,8 +94,28 @@ class Alarm(NamedTuple):
     advice: str
 
 
-def alarms(models: Mapping[str, ModelReport]) -> list[Alarm]:
-    """The sanity checks that did not pass, and attacks whose images or answers were not usable."""
+class Section(NamedTuple):
+    """What was measured of the models beside the attacks of a report, which shows it as a table with a heading.
+
+    Attributes:
+        name: of letters, for links.
+        title: its heading.
+        words: what the table shows, in one paragraph.
+        header: of the columns, the first of them the model.
+        rows: of texts, accuracies, and None for what was not measured.
+        alarms: reasons to doubt one of its numbers.
+    """
+
+    name: str
+    title: str
+    words: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | Proportion | None]]
+    alarms: Sequence[Alarm] = ()
+
+
+def alarms(models: Mapping[str, ModelReport], sections: Sequence[Section] = ()) -> list[Alarm]:
+    """The checks that did not pass, those of `sections` included, and attacks whose images or answers are unusable."""
     found = []
     for model, report in models.items():
         found += [Alarm(model, own.name, own.cause, own.message, own.advice) for own in report.findings]
@@ -109,7 +129,7 @@ def alarms(models: Mapping[str, ModelReport]) -> list[Alarm]:
                     "count as misclassified"
                 )
                 found.append(Alarm(model, attack, "", seen, "find where the victim makes NaN or infinity"))
-    return found
+    return found + [alarm for section in sections for alarm in section.alarms]
 
 
 def no_alarm(models: Mapping[str, ModelReport]) -> str:

@@ -13,6 +13,7 @@ from spa_jax.evaluation.contents import (
     HOW_NEAR,
     NEAREST_HEADER,
     OVER_DRAWS_HEADER,
+    Section,
     alarms,
     attacks_in_words,
     compare,
@@ -71,6 +72,7 @@ def markdown_report(
     setting: Setting,
     pictures: Mapping[str, str],
     victims: Mapping[str, str] | None = None,
+    sections: Sequence[Section] = (),
 ) -> str:
     """The report.
 
@@ -79,6 +81,7 @@ def markdown_report(
         setting: what was run.
         pictures: their captions by file name, files beside the report.
         victims: what the composed ones among the models are made of, in words; they are listed where there are any.
+        sections: what was measured beside the attacks.
     """
     examples = len(next(iter(models.values())).labels)
     lines = [
@@ -95,7 +98,10 @@ def markdown_report(
     if nearest := nearest_rows(models):
         rows = [[plain(model), plain(attack), *numbers] for model, attack, *numbers in nearest]
         lines += ["## Nearest images that fool", "", HOW_NEAR, "", *table(NEAREST_HEADER, rows), ""]
-    lines += ["## Warnings", "", *_warnings(models), ""]
+    for section in sections:
+        rows = [[plain(cell) if isinstance(cell, str) else str(cell or "") for cell in row] for row in section.rows]
+        lines += [f"## {section.title}", "", section.words, "", *table(section.header, rows), ""]
+    lines += ["## Warnings", "", *_warnings(models, sections), ""]
     if pictures:
         lines += ["## Pictures", ""]
         for file, caption in pictures.items():
@@ -132,9 +138,9 @@ def _over_draws(models: Mapping[str, ModelReport]) -> list[str]:
     return [HOW_DRAWN, "", *table(OVER_DRAWS_HEADER, rows)]
 
 
-def _warnings(models: Mapping[str, ModelReport]) -> list[str]:
+def _warnings(models: Mapping[str, ModelReport], sections: Sequence[Section]) -> list[str]:
     lines = []
-    for alarm in alarms(models):
+    for alarm in alarms(models, sections):
         model, name, cause, found, advice = map(plain, alarm)
         told = f"{cause}: {found}" if cause else found
         lines.append(f"- **{model}, {name}**: {told}. What to do: {advice}.")

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from spa_jax.configuration import freeze
-from spa_jax.evaluation.contents import alarms, compare
+from spa_jax.evaluation.contents import Section, alarms, compare
 from spa_jax.evaluation.description import describe
 from spa_jax.evaluation.files import file_name, write_files
 from spa_jax.evaluation.histograms import attribute_histograms, histograms_png
@@ -54,6 +54,7 @@ def write_report(
     sheets: Mapping[str, Sheet] | None = None,
     class_names: Sequence[str] | None = None,
     victims: Mapping[str, str] | None = None,
+    sections: Sequence[Section] = (),
 ) -> str:
     """Print the comparison of models and write it to a directory: report.md, report.html, report.json and pictures.
 
@@ -71,6 +72,7 @@ def write_report(
         sheets: of `make_sheet`, by model.
         class_names: default: the numbers of the classes.
         victims: what the composed ones among the models are made of, in words.
+        sections: what was measured of the models beside the attacks, for report.md and report.html.
 
     Returns:
         The printed table as plain text.
@@ -84,12 +86,12 @@ def write_report(
     pictures = _pictures(models, sheets or {}, class_names)
     captions = {name: caption for name, (caption, _) in pictures.items()}
     files = {name: png for name, (_, png) in pictures.items()}
-    files["report.md"] = markdown_report(models, setting, captions, victims).encode()
-    files["report.html"] = report_page(models, setting, victims).encode()
+    files["report.md"] = markdown_report(models, setting, captions, victims, sections).encode()
+    files["report.html"] = report_page(models, setting, victims, sections).encode()
     files["report.json"] = _as_json(models, setting, list(pictures)).encode()
     write_files(directory, files)
     width = _WIDTH_OF_TITLES + _WIDTH_OF_MODEL * len(models)
-    return print_wide((_table(models, title), _caption(models)), width)
+    return print_wide((_table(models, title), _caption(models, sections)), width)
 
 
 def read_report(path: str | os.PathLike) -> dict[str, ModelReport]:
@@ -212,9 +214,9 @@ def _cell(accuracy: Proportion | None, highest: float, several: bool) -> str:
     return f"[bold green]{text}[/]" if several and accuracy.value == highest else text
 
 
-def _caption(models: Mapping[str, ModelReport]) -> str:
+def _caption(models: Mapping[str, ModelReport], sections: Sequence[Section]) -> str:
     first = next(iter(models.values()))
-    findings = len(alarms(models))
+    findings = len(alarms(models, sections))
     caption = f"{len(first.labels)} examples, in brackets 95 % intervals"
     return f"{caption}; warnings: {findings}, see report.md" if findings else caption
 

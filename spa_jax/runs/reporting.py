@@ -16,10 +16,10 @@ from spa_jax.data.types import Dataset, Examples
 from spa_jax.edits import EDITS
 from spa_jax.errors import ConfigError, suggest
 from spa_jax.evaluation.accuracy import evaluate
-from spa_jax.evaluation.card import RobustnessCard, write_cards
+from spa_jax.evaluation.card import RobustnessCard, cards_section, write_cards
 from spa_jax.evaluation.cascade import autoattack
 from spa_jax.evaluation.certified import CertifiedRecord, measure_certified
-from spa_jax.evaluation.certified_report import write_certified_report
+from spa_jax.evaluation.certified_report import certified_section, write_certified
 from spa_jax.evaluation.curves import accuracy_by_attribute, accuracy_by_radius
 from spa_jax.evaluation.files import file_name
 from spa_jax.evaluation.manipulation import evaluate_manipulator
@@ -115,16 +115,21 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
                 parts = lineup.parts(own, settings["training_examples"])
                 training[name] = judge_training_examples(own, parts, victim, dataset, common)
     written = [_report_manipulator(own, lineup, workdir, mesh, load) for own in _manipulators(lineup.models)]
-    if models:
-        written.append(_write(config, workdir / "report", dataset, models, sheets, lineup.in_words()))
+    swept = config["evaluation"]["certified"]
+    sections = []
+    if cards:
+        sections.append(cards_section(cards))
+    if certified:
+        sections.append(certified_section(certified, swept))
+    if models and jax.process_index() == 0:
+        told = {"sheets": sheets, "victims": lineup.in_words(), "sections": sections, **_heading(config, dataset)}
+        written.append(write_report(models, workdir / "report", **told))
     if universal and jax.process_index() == 0:
         written.append(write_universal_report(universal, workdir / "report", **_heading(config, dataset)))
     if cards and jax.process_index() == 0:
         written.append(write_cards(cards, workdir / "report"))
     if certified and jax.process_index() == 0:
-        section = config["evaluation"]["certified"]
-        report = write_certified_report(certified, workdir / "report", section=section, **_heading(config, dataset))
-        written.append(report)
+        written.append(write_certified(certified, swept, workdir / "report"))
     if training and jax.process_index() == 0:
         heading = _heading(config, dataset) | {"dataset": f"{dataset.name}, training split"}
         written.append(write_training_examples_report(training, workdir / "report", **heading))
@@ -304,19 +309,6 @@ def _attribute_values(attacks: Mapping[str, PureAttack], points: int) -> dict[st
             low, high = (2 * bound - space.identity_value for bound in (space.low, space.high))
             values[space.name] = np.linspace(low, high, points)
     return values
-
-
-def _write(
-    config: Mapping[str, Any],
-    directory: Path,
-    dataset: Dataset,
-    models: Mapping[str, ModelReport],
-    sheets: Mapping[str, Sheet],
-    victims: Mapping[str, str],
-) -> str:
-    if jax.process_index() != 0:
-        return ""
-    return write_report(models, directory, sheets=sheets, victims=victims, **_heading(config, dataset))
 
 
 def _heading(config: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spa_jax.evaluation import write_report
-from spa_jax.evaluation.contents import alarms
+from spa_jax.evaluation import Proportion, write_report
+from spa_jax.evaluation.contents import Alarm, Section, alarms
 from spa_jax.evaluation.drawing import MINUS, magnification
+from spa_jax.evaluation.markdown import markdown_report, plain
 from spa_jax.evaluation.page import report_page
 from spa_jax.evaluation.page.explorer import fooled_by_class
 from spa_jax.evaluation.page.markup import Markup, data_script, tag
@@ -134,6 +135,23 @@ def test_alarms_stand_first_with_cause_and_advice(written):
     assert "The gradient vanishes." in shown and "Zero on 40.0 % of images." in shown
     assert "Look for a rounding." in shown
     assert text.index('id="alarms"') < text.index('id="accuracy"')
+
+
+def test_what_was_measured_beside_the_attacks_is_a_table_and_its_alarms_are_among_the_others():
+    doubt = Alarm(WICKED, "beside", "a cause", "seen", "do this")
+    cells = [["one", Proportion(3, 4), None, "text"], [WICKED, Proportion(1, 4), Proportion(2, 4), WICKED]]
+    section = Section("beside", "Beside the attacks", "In words.", ("model", "first", "second", "note"), cells, [doubt])
+    page = Page(report_page(models(), setting(), None, [section]))
+    ((_, _, shown),) = page.all("section", id="beside")
+    for text in ("Beside the attacks", "In words.", "75.0 %", "not measured", "50.0 %"):
+        assert text in shown
+    assert shown.count(WICKED) == 2
+    assert page.all("a", href="#beside")
+    assert "Alarms (3)" in page.all("section", id="alarms")[0][2]
+    text = markdown_report(models(), setting(), {}, None, [section])
+    assert "## Beside the attacks" in text and f"| one | {Proportion(3, 4)} |  | text |" in text
+    assert f"| {plain(WICKED)} | {Proportion(1, 4)}" in text
+    assert "beside**: a cause: seen. What to do: do this." in text
 
 
 def test_without_alarms_it_says_what_was_checked():

@@ -10,6 +10,7 @@ from spa_jax.evaluation.contents import (
     NEAREST_HEADER,
     OVER_DRAWS_HEADER,
     Alarm,
+    Section,
     alarms,
     attacks_in_words,
     compare,
@@ -27,13 +28,15 @@ from spa_jax.evaluation.page.charts import CURVE_KINDS, curve_figures
 from spa_jax.evaluation.page.explorer import class_name, explorer
 from spa_jax.evaluation.page.markup import Markup, document, join, tag
 from spa_jax.evaluation.page.tables import heat, scale, table
-from spa_jax.evaluation.records import ModelReport
+from spa_jax.evaluation.records import ModelReport, Proportion
 
 Models = Mapping[str, ModelReport]
 _SHORT = {"values": "Attribute values"}
 
 
-def report_page(models: Models, setting: Setting, victims: Mapping[str, str] | None = None) -> str:
+def report_page(
+    models: Models, setting: Setting, victims: Mapping[str, str] | None = None, further: Sequence[Section] = ()
+) -> str:
     """The page: alarms, the comparison, curves, the explorer, a card for each model, and what was run.
 
     It is one file that loads nothing from elsewhere and reads without JavaScript, which sorts its tables and drives the
@@ -43,8 +46,9 @@ def report_page(models: Models, setting: Setting, victims: Mapping[str, str] | N
         models: judged alike, by name; the explorer shows the galleries of their attacks.
         setting: what was run.
         victims: what the composed ones among the models are made of, in words.
+        further: what was measured beside the attacks.
     """
-    sections = list(_sections(models, setting, victims))
+    sections = list(_sections(models, setting, victims, further))
     links = [tag("li", tag("a", _SHORT.get(name, title), href=f"#{name}")) for name, title, _ in sections]
     examples = len(next(iter(models.values())).labels)
     header = tag(
@@ -66,9 +70,9 @@ def _section(name: str, title: str, content: Sequence[Markup]) -> Markup:
 
 
 def _sections(
-    models: Models, setting: Setting, victims: Mapping[str, str] | None
+    models: Models, setting: Setting, victims: Mapping[str, str] | None, further: Sequence[Section]
 ) -> Iterator[tuple[str, str, list[Markup]]]:
-    found = alarms(models)
+    found = alarms(models, further)
     yield "alarms", f"Alarms ({len(found)})", [_alarms(found) if found else _calm(models)]
     yield "accuracy", "Accuracy", [*_victims(victims), *_comparison(models)]
     if rows := over_draws_rows(models):
@@ -82,6 +86,10 @@ def _sections(
             table("How far the nearest images that fool lie", header, rows, data_sortable=True),
         ]
         yield "nearest", "Nearest images that fool", shown
+    for section in further:
+        rows = [[_shown(cell) for cell in row] for row in section.rows]
+        shown = [tag("p", section.words), table(section.title, section.header, rows, data_sortable=True)]
+        yield section.name, section.title, shown
     curves = {name: report.drawn_curves for name, report in models.items()}
     if figures := [figure for kind in CURVE_KINDS for figure in curve_figures(curves, kind)]:
         yield "curves", "Curves", [tag("div", *figures, class_="figures")]
@@ -91,6 +99,10 @@ def _sections(
         yield "explorer", "Explorer", [explorer(models, setting.class_names)]
     yield "models", "Models", [_card(name, report, setting.class_names) for name, report in models.items()]
     yield "run", "What was run", list(_what_was_run(models, setting))
+
+
+def _shown(cell: str | Proportion | None) -> str | Markup:
+    return cell if isinstance(cell, str) else heat(cell)
 
 
 # --- alarms ---------------------------------------------------------------------------------------------------------
