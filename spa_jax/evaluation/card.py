@@ -13,7 +13,7 @@ from spa_jax.evaluation.records import Check, Proportion
 FORMAT = 1
 _WORDS = """\
 The attacks of AutoAttack one after the other, each on the images that those before it have left. The images may be
-fewer than those of the other attacks; in brackets 95 % intervals."""
+fewer than those of the other attacks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ class RobustnessCard:
         """A few lines for a terminal."""
         lines = [
             f"{self.model or 'model'} on {self.robust.total} images of {self.data or 'a split'}, "
-            f"{version_in_words(self.version, self.give_up_after)}, {self.norm} {self.radius:g}",
+            f"AutoAttack {version_in_words(self.version, self.give_up_after)}, {self.norm} {self.radius:g}",
             f"  clean     {self.clean}",
         ]
         standing = self.clean.correct
@@ -136,18 +136,15 @@ class RobustnessCard:
 
 def version_in_words(version: str, give_up_after: int | None) -> str:
     """What is to be written beside a number: one whose attacks gave up is not AutoAttack's own."""
-    return f"AutoAttack {version}" + ("" if give_up_after is None else f" giving up after {give_up_after} images")
+    return version + ("" if give_up_after is None else f", giving up after {give_up_after} images")
 
 
-def write_cards(cards: Mapping[str, RobustnessCard], directory: Path) -> str:
+def write_cards(cards: Mapping[str, RobustnessCard], directory: Path) -> None:
     """Write a card for each model into `autoattack/`.
 
     Args:
         cards: by model.
         directory: of the report.
-
-    Returns:
-        The cards as text.
 
     Raises:
         ValueError: it cannot be written.
@@ -155,21 +152,19 @@ def write_cards(cards: Mapping[str, RobustnessCard], directory: Path) -> str:
     write_files(
         directory / "autoattack", {f"{file_name(name)}.json": c.as_json().encode() for name, c in cards.items()}
     )
-    return "\n".join(map(str, cards.values()))
 
 
 def cards_section(cards: Mapping[str, RobustnessCard]) -> Section:
     """The cards as a part of a report; their checks that did not pass, and claims above the interval, are alarms."""
     header = ("model", "attack", "images", "clean", "robust", "claimed", "broken by")
     found = [alarm for name, card in cards.items() for alarm in _alarms(name, card)]
-    return Section(
-        "autoattack", "AutoAttack", _WORDS, header, [_row(name, card) for name, card in cards.items()], found
-    )
+    rows = [_row(name, card) for name, card in cards.items()]
+    return Section("autoattack", "AutoAttack", _WORDS, header, rows, ("attack", "broken by"), found)
 
 
 def _row(name: str, card: RobustnessCard) -> tuple[str | Proportion, ...]:
     broken = ", ".join(f"{part.name} {part.broken}" for part in card.parts)
-    claimed = "" if card.claimed is None else f"{card.claimed:.1%}"
+    claimed = "" if card.claimed is None else f"{100 * card.claimed:.1f} %"
     attack = f"{version_in_words(card.version, card.give_up_after)}, {card.norm} {card.radius:g}"
     return name, attack, f"{card.robust.total:,}", card.clean, card.robust, claimed, broken
 
@@ -177,7 +172,7 @@ def _row(name: str, card: RobustnessCard) -> tuple[str | Proportion, ...]:
 def _alarms(name: str, card: RobustnessCard) -> Iterator[Alarm]:
     for check in card.warnings:
         yield Alarm(name, f"AutoAttack, {check.name}", check.cause, check.message, check.advice)
-    if card.overclaimed:
-        seen = f"{card.claimed:.1%} is claimed, and {card.robust} measured"
+    if card.claimed is not None and card.overclaimed:
+        seen = f"{100 * card.claimed:.1f} % is claimed, and {card.robust} measured"
         advice = "find out by which attack, on which images and within which ball it was measured"
         yield Alarm(name, "AutoAttack, claimed", "the claimed accuracy lies above the interval", seen, advice)

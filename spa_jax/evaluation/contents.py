@@ -103,6 +103,7 @@ class Section(NamedTuple):
         words: what the table shows, in one paragraph.
         header: of the columns, the first of them the model.
         rows: of texts, accuracies, and None for what was not measured.
+        texts: the columns of longer texts.
         alarms: reasons to doubt one of its numbers.
     """
 
@@ -111,6 +112,7 @@ class Section(NamedTuple):
     words: str
     header: Sequence[str]
     rows: Sequence[Sequence[str | Proportion | None]]
+    texts: Sequence[str] = ()
     alarms: Sequence[Alarm] = ()
 
 

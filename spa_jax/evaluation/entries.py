@@ -159,8 +159,8 @@ def in_words(threat: Threat) -> str:
 def _of_card(content: Mapping[str, Any], path: Path) -> list[Entry]:
     threat = f"{content['norm']} {_number(content['radius'])}"
     robust, clean = (Proportion(content[share]["correct"], content[share]["total"]) for share in ("robust", "clean"))
-    tried = version_in_words(content["version"], content.get("give_up_after"))
-    tried += f" ({', '.join(part['name'] for part in content['parts'])})"
+    version = version_in_words(content["version"], content.get("give_up_after"))
+    tried = f"AutoAttack {version} ({', '.join(part['name'] for part in content['parts'])})"
     entry = Entry(
         content["model"] or path.parent.name,
         content["data"] or "data without a name",

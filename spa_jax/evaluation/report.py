@@ -39,7 +39,7 @@ _CAPTIONS = {
     "nearest": "Accuracy by the distance of the nearest image that fools",
     "attribute": "Accuracy by attribute value",
 }
-_WIDTH_OF_TITLES, _WIDTH_OF_MODEL = 40, 28
+_WIDTH_OF_TITLES, _WIDTH_OF_MODEL, _WIDTH_OF_SECTION = 40, 28, 160
 _PACKAGES = ("spa_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -72,10 +72,10 @@ def write_report(
         sheets: of `make_sheet`, by model.
         class_names: default: the numbers of the classes.
         victims: what the composed ones among the models are made of, in words.
-        sections: what was measured of the models beside the attacks, for report.md and report.html.
+        sections: what was measured of the models beside the attacks; printed, and in report.md and report.html.
 
     Returns:
-        The printed table as plain text.
+        The printed tables as plain text.
 
     Raises:
         ValueError: no model, models that were not judged alike, or a directory that cannot be written.
@@ -90,8 +90,8 @@ def write_report(
     files["report.html"] = report_page(models, setting, victims, sections).encode()
     files["report.json"] = _as_json(models, setting, list(pictures)).encode()
     write_files(directory, files)
-    width = _WIDTH_OF_TITLES + _WIDTH_OF_MODEL * len(models)
-    return print_wide((_table(models, title), _caption(models, sections)), width)
+    width = max(_WIDTH_OF_TITLES + _WIDTH_OF_MODEL * len(models), _WIDTH_OF_SECTION if sections else 0)
+    return print_wide((_table(models, title), _caption(models, sections), *map(_section_table, sections)), width)
 
 
 def read_report(path: str | os.PathLike) -> dict[str, ModelReport]:
@@ -205,6 +205,12 @@ def _table(models: Mapping[str, ModelReport], title: str) -> Any:
     for row_title, cells, highest in compare(models):
         table.add_row(escape(row_title), *(_cell(cell, highest, len(models) > 1) for cell in cells))
     return table
+
+
+def _section_table(section: Section) -> Any:
+    rows = [["" if cell is None else str(cell) for cell in row] for row in section.rows]
+    left = (section.header[0], *section.texts)
+    return console_table(section.title, section.header, rows, left=left, wraps=section.texts)
 
 
 def _cell(accuracy: Proportion | None, highest: float, several: bool) -> str:

@@ -127,9 +127,9 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
     if universal and jax.process_index() == 0:
         written.append(write_universal_report(universal, workdir / "report", **_heading(config, dataset)))
     if cards and jax.process_index() == 0:
-        written.append(write_cards(cards, workdir / "report"))
+        write_cards(cards, workdir / "report")
     if certified and jax.process_index() == 0:
-        written.append(write_certified(certified, swept, workdir / "report"))
+        write_certified(certified, swept, workdir / "report")
     if training and jax.process_index() == 0:
         heading = _heading(config, dataset) | {"dataset": f"{dataset.name}, training split"}
         written.append(write_training_examples_report(training, workdir / "report", **heading))

@@ -133,7 +133,7 @@ def test_an_attack_gives_up_after_so_many_of_the_nearest_images_in_a_row(tmp_pat
     assert part.broken == (~second["left"][rows[:attacked]]).sum() > 0
     assert card.parts[0].spared == 0 < card.parts[2].spared
     assert card.robust.correct == card.clean.correct - sum(part.broken for part in card.parts)
-    assert "AutoAttack standard giving up after 6 images" in str(card) and "of the nearest" in str(card)
+    assert "AutoAttack standard, giving up after 6 images" in str(card) and "of the nearest" in str(card)
     assert timeless(run(give_up_after=TOTAL)) == timeless(run())
 
 

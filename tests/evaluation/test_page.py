@@ -140,7 +140,9 @@ def test_alarms_stand_first_with_cause_and_advice(written):
 def test_what_was_measured_beside_the_attacks_is_a_table_and_its_alarms_are_among_the_others():
     doubt = Alarm(WICKED, "beside", "a cause", "seen", "do this")
     cells = [["one", Proportion(3, 4), None, "text"], [WICKED, Proportion(1, 4), Proportion(2, 4), WICKED]]
-    section = Section("beside", "Beside the attacks", "In words.", ("model", "first", "second", "note"), cells, [doubt])
+    section = Section(
+        "beside", "Beside the attacks", "In words.", ("model", "first", "second", "note"), cells, ("note",), [doubt]
+    )
     page = Page(report_page(models(), setting(), None, [section]))
     ((_, _, shown),) = page.all("section", id="beside")
     for text in ("Beside the attacks", "In words.", "75.0 %", "not measured", "50.0 %"):

@@ -31,7 +31,7 @@ from spa_jax.evaluation.page.tables import heat, scale, table
 from spa_jax.evaluation.records import ModelReport, Proportion
 
 Models = Mapping[str, ModelReport]
-_SHORT = {"values": "Attribute values"}
+_SHORT = {"values": "Attribute values", "certified": "Proved"}
 
 
 def report_page(
@@ -88,8 +88,9 @@ def _sections(
         yield "nearest", "Nearest images that fool", shown
     for section in further:
         rows = [[_shown(cell) for cell in row] for row in section.rows]
-        shown = [tag("p", section.words), table(section.title, section.header, rows, data_sortable=True)]
-        yield section.name, section.title, shown
+        caption = f"{section.title}; below an accuracy its 95 % interval"
+        measured = table(caption, section.header, rows, wide=section.texts, class_="words", data_sortable=True)
+        yield section.name, section.title, [tag("p", section.words), measured]
     curves = {name: report.drawn_curves for name, report in models.items()}
     if figures := [figure for kind in CURVE_KINDS for figure in curve_figures(curves, kind)]:
         yield "curves", "Curves", [tag("div", *figures, class_="figures")]
