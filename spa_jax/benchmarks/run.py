@@ -173,7 +173,7 @@ _COLUMNS: Mapping[str, Sequence[str]] = {
     ),
     "autoattack": (
         "victim", "norm", "radius", "images", "seed", "library", "clean_accuracy", "robust_accuracy",
-        "ours_minus_theirs", "seconds", "again_s", "times_theirs", "broken", "part_s",
+        "above", "seconds", "again_s", "times", "broken", "part_s",
     ),
     "universal_speed": (
         "network", "library", "devices", "seconds", "examples_per_s", "first_s", "multiple_of_floor",

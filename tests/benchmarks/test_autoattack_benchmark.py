@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from spa_jax.benchmarks import autoattack as benchmark
+from spa_jax.benchmarks import run
 from spa_jax.benchmarks.autoattack import check_autoattack, evaluate_ours
 from spa_jax.errors import ConfigError
 from spa_jax.models import create_model
@@ -74,6 +75,8 @@ def test_rows_are_compared_with_ours(monkeypatch):
     assert theirs["library"] == "torchattacks_autoattack" and "times" not in theirs
     assert ours["library"] == "spa_jax" and quick["library"] == "spa_jax, giving up after 64"
     assert (ours["above"], ours["times"]) == (["-2.0"], ["0.25"])
+    shown = run._table("autoattack", [theirs, ours, quick])
+    assert "-2.0" in shown and "0.25" in shown
 
 
 def test_the_section_is_checked(monkeypatch):
