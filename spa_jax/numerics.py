@@ -1,5 +1,6 @@
 """Small numerical functions whose gradients matter, each with its gradient documented and tested."""
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -126,3 +127,29 @@ def _finite_backward(probe: Any, cotangent: Any) -> tuple[Any, Any]:
 
 
 finite_gradient.defvjp(_finite_forward, _finite_backward)
+
+
+def last_and_next(holds: Callable[[Any], Any], highest: Any) -> tuple[Any, Any]:
+    """The last float in [0, highest] at which `holds`, and the float after it, by bisection over their bits.
+
+    Args:
+        holds: true up to some float and false above it.
+        highest: finite, 0 or larger; where it holds there too, the float after it is given beside it.
+
+    Returns:
+        Where it holds nowhere, NaN and 0.
+    """
+    kind = jnp.dtype(f"int{8 * highest.dtype.itemsize}")
+
+    def as_float(bits: Any) -> Any:
+        return jax.lax.bitcast_convert_type(bits, highest.dtype)
+
+    def halve(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
+        low, high = ends
+        middle = low + (high - low) // 2
+        is_low = holds(as_float(middle)) | (middle == low)
+        return jnp.where(is_low, middle, low), jnp.where(is_low, high, middle)
+
+    above = jax.lax.bitcast_convert_type(highest, kind) + 1
+    low, high = jax.lax.fori_loop(0, jnp.iinfo(kind).bits, halve, (jnp.full_like(above, -1), above))
+    return as_float(low), as_float(high)

@@ -1,7 +1,10 @@
+import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from spa_jax.numerics import (
     at_least_float32,
@@ -10,6 +13,7 @@ from spa_jax.numerics import (
     finite_gradient,
     finite_or_zero,
     in_dtype_of,
+    last_and_next,
     on_grid,
     on_grid_within,
     times,
@@ -141,3 +145,22 @@ def test_entries_that_are_not_finite_go_back_as_zero_and_are_counted_for_each_im
     np.testing.assert_array_equal(count, [2, 1])
     np.testing.assert_array_equal(finite_gradient(images, jnp.zeros(2)), images)
     np.testing.assert_array_equal(finite_or_zero(bad), np.ravel(gradient))
+
+
+@settings(max_examples=80)
+@given(hnp.arrays(np.float32, 12, elements=st.floats(0, 2.0**100, width=32)), st.integers(1, 12))
+def test_the_last_float_at_which_something_holds_is_found_by_bits(values, count):
+    """The last one that at least `count` values reach is the `count`th largest; denormal numbers are left out."""
+    values = np.where(values < np.finfo(np.float32).tiny, 0, values)
+    last, following = last_and_next(lambda least: jnp.sum(values >= least) >= count, jnp.max(jnp.asarray(values)))
+    assert last == np.sort(values)[-count]
+    assert following == np.nextafter(last, np.float32(np.inf), dtype=np.float32) or last == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_ends_of_the_range_of_a_bisection(dtype):
+    highest = jnp.asarray(0.75, dtype)
+    last, following = last_and_next(lambda _: jnp.asarray(True), highest)
+    assert last == highest < following and last.dtype == dtype
+    nowhere, first = last_and_next(lambda _: jnp.asarray(False), highest)
+    assert jnp.isnan(nowhere) and first == 0

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spa_jax.numerics import last_and_next
 from spa_jax.spaces.noise import TINY, l1_norm, l2_norm
 from spa_jax.types import Image
 
@@ -97,26 +98,12 @@ def _at_speed(speed: Image) -> Callable[[Any, Any, Any], Any]:
 
 
 def _greedily(needed: Any, steepness: Any, room: Any) -> Any:
-    """How far each pixel moves when the steepest are used up first, until the gain is reached; equal ones share.
-
-    The least steep one that moves is found by bisection over all floats in [0, 1], which are ordered as their bits are.
-    """
-    kind = jnp.dtype(f"int{8 * steepness.dtype.itemsize}")
+    """How far each pixel moves when the steepest are used up first, until the gain is reached; equal ones share."""
     gains = steepness * room
-
-    def steeper(bits: Any) -> Any:
-        return steepness > jax.lax.bitcast_convert_type(bits, steepness.dtype)
-
-    def halve(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
-        low, high = ends
-        middle = low + (high - low + 1) // 2
-        enough = jnp.sum(jnp.where(steeper(middle), gains, 0)) > needed
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    highest = jax.lax.bitcast_convert_type(jnp.ones_like(needed), kind)
-    ends = jax.lax.fori_loop(0, jnp.iinfo(kind).bits - 2, halve, (jnp.full_like(highest, -1), highest))
-    first = steeper(ends[1])
-    last = ~first & (steepness == jax.lax.bitcast_convert_type(ends[1], steepness.dtype))
+    _, least = last_and_next(
+        lambda bound: jnp.sum(jnp.where(steepness > bound, gains, 0)) > needed, jnp.ones_like(needed)
+    )
+    first, last = steepness > least, steepness == least
     left = needed - jnp.sum(jnp.where(first, gains, 0))
     share = jnp.clip(left / (jnp.sum(jnp.where(last, gains, 0)) + TINY), 0, 1)
     return jnp.where(first, room, jnp.where(last, share * room, 0))

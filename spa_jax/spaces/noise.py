@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spa_jax.numerics import Grid, clip_to_unit, in_dtype_of, on_grid, on_grid_within, times
+from spa_jax.numerics import Grid, clip_to_unit, in_dtype_of, last_and_next, on_grid, on_grid_within, times
 from spa_jax.spaces.base import SpaceBase
 from spa_jax.trees import pytree, repeat, static
 from spa_jax.types import Example, Image, Scalar, Space
@@ -16,7 +16,6 @@ from spa_jax.validation import is_traced, require_choice, require_number
 
 TINY = 1e-12
 _ROUNDING = 1e-6
-_BISECTIONS = 40
 _BISECTIONS_ON_GRID = 12
 
 
@@ -106,7 +105,7 @@ class L2(_Noise):
 
     def project(self, v: Image, example: Example | None) -> Image:
         radius = in_dtype_of(self.radius, v)
-        return _project_onto_ball(v, example, radius, l2_norm, _l2_shrink, jnp.asarray(1.0, v.dtype))
+        return _project_onto_ball(v, example, radius, l2_norm, _l2_shrunk)
 
     def direction(self, g: Image) -> Image:
         return in_dtype_of(self.radius, g) * unit_l2(g)
@@ -131,7 +130,7 @@ class L1(_Noise):
 
     def project(self, v: Image, example: Example | None) -> Image:
         radius = in_dtype_of(self.radius, v)
-        return _project_onto_ball(v, example, radius, l1_norm, _l1_shrink, jnp.max(jnp.abs(v)))
+        return _project_onto_ball(v, example, radius, l1_norm, _l1_shrunk)
 
     def direction(self, g: Image) -> Image:
         return self.sparse_direction(g, round((1 - self.sparsity) * g.size))
@@ -139,7 +138,10 @@ class L1(_Noise):
     def sparse_direction(self, g: Image, entries: Any) -> Image:
         """A step, one radius long, that moves by one amount the `entries` (at least 1) with the largest gradients."""
         magnitude = jnp.abs(g)
-        smallest = jnp.sort(magnitude, axis=None)[g.size - jnp.clip(entries, 1, g.size)]
+        count = jnp.clip(entries, 1, g.size)
+        smallest, _ = last_and_next(
+            lambda least: jnp.sum(magnitude >= least, dtype=jnp.int32) >= count, jnp.max(magnitude)
+        )
         chosen = jnp.where((magnitude >= smallest) & (magnitude > 0), jnp.sign(g), 0)
         return in_dtype_of(self.radius, g) * chosen / (l1_norm(chosen) + TINY)
 
@@ -191,35 +193,67 @@ def l1_norm(v: Any) -> Any:
     return jnp.sum(jnp.abs(v))
 
 
-def _l2_shrink(v: Any, amount: Any) -> Any:
-    return v * (1 - amount)
-
-
-def _l1_shrink(v: Any, amount: Any) -> Any:
-    return jnp.sign(v) * jnp.maximum(jnp.abs(v) - amount, 0)
-
-
-def _project_onto_ball(v: Any, example: Example | None, radius: Any, norm: Any, shrink: Any, most: Any) -> Any:
+def _project_onto_ball(v: Any, example: Example | None, radius: Any, norm: Any, shrunk: Any) -> Any:
     """The Euclidean projection onto ball and image box at once.
 
     The multiplier of the norm constraint shrinks every pixel separately before the box cuts it, and the norm falls
-    as it grows (KKT conditions; Croce & Hein 2021, section 2, for L1). Bisection finds it.
+    as it grows (KKT conditions; Croce & Hein 2021, section 2, for L1). `shrunk` finds it from each pixel and its room
+    within the box, and gives the noise before it is cut; the multiplier counts as a constant in gradients.
     """
-
-    def at(amount: Any) -> Any:
-        return _within_image(shrink(v, amount), example)
-
-    def halve(bounds: tuple[Any, Any]) -> tuple[Any, Any]:
-        low, high = bounds
-        middle = (low + high) / 2
-        inside = norm(at(middle)) <= radius
-        return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
-
-    boxed = at(jnp.zeros_like(most))
-    _, high = repeat(halve, (jnp.zeros_like(most), most), _BISECTIONS)
-    found = jnp.where(norm(boxed) <= radius * (1 + 1e-6), boxed, at(high))
+    boxed = _within_image(v, example)
+    room = jnp.full_like(v, jnp.inf) if example is None else jnp.where(v > 0, 1 - example.image, example.image)
+    cut = _within_image(shrunk(v, *jax.lax.stop_gradient((room, radius))), example)
+    length = norm(cut)
+    cut *= jax.lax.stop_gradient(jnp.where(length > radius, radius / length, 1))  # what rounding has left
+    found = jnp.where(norm(boxed) <= radius * (1 + _ROUNDING), boxed, cut)
     # Squares of tiny noise vanish, so a norm of 0 may come from nonzero noise.
     return jnp.where(radius > 0, found, jnp.zeros_like(found))
+
+
+def _l2_shrunk(v: Any, room: Any, radius: Any) -> Any:
+    """`v` scaled down. The squared norm after the cut is concave and piecewise linear in the square of the scale:
+    Newton's method from 0 never passes the solution, and reaches it as soon as no further pixel is cut.
+    """
+    magnitude = jax.lax.stop_gradient(jnp.abs(v))
+    most = jnp.max(magnitude)
+    unit = jnp.where(most > 0, most, 1)
+    steepness = magnitude / unit
+    until = jnp.where(steepness > 0, room / jnp.where(steepness > 0, steepness, 1), jnp.inf)
+
+    def approach(scales: tuple[Any, Any]) -> tuple[Any, Any]:
+        _, scale = scales
+        runs = until > scale
+        missing = radius**2 - jnp.sum(jnp.where(runs, 0, room**2))
+        rate = jnp.sum(jnp.where(runs, steepness**2, 0))
+        reached = jnp.sqrt(jnp.maximum(missing, 0) / jnp.where(rate > 0, rate, 1))
+        return scale, jnp.maximum(scale, jnp.where(rate > 0, jnp.minimum(reached, most), scale))
+
+    start = jnp.zeros_like(most)
+    _, scale = jax.lax.while_loop(lambda scales: scales[0] < scales[1], approach, approach((start, start)))
+    return v * (scale / unit)
+
+
+def _l1_shrunk(v: Any, room: Any, radius: Any) -> Any:
+    """`v` with every magnitude less by one amount: by Newton's method, or bisection where that leaves the bracket."""
+    magnitude = jax.lax.stop_gradient(jnp.abs(v))
+    rounding = 4 * jnp.finfo(v.dtype).eps
+
+    def narrow(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        low, high, amount, _ = state
+        left = magnitude - amount
+        above = jnp.sum(jnp.clip(left, 0, room)) - radius
+        moving = jnp.sum((left > 0) & (left < room), dtype=v.dtype)
+        low, high = jnp.where(above > 0, amount, low), jnp.where(above > 0, high, amount)
+        newton = amount + above / jnp.maximum(moving, 1)
+        is_there = (jnp.abs(above) <= rounding * radius) | ((moving > 0) & (newton == amount))
+        trusted = (moving > 0) & (newton > low) & (newton < high)
+        following = jnp.where(trusted, newton, low + (high - low) / 2)
+        return low, high, jnp.where(is_there, amount, following), ~is_there & (following != amount)
+
+    start = jnp.zeros_like(jnp.max(magnitude))
+    first = narrow((start, jnp.max(magnitude), start, start > 0))
+    _, _, amount, _ = jax.lax.while_loop(lambda state: state[-1], narrow, first)
+    return jnp.sign(v) * jnp.maximum(jnp.abs(v) - amount, 0)
 
 
 def _ball_onto_grid(image: Any, example: Example, radius: Any, norm: Any, grid: Grid) -> Any:

@@ -213,6 +213,18 @@ def test_the_l1_projection_is_the_nearest_point_by_the_kinks_of_its_multiplier(v
     np.testing.assert_allclose(np.ravel(ours[0]), exact, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["l2", "l1"])
+def test_a_projection_has_a_gradient(name):
+    """Of the pixels that are neither cut by the box nor shrunk to 0, as if the multiplier were a constant."""
+    x, space = images(batch=BATCH), NOISES[name](RADII[name])
+    v = far_points(space, x)
+    slope = np.asarray(jax.grad(lambda v: jnp.sum(project(space, v, x)))(v))
+    found = np.asarray(project(space, v, x))
+    assert np.isfinite(slope).all() and (slope != 0).any()
+    cut = (found == -np.asarray(x)) | (found == 1 - np.asarray(x))
+    assert (slope[cut & (found != 0)] == 0).all()
+
+
 def test_projection_onto_the_cube_is_the_exact_one():
     x = images(batch=BATCH)
     v = far_points(linf(0.3), x)
