@@ -115,24 +115,24 @@ def report_models(config: Mapping[str, Any], workdir: Path, load: LoadData, mesh
                 parts = lineup.parts(own, settings["training_examples"])
                 training[name] = judge_training_examples(own, parts, victim, dataset, common)
     written = [_report_manipulator(own, lineup, workdir, mesh, load) for own in _manipulators(lineup.models)]
-    swept = config["evaluation"]["certified"]
-    sections = []
+    if jax.process_index() != 0:
+        return "\n".join(written)
+    directory, heading, sections = workdir / "report", _heading(config, dataset), []
     if cards:
+        write_cards(cards, directory)
         sections.append(cards_section(cards))
     if certified:
+        swept = config["evaluation"]["certified"]
+        write_certified(certified, swept, directory)
         sections.append(certified_section(certified, swept))
-    if models and jax.process_index() == 0:
-        told = {"sheets": sheets, "victims": lineup.in_words(), "sections": sections, **_heading(config, dataset)}
-        written.append(write_report(models, workdir / "report", **told))
-    if universal and jax.process_index() == 0:
-        written.append(write_universal_report(universal, workdir / "report", **_heading(config, dataset)))
-    if cards and jax.process_index() == 0:
-        write_cards(cards, workdir / "report")
-    if certified and jax.process_index() == 0:
-        write_certified(certified, swept, workdir / "report")
-    if training and jax.process_index() == 0:
-        heading = _heading(config, dataset) | {"dataset": f"{dataset.name}, training split"}
-        written.append(write_training_examples_report(training, workdir / "report", **heading))
+    if models:
+        told = {"sheets": sheets, "victims": lineup.in_words(), "sections": sections, **heading}
+        written.append(write_report(models, directory, **told))
+    if universal:
+        written.append(write_universal_report(universal, directory, **heading))
+    if training:
+        heading |= {"dataset": f"{dataset.name}, training split"}
+        written.append(write_training_examples_report(training, directory, **heading))
     return "\n".join(written)
 
 

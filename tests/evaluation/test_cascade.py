@@ -40,11 +40,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(cascade, "autoattack_parts", short_parts)
 
 
-def evaluated(victim=VICTIM, split=SPLIT, radius=RADIUS, **options):
+def run(victim=VICTIM, split=SPLIT, radius=RADIUS, **options):
     return autoattack(victim, split, radius, **{"batch_size": 16, "sanity": False} | options)
-
-
-run = evaluated
 
 
 def timeless(card):
@@ -67,7 +64,7 @@ def test_the_card_says_what_an_evaluation_of_the_same_attacks_finds():
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("batches", "give_up_after"), [(1, None), (2, None), (4, None), (5, None), (4, 4), (5, 4)])
 def test_interrupted_and_called_again_it_goes_on_to_the_same_card(batches, give_up_after, tmp_path):
-    run = functools.partial(evaluated, give_up_after=give_up_after)
+    judged = functools.partial(run, give_up_after=give_up_after)
     seen = []
 
     def stop(name, done, total):
@@ -76,17 +73,17 @@ def test_interrupted_and_called_again_it_goes_on_to_the_same_card(batches, give_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(workdir=tmp_path, on_batch=stop)
+        judged(workdir=tmp_path, on_batch=stop)
     after = []
-    card = run(workdir=tmp_path, on_batch=lambda name, done, total: after.append((name, done)))
-    assert timeless(card) == timeless(run())
+    card = judged(workdir=tmp_path, on_batch=lambda name, done, total: after.append((name, done)))
+    assert timeless(card) == timeless(judged())
     whole = []
-    run(on_batch=lambda name, done, total: whole.append((name, done)))
+    judged(on_batch=lambda name, done, total: whole.append((name, done)))
     assert seen + after == whole and seen == whole[:batches]
     (directory,) = tmp_path.iterdir()
     assert not [path for path in directory.iterdir() if path.name.startswith(".")]
     assert json.loads((directory / "card.json").read_text())["robust"]["correct"] == card.robust.correct
-    again = run(workdir=tmp_path, on_batch=lambda *_: pytest.fail("attacked what is known"))
+    again = judged(workdir=tmp_path, on_batch=lambda *_: pytest.fail("attacked what is known"))
     assert again.as_data() == card.as_data()
 
 

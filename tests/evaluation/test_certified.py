@@ -200,7 +200,8 @@ def test_the_report_has_both_shares_of_each_model(tmp_path):
     assert own["proved"]["correct"] == own["unbroken"]["correct"] == robust.sum() and own["cells"] >= 8 * len(robust)
     assert other["proved"] is None and other["unbroken"] == own["unbroken"] and found["points"] == 5
     part = certified_section(models, section)
-    assert "brightness from -0.1 to 0.1" in part.title and f"Of {len(robust)} examples" in part.words
+    assert "brightness from -0.1 to 0.1" in part.title
+    assert f"Of {len(robust)} examples" in part.words and "at each of 5 points" in part.words
     (name, *_, proved, undecided, note), (_, _, _, nothing, _, reason) = part.rows
     assert (name, proved.correct, undecided.correct, note) == ("linear", robust.sum(), 0, "")
     assert nothing is None and reason == "the victim draws at random"

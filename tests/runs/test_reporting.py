@@ -88,10 +88,11 @@ def test_autoattack_leaves_a_card_for_each_model_and_goes_on_where_it_was(traine
         "tiny", "digits", 20, 0.1, 1.0,
     )  # fmt: skip
     assert [part["name"] for part in card["parts"]] == ["APGD-CE"] and card["overclaimed"]
-    assert "standard, linf 0.1" in shown
+    (row,) = [line for line in shown.splitlines() if "standard, linf 0.1" in line]
+    assert "tiny" in row and "APGD-CE" in row and " 20 " in row
     for name in ("report.md", "report.html"):
         written = (workdir / "report" / name).read_text()
-        assert "standard, linf 0.1" in written and "100.0 % is claimed" in written
+        assert "standard, linf 0.1" in written and "100.0 % is claimed" in written and "APGD-CE" in written
     _report(config, workdir)
     assert json.loads((workdir / "report/autoattack/tiny.json").read_text())["seconds"] == card["seconds"]
 
@@ -126,7 +127,8 @@ def test_what_is_proved_of_each_model_stands_beside_the_sweep(trained):
     assert own["proved"]["correct"] <= own["unbroken"]["correct"] <= own["clean"]["correct"]
     assert own["cells"] >= 4 * 20 and own["reason"] == ""
     for name in ("report.md", "report.html"):
-        assert "brightness from -0.01 to 0.01" in (trained / "report" / name).read_text()
+        written = (trained / "report" / name).read_text()
+        assert "brightness from -0.01 to 0.01" in written and "at each of 3 points" in written
     assert "brightness from -0.01 to 0.01" in shown
 
 
