@@ -129,6 +129,35 @@ def _finite_backward(probe: Any, cotangent: Any) -> tuple[Any, Any]:
 finite_gradient.defvjp(_finite_forward, _finite_backward)
 
 
+# --- searches -------------------------------------------------------------------------------------------------------
+
+
+def time_to_reach(needed: Any, rates: Float[Array, "..."], most: Float[Array, "..."]) -> Any:
+    """The least time at which `sum(min(rates * time, most))` reaches `needed`; infinite where it never does.
+
+    The sum is concave and piecewise linear in the time: Newton's method from time 0 never passes the solution, and
+    reaches it as soon as no further entry meets its bound, in practice after a few passes.
+
+    Args:
+        needed: a number, 0 or larger.
+        rates: 0 or larger.
+        most: 0 or larger, infinity included.
+    """
+    most = jnp.where(rates > 0, most, 0)
+    until = most / jnp.where(rates > 0, rates, 1)
+
+    def approach(times: tuple[Any, Any]) -> tuple[Any, Any]:
+        _, time = times
+        runs = until > time
+        missing = needed - jnp.sum(jnp.where(runs, 0, most))
+        rate = jnp.sum(jnp.where(runs, rates, 0))
+        return time, jnp.maximum(time, jnp.where(rate > 0, missing / jnp.where(rate > 0, rate, 1), jnp.inf))
+
+    start = jnp.zeros_like(rates, shape=())
+    _, time = jax.lax.while_loop(lambda times: times[0] < times[1], approach, approach((start, start)))
+    return time
+
+
 def last_and_next(holds: Callable[[Any], Any], highest: Any) -> tuple[Any, Any]:
     """The last float in [0, highest] at which `holds`, and the float after it, by bisection over their bits.
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spa_jax.attacks.iterative import IterativeAttack, Keep, default_step, make_attack
-from spa_jax.numerics import clip_to_unit, in_dtype_of
+from spa_jax.numerics import Grid, clip_to_unit, in_dtype_of
 from spa_jax.solvers import projected_gradient
 from spa_jax.spaces.base import SpaceBase
+from spa_jax.spaces.noise import onto_grid_inside
 from spa_jax.trees import as_pytree, pytree, repeat, static
 from spa_jax.types import Count, Example, Image, Images, Scalar, Values
 from spa_jax.validation import require_count, require_number
@@ -162,13 +163,18 @@ class PerceptualBall(SpaceBase):
     def apply(self, v: Any, example: Example) -> Image:
         return clip_to_unit(example.image + v)
 
+    def onto_grid(self, image: Image, example: Example, grid: Grid) -> Image:
+        return onto_grid_inside(image, example, lambda x: self._holds(x, example), grid)
+
+    def _holds(self, image: Image, example: Example) -> Any:
+        distance = self.distance(image[None], example.image[None])[0]
+        return distance <= in_dtype_of(self.bound, distance)
+
     def _largest_share(self, v: Any, example: Example) -> Any:
         """The largest share of noise whose image is within the bound, by bisection; 1 where all of it is."""
 
         def holds(share: Any) -> Any:
-            moved = self.apply(share * v, example)
-            distance = self.distance(moved[None], example.image[None])[0]
-            return distance <= in_dtype_of(self.bound, distance)
+            return self._holds(self.apply(share * v, example), example)
 
         def halve(interval: tuple[Any, Any]) -> tuple[Any, Any]:
             low, high = interval

@@ -16,6 +16,7 @@ from spa_jax.numerics import (
     last_and_next,
     on_grid,
     on_grid_within,
+    time_to_reach,
     times,
     unit_per_channel,
     with_gradient_of,
@@ -145,6 +146,28 @@ def test_entries_that_are_not_finite_go_back_as_zero_and_are_counted_for_each_im
     np.testing.assert_array_equal(count, [2, 1])
     np.testing.assert_array_equal(finite_gradient(images, jnp.zeros(2)), images)
     np.testing.assert_array_equal(finite_or_zero(bad), np.ravel(gradient))
+
+
+@settings(max_examples=80)
+@given(
+    st.floats(0, 20, width=32),
+    hnp.arrays(np.float32, 6, elements=st.floats(0, 4, width=32)),
+    hnp.arrays(np.float32, 6, elements=st.one_of(st.floats(0, 4, width=32), st.just(np.inf))),
+)
+def test_the_time_at_which_a_sum_of_bounded_entries_reaches_a_number(needed, rates, most):
+    """The sum is there at that time, and not a little earlier; at all times it is less where the time is infinite."""
+    rates, most = (np.where(values < 1e-3, 0, values) for values in (rates, most))
+    time = float(time_to_reach(jnp.asarray(needed), jnp.asarray(rates), jnp.asarray(most)))
+    wide_rates, wide_most = rates.astype(np.float64), most.astype(np.float64)
+
+    def reached(when):
+        return np.sum(np.where(wide_rates > 0, np.minimum(wide_rates * when, wide_most), 0))
+
+    if np.isinf(time):
+        assert reached(1e9) <= needed * (1 + 1e-6)
+    else:
+        assert reached(time * (1 + 1e-5)) >= needed * (1 - 1e-6)
+        assert reached(time * (1 - 1e-5)) <= needed * (1 + 1e-6)
 
 
 @settings(max_examples=80)

@@ -125,6 +125,13 @@ def test_noise_within_the_bound_stays_as_it_is():
     np.testing.assert_allclose(project(perceptual_ball(CURVED, 0.02), near), near, atol=1e-7)
 
 
+def test_images_on_a_grid_are_within_the_bound_too():
+    x = jnp.round(X * 32) / 32
+    result = perceptual_attack(CURVED, 0.02, 10).on_grid(32)(KEY, linear(W), x, Y)
+    np.testing.assert_allclose(result.x * 32, jnp.round(result.x * 32), atol=1e-4)
+    assert np.all(CURVED(result.x, x) <= 0.02) and np.all(result.value > margins(W, x, Y) + 0.1)
+
+
 def test_the_attack_stays_within_its_bound_and_gains_with_it():
     clean, gains = margins(W, X, Y), []
     for bound in (0.0, 0.005, 0.02):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spa_jax.numerics import last_and_next
+from spa_jax.numerics import last_and_next, time_to_reach
 from spa_jax.spaces.noise import TINY, l1_norm, l2_norm
 from spa_jax.types import Image
 
@@ -23,7 +23,7 @@ def linf_norm(v: Any) -> Any:
     return jnp.max(jnp.abs(v))
 
 
-NORMS: Mapping[str, Callable[[Any], Any]] = {"linf": linf_norm, "l2": l2_norm, "l1": l1_norm}
+VECTOR_NORMS: Mapping[str, Callable[[Any], Any]] = {"linf": linf_norm, "l2": l2_norm, "l1": l1_norm}
 """The norms of one image by name."""
 _DUAL = {"linf": l1_norm, "l2": l2_norm, "l1": linf_norm}
 
@@ -67,37 +67,20 @@ def onto_within_image(image: Image, gap: Any, slope: Image, norm: str) -> Image:
     needed = jnp.where(jnp.isnan(needed), jnp.inf, needed)
     steepness = jnp.abs(slope)
     room = jnp.where(steepness > _FLATTEST, jnp.where(slope > 0, 1 - image, image), 0)
-    spend = _greedily if norm == "l1" else _at_speed(jnp.ones_like(slope) if norm == "linf" else steepness)
-    size = spend(needed, steepness.ravel(), room.ravel())
-    return jnp.sign(slope) * size.reshape(image.shape)
+    if norm == "l1":
+        size = _greedily(needed, steepness, room)
+    else:
+        size = _at_speed(jnp.ones_like(slope) if norm == "linf" else steepness, needed, steepness, room)
+    return jnp.sign(slope) * size
 
 
-def _at_speed(speed: Image) -> Callable[[Any, Any, Any], Any]:
-    """How far each pixel moves when all go at their speeds, up to their room, until the gain is reached.
-
-    The gain is concave and piecewise linear in the time: Newton's method from time 0 never passes the solution, and
-    reaches it as soon as no further pixel has met its bound, in practice after a few passes.
-    """
-
-    def spend(needed: Any, steepness: Any, room: Any) -> Any:
-        own = speed.ravel()
-        until = room / jnp.where(room > 0, own, 1)
-
-        def approach(times: tuple[Any, Any]) -> tuple[Any, Any]:
-            _, time = times
-            runs = until > time
-            missing = needed - jnp.sum(jnp.where(runs, 0, steepness * room))
-            rate = jnp.sum(jnp.where(runs, steepness * own, 0))
-            return time, jnp.maximum(time, jnp.where(rate > 0, missing / rate, jnp.inf))
-
-        start = jnp.zeros_like(needed)
-        _, time = jax.lax.while_loop(lambda times: times[0] < times[1], approach, approach((start, start)))
-        return jnp.where(room > 0, jnp.clip(time * own, 0, room), 0)
-
-    return spend
+def _at_speed(speed: Image, needed: Any, steepness: Image, room: Image) -> Image:
+    """How far each pixel moves when all go at their speeds, up to their room, until the gain is reached."""
+    time = time_to_reach(needed, steepness * speed, steepness * room)
+    return jnp.where(room > 0, jnp.clip(time * speed, 0, room), 0)
 
 
-def _greedily(needed: Any, steepness: Any, room: Any) -> Any:
+def _greedily(needed: Any, steepness: Image, room: Image) -> Image:
     """How far each pixel moves when the steepest are used up first, until the gain is reached; equal ones share."""
     gains = steepness * room
     _, least = last_and_next(

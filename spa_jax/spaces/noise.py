@@ -8,7 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spa_jax.numerics import Grid, clip_to_unit, in_dtype_of, last_and_next, on_grid, on_grid_within, times
+from spa_jax.numerics import (
+    Grid,
+    clip_to_unit,
+    in_dtype_of,
+    last_and_next,
+    on_grid,
+    on_grid_within,
+    time_to_reach,
+    times,
+)
 from spa_jax.spaces.base import SpaceBase
 from spa_jax.trees import pytree, repeat, static
 from spa_jax.types import Example, Image, Scalar, Space
@@ -211,25 +220,12 @@ def _project_onto_ball(v: Any, example: Example | None, radius: Any, norm: Any, 
 
 
 def _l2_shrunk(v: Any, room: Any, radius: Any) -> Any:
-    """`v` scaled down. The squared norm after the cut is concave and piecewise linear in the square of the scale:
-    Newton's method from 0 never passes the solution, and reaches it as soon as no further pixel is cut.
-    """
+    """`v` scaled down: a pixel's square grows with the square of the scale, up to that of its room."""
     magnitude = jax.lax.stop_gradient(jnp.abs(v))
     most = jnp.max(magnitude)
     unit = jnp.where(most > 0, most, 1)
-    steepness = magnitude / unit
-    until = jnp.where(steepness > 0, room / jnp.where(steepness > 0, steepness, 1), jnp.inf)
-
-    def approach(scales: tuple[Any, Any]) -> tuple[Any, Any]:
-        _, scale = scales
-        runs = until > scale
-        missing = radius**2 - jnp.sum(jnp.where(runs, 0, room**2))
-        rate = jnp.sum(jnp.where(runs, steepness**2, 0))
-        reached = jnp.sqrt(jnp.maximum(missing, 0) / jnp.where(rate > 0, rate, 1))
-        return scale, jnp.maximum(scale, jnp.where(rate > 0, jnp.minimum(reached, most), scale))
-
-    start = jnp.zeros_like(most)
-    _, scale = jax.lax.while_loop(lambda scales: scales[0] < scales[1], approach, approach((start, start)))
+    steepness, bounds = magnitude / unit, jnp.minimum(room, magnitude)
+    scale = jnp.minimum(jnp.sqrt(time_to_reach(radius**2, steepness**2, bounds**2)), most)
     return v * (scale / unit)
 
 
@@ -257,20 +253,24 @@ def _l1_shrunk(v: Any, room: Any, radius: Any) -> Any:
 
 
 def _ball_onto_grid(image: Any, example: Example, radius: Any, norm: Any, grid: Grid) -> Any:
-    """The largest share of the noise, found by bisection, whose image is in the ball when each pixel is rounded."""
+    return onto_grid_inside(image, example, lambda x: norm(x - example.image) <= radius * (1 + _ROUNDING), grid)
+
+
+def onto_grid_inside(image: Any, example: Example, inside: Callable[[Any], Any], grid: Grid) -> Any:
+    """The largest share of the noise, found by bisection, whose image is `inside` when each pixel is rounded."""
     noise = image - example.image
 
     def at(share: Any) -> Any:
         return on_grid(example.image + share * noise, grid)
 
     def is_inside(share: Any) -> Any:
-        return norm(at(share) - example.image) <= radius * (1 + _ROUNDING)
+        return inside(at(share))
 
     def halve(bounds: tuple[Any, Any]) -> tuple[Any, Any]:
         low, high = bounds
         middle = (low + high) / 2
-        inside = is_inside(middle)
-        return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
+        is_low = is_inside(middle)
+        return jnp.where(is_low, middle, low), jnp.where(is_low, high, middle)
 
     nothing, all_of_it = jnp.zeros((), image.dtype), jnp.ones((), image.dtype)
     low, _ = repeat(halve, (nothing, all_of_it), _BISECTIONS_ON_GRID)

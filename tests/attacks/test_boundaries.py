@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax.attacks.boundaries import NORMS, distance_to, nearest, onto, onto_within_image
+from spa_jax.attacks.boundaries import VECTOR_NORMS, distance_to, nearest, onto, onto_within_image
 from tests.analytic_victims import images, shortest
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -26,10 +26,10 @@ def gains(change, slopes=SLOPES):
 
 
 def sizes(norm, change):
-    return np.asarray(jax.vmap(NORMS[norm])(change))
+    return np.asarray(jax.vmap(VECTOR_NORMS[norm])(change))
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", VECTOR_NORMS)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
 def test_the_projection_within_the_box_is_the_shortest(norm, share):
     change = project(norm, share * MOST, SLOPES)
@@ -38,19 +38,19 @@ def test_the_projection_within_the_box_is_the_shortest(norm, share):
     np.testing.assert_allclose(sizes(norm, change), shortest(norm, SLOPES, X, share * MOST), rtol=2e-4)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", VECTOR_NORMS)
 def test_a_gap_to_be_lost_is_one_to_be_gained_along_the_opposite_slope(norm):
     np.testing.assert_allclose(project(norm, -0.3 * MOST, -SLOPES), project(norm, 0.3 * MOST, SLOPES))
     assert np.all(project(norm, np.zeros(BATCH), SLOPES) == 0)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", VECTOR_NORMS)
 def test_a_boundary_out_of_reach_is_approached_as_far_as_the_box_allows(norm):
     change = project(norm, 2 * MOST, SLOPES)
     np.testing.assert_allclose(gains(change), MOST, rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", VECTOR_NORMS)
 def test_slopes_of_any_scale_and_with_zeros_are_taken(norm):
     sparse = SLOPES.at[:, 0].set(0)
     change = project(norm, 0.1 * MOST, sparse)
@@ -59,7 +59,7 @@ def test_slopes_of_any_scale_and_with_zeros_are_taken(norm):
     assert np.all(project(norm, MOST, 0 * SLOPES) == 0)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", VECTOR_NORMS)
 def test_equal_slopes_share_or_follow_each_other(norm):
     change = project(norm, np.full(BATCH, 0.5), jnp.ones_like(SLOPES))
     room = np.sum(1 - np.asarray(X, np.float64), axis=(1, 2, 3))
@@ -73,10 +73,10 @@ def test_without_the_box_the_way_is_gap_over_dual_norm(norm):
     slope = np.asarray(SLOPES[0], np.float64)
     dual = np.abs(slope).sum() if norm == "linf" else np.linalg.norm(slope)
     np.testing.assert_allclose(np.sum(change * slope), gap, rtol=1e-5)
-    np.testing.assert_allclose(NORMS[norm](change), gap / dual, rtol=1e-5)
+    np.testing.assert_allclose(VECTOR_NORMS[norm](change), gap / dual, rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", VECTOR_NORMS)
 def test_the_nearest_boundary_is_that_of_the_smallest_distance(norm):
     gaps = -jnp.linspace(0.2, 2, BATCH)
     distances = [float(distance_to(gap, slope, norm)) for gap, slope in zip(gaps, SLOPES, strict=True)]
