@@ -15,7 +15,17 @@ from spa_jax import attribute, cb_uap, chain, cw, ddn, deepfool, deepfool_uap, f
 from spa_jax.attacks.minimal_norm import DISTANCES
 from spa_jax.edits import rotate
 from spa_jax.losses import margin
-from spa_jax.solvers import apgd, grid, l1_apgd, projected_gradient, random_search, shared_mask, square
+from spa_jax.solvers import (
+    apgd,
+    climbed,
+    component_wise,
+    grid,
+    l1_apgd,
+    projected_gradient,
+    random_search,
+    shared_mask,
+    square,
+)
 from spa_jax.spaces import flow, l1, l2, latent, linf
 from tests.analytic_victims import ascent, images, labels, linear, margins, shortest, strongest, weights
 
@@ -110,6 +120,8 @@ MASKED = (shared_mask(projected_gradient(0.2)), 40)
 AUTO = (apgd(), 100)
 SPARSE = (l1_apgd(), 100)
 SQUARE = (square(), 200)
+CLIMBED = (climbed(projected_gradient(0.2), 12, points=3), 1 + 3 * 12)
+BY_TURNS = (component_wise(0.2, 8), 3 * (1 + 2 * 8))
 RANDOM = (random_search(), 100)
 """Its shares are what one draw reaches with probability 1 - 1e-6 ** (1 / 100) = 0.13 on every image (20,000 draws), so
 that all 100 fall short on an image for one key in a million."""
@@ -147,12 +159,16 @@ TABLE = [
     ("brightness_then_linf", GRADIENT, 1 - 1e-4),
     ("brightness_then_linf", MASKED, 0.99),
     ("brightness_then_linf", AUTO, 1 - 1e-4),
+    ("brightness_then_linf", CLIMBED, 1 - 1e-4),
+    ("brightness_then_linf", BY_TURNS, 1 - 1e-4),
     ("brightness_then_linf", RANDOM, 0.18),
     ("flow", GRADIENT, 1 - 1e-4),
     ("flow", AUTO, 1 - 1e-4),
     ("flow", RANDOM, 0.18),
     ("brightness_then_contrast", GRADIENT, 1 - 1e-4),
     ("brightness_then_contrast", AUTO, 1 - 1e-4),
+    ("brightness_then_contrast", CLIMBED, 1 - 1e-4),
+    ("brightness_then_contrast", BY_TURNS, 1 - 1e-4),
     ("brightness_then_contrast", RANDOM, 0.59),
     ("brightness_then_contrast", (grid(3), 9), 1 - 1e-4),
 ]

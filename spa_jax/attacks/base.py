@@ -220,7 +220,7 @@ class PureAttack:
         return varying_as(lambda state: driver.call(attack, "move", state, examples), state)
 
     def step(self, state: Any, victim: Victim, images: Any, labels: Any, target: Any = None, **extra: Any) -> Any:
-        """One step: one forward and one backward pass of the victim.
+        """One step: of an attack by gradients one forward and one backward pass of the victim, of others as they say.
 
         It may be jitted, scanned, vmapped and mapped over devices. An attack with shared variables (`universal`) may
         get another batch at each step. Values are not read back, so that steps can be queued; shapes are checked.

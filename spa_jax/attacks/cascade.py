@@ -121,8 +121,8 @@ def autoattack(radius: Scalar, norm: str = "linf", version: str = "standard", lo
     """AutoAttack (Croce & Hein 2020; for l1 Croce & Hein 2021): strong attacks in turn, without numbers to be tuned.
 
     A robust accuracy that is published is to be measured by it; `spa_jax.evaluation.autoattack` does that for a whole
-    split, can be interrupted, and warns where the number is not to be believed. The versions, with the settings of the
-    authors' code, 100 steps for gradient attacks and 5,000 queries:
+    split, can be interrupted, and warns where the number is not to be believed. The versions, with the numbers of the
+    authors' code, 100 steps for gradient attacks and 5,000 queries (docs/autoattack.md has what differs):
 
     - "standard": APGD-CE, APGD-T at 9 targets, FAB-T at 9, Square. In l1 APGD-CE runs 5 times, APGD-T has 5 targets.
     - "plus": APGD-CE, APGD-DLR and FAB, 5 times each, Square, APGD-T, FAB-T.

@@ -57,6 +57,16 @@ def first_success(old: Result, new: Result, predict: Predict) -> Result:
     return dataclasses.replace(select(wins, new, old), nonfinite=nonfinite)
 
 
+def beaten(like: Result) -> Result:
+    """A result like another one, but weaker than any: no success, and nothing was seen that is not finite."""
+    return dataclasses.replace(
+        like,
+        value=jnp.full_like(like.value, -jnp.inf),
+        success=jnp.zeros_like(like.success),
+        nonfinite=jax.tree.map(jnp.zeros_like, like.nonfinite),
+    )
+
+
 def require_per_example(why: str, attack: Any) -> None:
     """Check that something is an attack with per-example variables.
 
@@ -105,13 +115,7 @@ class Restarts(Wrapped):
 
     def begin(self, keys: Keys, predict: Predict, examples: Example) -> RestartState:
         run = self.attack.begin(stream(keys, RUN), predict, examples)
-        start = self.attack.end(run, predict, examples)
-        nothing = dataclasses.replace(
-            start,
-            value=jnp.full_like(start.value, -jnp.inf),
-            success=jnp.zeros_like(start.success),
-            nonfinite=jax.tree.map(jnp.zeros_like, start.nonfinite),
-        )
+        nothing = beaten(self.attack.end(run, predict, examples))
         return RestartState(jnp.zeros((), jnp.int32), keys, run, nothing)
 
     def move(self, state: RestartState, predict: Predict, examples: Example) -> RestartState:

@@ -6,18 +6,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spa_jax.attacks.boundaries import NORMS, nearest, onto_within_image
+from spa_jax.attacks.boundaries import VECTOR_NORMS, nearest, onto_within_image
 from spa_jax.attacks.minimal_norm import (
     MinimalNorm,
     MinimalNormState,
     NormProblem,
     Visit,
-    checked_radius,
     minimal_norm,
     require_candidates,
 )
 from spa_jax.attacks.targets import MultiTargeted, multi_targeted
 from spa_jax.numerics import clip_to_unit, in_dtype_of
+from spa_jax.spaces.noise import checked_radius
 from spa_jax.trees import pytree, static
 from spa_jax.types import Count, Image, Images, Keys, Logits, Scalar
 from spa_jax.validation import is_traced, require_number
@@ -57,7 +57,7 @@ class Fab:
                 noise = jax.random.uniform(key, image.shape, image.dtype, -1.0, 1.0)
             else:
                 noise = jax.random.normal(key, image.shape, image.dtype)
-            return clip_to_unit(image + radius / 2 * noise / NORMS[problem.norm](noise))
+            return clip_to_unit(image + radius / 2 * noise / VECTOR_NORMS[problem.norm](noise))
 
         return FabState(jax.vmap(start)(keys, x), classes)
 
@@ -77,7 +77,7 @@ class Fab:
         gap, slope = nearest(gaps, slopes, norm)
         project = jax.vmap(lambda start: onto_within_image(start, jnp.sum(slope * (image - start)) - gap, slope, norm))
         onto, onto_from_original = project(jnp.stack([image, x]))
-        far, near = (jnp.maximum(NORMS[norm](change), _SHORTEST) for change in (onto, onto_from_original))
+        far, near = (jnp.maximum(VECTOR_NORMS[norm](change), _SHORTEST) for change in (onto, onto_from_original))
         alpha, eta = jnp.minimum(far / (far + near), in_dtype_of(self.alpha_max, x)), in_dtype_of(self.eta, x)
         return (1 - alpha) * (image + eta * onto) + alpha * (x + eta * onto_from_original)
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from spa_jax.attacks.base import FINAL, JUDGE, STEP, PureAttack, stream
 from spa_jax.attacks.iterative import IterativeAttack, Keep, make_attack
@@ -14,10 +15,10 @@ from spa_jax.losses import margin
 from spa_jax.numerics import Grid, in_dtype_of, on_grid
 from spa_jax.solvers import random_search
 from spa_jax.spaces.chain import chain
-from spa_jax.spaces.noise import noise_ball
+from spa_jax.spaces.noise import checked_radius, noise_ball
 from spa_jax.trees import pytree, select, static
 from spa_jax.types import Count, Example, Flags, Images, Keys, NonFinite, Predict, Result, Scalar, Values
-from spa_jax.validation import require_count, require_number
+from spa_jax.validation import is_traced, require_count, require_number
 
 
 class RaysState(NamedTuple):
@@ -55,6 +56,7 @@ class RaysState(NamedTuple):
 class Rays(PureAttack):
     """See `rays`."""
 
+    norm: ClassVar[str] = "linf"
     radius: Any
     tolerance: Any
     queries: int = static()
@@ -64,6 +66,10 @@ class Rays(PureAttack):
     def num_steps(self) -> int:
         """Queries."""
         return self.queries
+
+    @property
+    def nearest_in(self) -> str | None:
+        return self.norm if not is_traced(self.radius) and np.isinf(self.radius) else None
 
     def begin(self, keys: Keys, predict: Predict, examples: Example) -> RaysState:
         x = examples.image
@@ -186,7 +192,7 @@ def rays(radius: Scalar = math.inf, num_steps: Count = 10_000, tolerance: Scalar
         [ True  True] 0.02
     """
     return Rays(
-        require_number("radius", radius, "0 or larger", lambda r: r >= 0),
+        checked_radius(radius),
         require_number("tolerance", tolerance, "larger than 0", lambda t: t > 0),
         require_count("num_steps", num_steps),
     )

@@ -14,6 +14,7 @@ from spa_jax import distances
 from spa_jax.attacks.base import JUDGE, START, STEP, PureAttack, stream
 from spa_jax.goals import is_answer, misclassified
 from spa_jax.numerics import Grid, clip_to_unit, finite_gradient, in_dtype_of, on_grid, with_gradient_of
+from spa_jax.spaces.noise import checked_radius
 from spa_jax.trees import as_pytree, branch, pytree, select, static
 from spa_jax.types import (
     Count,
@@ -30,7 +31,7 @@ from spa_jax.types import (
     Scalar,
     Values,
 )
-from spa_jax.validation import is_traced, require_choice, require_count, require_number
+from spa_jax.validation import is_traced, require_choice, require_count
 
 DISTANCES = {"linf": distances.linf, "l2": distances.l2, "l1": distances.l1}
 """How far images lie apart, [b], by the name of the norm."""
@@ -134,9 +135,13 @@ class NormProblem(NamedTuple):
 
 
 def likely_classes(logits: Logits, own: Labels, count: int) -> Int[Any, "b m"]:
-    """The most likely classes but one's own: `count - 1` of them, or as many as there are."""
+    """The most likely classes but one's own: `count - 1` of them, or as many as there are.
+
+    A logit of minus infinity, of a class that is impossible, still comes before one's own.
+    """
     is_own = jax.nn.one_hot(own, logits.shape[-1], dtype=bool)
-    return jax.lax.top_k(jnp.where(is_own, -jnp.inf, logits), min(count, logits.shape[-1]) - 1)[1]
+    ranked = jnp.where(is_own, -jnp.inf, jnp.nan_to_num(logits))
+    return jax.lax.top_k(ranked, min(count, logits.shape[-1]) - 1)[1]
 
 
 class MinimalNormState(NamedTuple):
@@ -286,15 +291,6 @@ def minimal_norm(search: Search, radius: Scalar, norm: str, num_steps: Count) ->
     require_choice("norm", norm, tuple(DISTANCES))
     num_steps = require_count("num_steps", num_steps)
     return MinimalNorm(search, checked_radius(radius), as_pytree(misclassified), norm, num_steps)
-
-
-def checked_radius(radius: Scalar) -> Scalar:
-    """A radius of a minimal-norm attack, infinity included.
-
-    Raises:
-        ValueError: it is negative, or not a number.
-    """
-    return require_number("radius", radius, "0 or larger", lambda r: r >= 0)
 
 
 def require_candidates(count: Count) -> int:

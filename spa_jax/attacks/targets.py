@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from spa_jax.attacks.base import JUDGE, RUN, PureAttack, stream
-from spa_jax.attacks.combinators import Wrapped, first_success, require_per_example, stronger
+from spa_jax.attacks.combinators import Wrapped, beaten, first_success, require_per_example, stronger
 from spa_jax.attacks.minimal_norm import likely_classes
 from spa_jax.attacks.survivors import ladder_sizes, on_rows, standing_rows
 from spa_jax.trees import branch, pytree, static
@@ -70,10 +70,7 @@ class MultiTargeted(Wrapped):
         targets = self.targets(keys, predict, examples)
         run = self._start(0, keys, targets, predict, examples)
         first = self.attack.end(run, predict, _aimed(0, targets, examples))
-        judged = self.judged(first, keys, predict, examples)
-        beaten = jnp.full_like(judged.value, -jnp.inf), jnp.zeros_like(judged.success)
-        nothing = jax.tree.map(jnp.zeros_like, first.nonfinite)
-        best = Result(first.x, first.variables, *beaten, first.without, nothing)
+        best = beaten(self.judged(first, keys, predict, examples))
         return MultiTargetedState(jnp.zeros((), jnp.int32), keys, targets, run, best)
 
     def move(self, state: MultiTargetedState, predict: Predict, examples: Example) -> MultiTargetedState:
@@ -122,7 +119,7 @@ class MultiTargeted(Wrapped):
         if examples.target is not None:
             raise ValueError("multi_targeted chooses its targets itself: call it without `target`")
         logits = predict(stream(keys, JUDGE), examples.image)
-        return likely_classes(jnp.nan_to_num(logits), examples.label, self.k + 1)
+        return likely_classes(logits, examples.label, self.k + 1)
 
     def merge(self, keys: Keys, best: Result | None, found: Result, predict: Predict, examples: Example) -> Result:
         """The best result with that at a further target, judged as an untargeted attack's.

@@ -8,6 +8,8 @@ from jax.tree_util import Partial
 
 from spa_jax import random_attack, rays
 from spa_jax.attacks.label_only import _in_block, _next_block
+from spa_jax.data import Split
+from spa_jax.evaluation import robustness_curve
 from tests.analytic_victims import ascent, images, linear, linear_logits, margins, weights
 from tests.attack_cases import INNER, LIGHT, LIGHT_GAIN, NOISE_GAIN, TWO
 
@@ -45,6 +47,15 @@ def nearest(x, y):
 
 def distances(result, x):
     return np.abs(np.asarray(result.x - x, np.float64)).max((1, 2, 3))
+
+
+def test_without_a_radius_an_evaluation_measures_the_distance():
+    x = INNER
+    y = np.asarray(answers(x), np.int32)
+    split = Split(np.asarray(x), y)
+    curve = robustness_curve(VICTIM, split, ATTACK, key=KEY, batch_size=len(y))
+    assert ATTACK.nearest_in == "linf" and rays(0.1).nearest_in is None
+    np.testing.assert_allclose(curve.median, np.median(nearest(x, y)), atol=2e-3)
 
 
 @pytest.mark.parametrize("x", [INNER, ON_BOUNDS], ids=["inner", "on_bounds"])

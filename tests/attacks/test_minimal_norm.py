@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spa_jax import cw, ddn, deepfool, fab, fab_t, fmn, restarts, until_broken
-from spa_jax.attacks.minimal_norm import DISTANCES
+from spa_jax.attacks.minimal_norm import DISTANCES, likely_classes
 from tests.analytic_victims import ascent, images, linear, margins, mlp, shortest, weights
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -29,6 +29,25 @@ def answers(x, victim=None):
 
 def nearest(norm, y):
     return shortest(norm, ascent(W, y), X, -margins(W, X, y))
+
+
+def test_impossible_classes_come_last_but_before_the_label():
+    logits = jnp.array([[5.0, 3.0, -jnp.inf], [-jnp.inf, -jnp.inf, 2.0]])
+    np.testing.assert_array_equal(likely_classes(logits, jnp.array([0, 2]), 3), [[1, 2], [0, 1]])
+
+
+@pytest.mark.parametrize("name", ["deepfool", "fab"])
+def test_a_class_that_is_impossible_is_no_obstacle(name):
+    """Its logit is minus infinity, which a classifier may say of it."""
+    plain = linear(W)
+
+    def victim(x):
+        return jnp.pad(plain(x), ((0, 0), (0, 1)), constant_values=-jnp.inf)
+
+    y = answers(X)
+    result = ATTACKS[name]()(KEY, victim, X, y)
+    np.testing.assert_allclose(result.x, ATTACKS[name]()(KEY, plain, X, y).x, atol=1e-5)
+    assert result.success.all()
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -170,7 +189,7 @@ def test_deepfool_rests_once_all_images_fool():
         (lambda: fab(alpha_max=1.5), r"alpha_max=1\.5 must be in \[0, 1\]"),
         (lambda: fab(eta=0.9), r"eta=0\.9 must be 1 or larger"),
         (lambda: fab(beta=0.0), r"beta=0\.0 must be in \(0, 1\]"),
-        (lambda: fab("l2", -1.0), r"radius=-1\.0 must be 0 or larger"),
+        (lambda: fab("l2", -1.0), r"radius=-1\.0 must be a radius, 0 or larger"),
         (lambda: fab(num_steps=0), r"num_steps=0 must be an integer of at least 1"),
     ],
 )

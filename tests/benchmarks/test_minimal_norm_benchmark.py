@@ -16,7 +16,9 @@ SIZE, CLASSES, STEPS = (8, 8, 1), 4, 6
 PEERS = {
     "deepfool": {"norm": "l2", "peers": ["foolbox_deepfool_l2"]},
     "ddn": {"num_steps": 40, "peers": ["foolbox_ddn"]},
-    "fmn": {"norm": "linf", "num_steps": 40, "peers": ["foolbox_fmn_linf"]},
+    # In 40 steps chance decides which images near a kink fall: over twelve such networks ours found 97.2 % of them and
+    # foolbox's 98.6 %, in 100 steps 98.6 and 97.2 %. Here both find all in 100.
+    "fmn": {"norm": "linf", "num_steps": 100, "peers": ["foolbox_fmn_linf"]},
     "fab": {"norm": "linf", "num_steps": 40, "peers": ["torchattacks_fab_linf"]},
 }
 
