@@ -52,10 +52,10 @@ def evaluate(
     Where there are attacks, the result's `checks` are those of `sanity_checks` at the norm and radius of every noise
     that the attacks search, and its `findings` are the checks that did not pass, each with the cause it suspects. They
     look at 128 examples at most, rounded up to whole batches, and cost about 15 forward and backward passes over these,
-    and 15 more for each different norm and radius, with 10 forward passes; of a randomised victim twice as much. Of a
-    randomised victim that is judged over several draws, `above_clean[NAME]` is one more for each attack: attacked, the
-    images are not right more often than they are as they are, within two standard errors. Of a deterministic one this
-    cannot be seen here, since an example that is misclassified clean counts as wrong.
+    and 15 more for each different norm and radius, with 10 forward passes, in l-infinity 110; of a randomised victim
+    twice as much. Of a randomised victim that is judged over several draws, `above_clean[NAME]` is one more for each
+    attack: attacked, the images are not right more often than they are as they are, within two standard errors. Of a
+    deterministic one this cannot be seen here, since an example that is misclassified clean counts as wrong.
 
     Args:
         victim: any function from images to logits, or `spa_jax.randomized(f)`.

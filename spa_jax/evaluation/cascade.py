@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import time
@@ -25,20 +26,25 @@ from spa_jax.evaluation.files import file_name, write_files
 from spa_jax.evaluation.judging import Verdict, classify_clean, judge_found, logits_of_batch
 from spa_jax.evaluation.records import Check, ExampleFlags, Proportion
 from spa_jax.evaluation.report import library_versions
-from spa_jax.evaluation.sanity import Ball, check_victim
+from spa_jax.evaluation.sanity import Ball, check_victim, gradient_at
 from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys, make_sweep, stream
 from spa_jax.losses import margin
-from spa_jax.types import Example, Key, Scalar, Victim
+from spa_jax.types import Key, Scalar, Victim
 from spa_jax.validation import require_count, require_number
 from spa_jax.victims.tracing import is_randomized
 
 _FEWEST_CLASSES = 4
 _QUERIES = "Square"
 _MORE_BY_QUERIES = 0.002
-"""AutoAttack's: the share of images from which on Square breaking what gradients left is a sign of masking."""
+"""AutoAttack's: if Square breaks more than this share of the images after the gradients, they may be masked."""
 _ROUNDING = 1e-5
+_VICTIM = "victim.npz"
+_SAME = 1e-3
+"""Relative: what differs by less in logits and gradients is rounding."""
 
 _Margins: TypeAlias = Float[np.ndarray, " n"]
+_Fingerprint: TypeAlias = Mapping[str, np.ndarray]
+"""Logits and, where attacks follow it, the reach of the margin's gradient at the first batch, by name."""
 
 
 def autoattack(
@@ -67,10 +73,12 @@ def autoattack(
     than 4 classes is attacked by the margin where DLR needs more.
 
     With a `workdir` what is known is written after every batch, each file whole or not at all, and a call with the same
-    settings, images and victim goes on from there. The card is written beside it, as `card.json`.
+    settings, images and victim goes on from there. The card is written beside it, as `card.json`. Images and victim are
+    known again by who is right clean, and by the images of the first batch, the logits and the gradients there.
 
-    Checks that look for signs of a false accuracy: those of `sanity_checks`; `randomized`, a victim that draws under a
-    version other than "rand"; and `queries`, Square breaks 0.2 % of the images or more that gradient attacks left.
+    Checks that look for signs of a false accuracy: those of `sanity_checks`, for the version "rand" without
+    `deterministic`; `randomized`, a victim that draws under another version; and `queries`, Square breaks more than
+    0.2 % of all images after the gradient attacks.
 
     Args:
         victim: any function from images to logits, or `spa_jax.randomized(f)`.
@@ -107,17 +115,20 @@ def autoattack(
     clean, labels, _ = classify_clean(whole, sweep, key, 1)
     settings: dict[str, Any] = {"norm": norm, "radius": float(radius), "version": version, "loss": loss, "seed": seed}
     settings["give_up_after"] = give_up_after
-    ball, told = Ball(norm, float(radius)), settings | {"parts": list(attacks)}
-    kept = _Kept(workdir, told, [clean, labels, *_first_batch(whole, sweep)])
+    versions = library_versions()
+    ball, told = Ball(norm, float(radius)), settings | {"parts": list(attacks), "spa_jax": versions["spa_jax"]}
+    images, fingerprint = _first_batch(whole, sweep, with_gradient=set(attacks) != {_QUERIES})
+    kept = _Kept(workdir, told, [clean, labels, images], fingerprint)
     cascade, records, standing = _Cascade(victim, sweep, key, ball, kept, on_batch), [], _Standing.all_of(clean)
     for number, (name, attack) in enumerate(attacks.items()):
         record, standing = cascade.run(name, attack, standing, give_up_after if number else None)
         records.append(record)
     checks = [*_own_checks(victim, version, records, len(split))]
     if sanity and float(radius) > 0:
-        checks += check_victim(whole, sweep, [ball], key)
+        found = check_victim(whole, sweep, [ball], key)
+        checks += [check for check in found if version != "rand" or check.name != "deterministic"]
     proportions: dict[str, Any] = {"clean": Proportion.of(clean), "robust": Proportion.of(standing.flags)}
-    named: dict[str, Any] = {"model": model, "data": data, "claimed": claimed, "versions": library_versions()}
+    named: dict[str, Any] = {"model": model, "data": data, "claimed": claimed, "versions": versions}
     card = RobustnessCard(**settings, **proportions, **named, parts=records, checks=checks)
     kept.write("card.json", card.as_json().encode())
     return card
@@ -189,11 +200,11 @@ class _Known:
         left = self.left[rows[self.seen[rows]]]
         return len(left) - max((int(row) + 1 for row in np.flatnonzero(~left)), default=0)
 
-    def add(self, rows: Any, verdict: Verdict, margins: _Margins, seconds: float) -> None:
+    def add(self, rows: Any, verdict: Verdict, seconds: float) -> None:
         """What was found of a batch."""
         self.seen[rows] = True
         self.left[rows] = verdict.stands
-        self.margins[rows] = margins
+        self.margins[rows] = verdict.margin
         self.seconds += seconds
         self.nonfinite += int(np.sum(~verdict.finite))
         self.invalid += int(np.sum(verdict.finite & ~verdict.inside))
@@ -222,8 +233,8 @@ class _Cascade(NamedTuple):
         victim = sweep.place(self.victim, [attack])
         while known.withstood(rows) < patience and len(batch := rows[~known.seen[rows]][:size]):
             started = time.perf_counter()
-            found = self._judged(name, attack, victim, sweep, batch)
-            known.add(batch, *found, time.perf_counter() - started)
+            verdict = self._judged(name, attack, victim, sweep, batch)
+            known.add(batch, verdict, time.perf_counter() - started)
             self.kept.save(name, known)
             if self.on_batch:
                 self.on_batch(name, int(known.seen[rows].sum()), total)
@@ -231,19 +242,16 @@ class _Cascade(NamedTuple):
         sums = known.seconds, attack.num_steps, known.nonfinite, known.invalid  # type: ignore[attr-defined]
         return PartRecord(name, seen, broken, *sums, spared=total - seen), standing.after(known)
 
-    def _judged(
-        self, name: str, attack: PureAttack, victim: Victim, sweep: Sweep, rows: Any
-    ) -> tuple[Verdict, _Margins]:
-        """The victim's own answers to the attacked images, as `evaluate` has them, and its margins."""
+    def _judged(self, name: str, attack: PureAttack, victim: Victim, sweep: Sweep, rows: Any) -> Verdict:
+        """The victim's own answers to the attacked images, as `evaluate` has them."""
         attack_key, judge_key = stream(self.key, "attack", name), stream(self.key, "judge", name)
         predict = sweep.predict(victim)
 
-        def attacked(batch: DeviceBatch) -> tuple[Verdict, Any]:
+        def attacked(batch: DeviceBatch) -> Verdict:
             found = attack(example_keys(attack_key, batch.index), victim, batch.images, batch.labels)
             verdict = judge_found(predict, judge_key, batch, found)
             near = DISTANCES[self.ball.norm](found.x, batch.images) <= self.ball.radius * (1 + _ROUNDING) + _ROUNDING
-            logits = logits_of_batch(predict, judge_key, dataclasses.replace(batch, images=found.x))
-            return verdict._replace(inside=verdict.inside & near), margin(logits, Example(batch.images, batch.labels))
+            return verdict._replace(inside=verdict.inside & near)
 
         return sweep.run(name, attacked, rows)
 
@@ -266,17 +274,27 @@ class _Kept:
     """The files of one evaluation: what is known of each attack, and the card."""
 
     def __init__(
-        self, workdir: str | os.PathLike | None, settings: Mapping[str, Any], arrays: Sequence[np.ndarray]
+        self,
+        workdir: str | os.PathLike | None,
+        settings: Mapping[str, Any],
+        arrays: Sequence[np.ndarray],
+        fingerprint: _Fingerprint,
     ) -> None:
-        """One directory for each evaluation: `arrays` tell the images and the victim from others."""
+        """One directory for each evaluation: settings and `arrays` tell it from others, and the victim's fingerprint.
+
+        The fingerprint is compared with that of the directory up to rounding; of another victim there is another one.
+        """
         self._directory: Path | None = None
         if workdir is None:
             return
         told = [json.dumps(settings, sort_keys=True).encode(), *(np.ascontiguousarray(array) for array in arrays)]
         digest = hashlib.sha256(b"".join(map(bytes, told))).hexdigest()[:12]
         name = file_name(f"{settings['norm']}_{settings['radius']:g}_{settings['version']}_{digest}")
-        self._directory = Path(workdir).expanduser() / name
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        directories = (Path(workdir).expanduser() / own for own in names)
+        self._directory = next(own for own in directories if _is_of(own / _VICTIM, fingerprint))
         self.write("settings.json", json.dumps(settings, indent=2).encode())
+        self._write_arrays(_VICTIM, fingerprint)
 
     def write(self, name: str, content: bytes) -> None:
         """One file, whole or not at all."""
@@ -285,9 +303,12 @@ class _Kept:
 
     def save(self, name: str, known: _Known) -> None:
         """What is known of an attack."""
+        self._write_arrays(_npz(name), dataclasses.asdict(known))
+
+    def _write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         buffer = io.BytesIO()
-        np.savez(buffer, **dataclasses.asdict(known))
-        self.write(_npz(name), buffer.getvalue())
+        np.savez(buffer, **arrays)
+        self.write(name, buffer.getvalue())
 
     def read(self, name: str, count: int) -> _Known:
         """What was known when this evaluation was interrupted, or nothing."""
@@ -302,15 +323,36 @@ def _npz(name: str) -> str:
     return f"{file_name(name)}.npz"
 
 
-def _first_batch(victim: Victim, sweep: Sweep) -> tuple[Any, Any]:
-    """The images of the first batch and the victim's answers to them, rounded, as NumPy arrays."""
+def _first_batch(victim: Victim, sweep: Sweep, with_gradient: bool) -> tuple[Any, _Fingerprint]:
+    """The images of the first batch, and what the victim makes of them.
+
+    Victims that differ in what they hide from gradients alone have the same logits.
+    """
     predict, key = sweep.predict(victim), jax.random.key(0)
 
     def look(batch: DeviceBatch) -> Any:
-        return batch.images, logits_of_batch(predict, key, batch)
+        seen = {"logits": logits_of_batch(predict, key, batch)}
+        if with_gradient:
+            seen["reach"] = gradient_at(margin, predict, key, batch.index, batch.images, batch.labels).reach
+        return batch.images, seen
 
-    images, logits = sweep.run("clean", look, np.arange(min(sweep.batch_size, len(sweep.split))))
-    return images, np.round(logits, 3)
+    images, seen = sweep.run("clean", look, np.arange(min(sweep.batch_size, len(sweep.split))))
+    return images, {name: np.asarray(values, np.float32) for name, values in seen.items()}
+
+
+def _is_of(path: Path, fingerprint: _Fingerprint) -> bool:
+    """Whether a file holds the same fingerprint up to rounding, or does not exist."""
+    if not path.exists():
+        return True
+    with np.load(path) as saved:
+        return set(saved) == set(fingerprint) and all(
+            saved[name].shape == own.shape and _is_close(saved[name], own) for name, own in fingerprint.items()
+        )
+
+
+def _is_close(one: np.ndarray, other: np.ndarray) -> bool:
+    largest = np.max(np.abs(other), where=np.isfinite(other), initial=0)
+    return np.allclose(one, other, rtol=_SAME, atol=_SAME * largest, equal_nan=True)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
@@ -330,7 +372,7 @@ def _own_checks(victim: Victim, version: str, records: Sequence[PartRecord], tot
     if not first:
         return
     broken, before = records[first].broken, ", ".join(part.name for part in records[:first])
-    masked = broken >= _MORE_BY_QUERIES * total and broken > 0
+    masked = broken > _MORE_BY_QUERIES * total
     yield Check(
         "queries",
         not masked,

@@ -144,13 +144,15 @@ def certify(
         batch_size: cells at once.
 
     Raises:
-        ValueError: another edit, a range that is empty or too wide, numbers below 1, a victim with a primitive that has
-            no interval rule.
+        ValueError: another edit, a range that is empty or too wide, numbers below 1, no images, a victim with a
+            primitive that has no interval rule.
     """
     check_range(edit, low, high)
     cells, splits, batch_size = (
         require_count(name, value) for name, value in (("cells", cells), ("splits", splits), ("batch_size", batch_size))
     )
+    if not len(images):
+        raise ValueError("images holds no image to prove anything of")
     pictures: Any = np.asarray(images, np.float32)
     compiled = jax.jit(functools.partial(_look, victim, edit))
     look = functools.partial(_looked_at, compiled, pictures, np.asarray(labels), batch_size)

@@ -99,9 +99,8 @@ def deterministic(logits: _Logits, others: _Logits) -> Check:
         differ == 0,
         "the victim draws at random",
         f"another key changes the logits of {_percent(differ)} and the predictions of {_percent(flip)} of the images",
-        "believe the attacks on the expectation, spa_jax.crafted_on(attack, spa_jax.eot(victim, n)), with more draws "
-        "until accuracy stops falling, and report several keys; attacks that are not crafted on spa_jax.eot follow one "
-        "draw",
+        "believe the attacks on the expectation, attack.averaged(n) or spa_jax.crafted_on(attack, spa_jax.eot(victim, "
+        "n)), with more draws until accuracy stops falling, and report several keys; any other attack follows one draw",
         logits_differ=differ,
         predictions_differ=flip,
     )

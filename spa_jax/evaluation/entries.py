@@ -15,7 +15,14 @@ from spa_jax.evaluation.drawing import fewest_digits
 from spa_jax.evaluation.records import ExampleFlags, ModelReport, Proportion
 from spa_jax.evaluation.report import read_report
 
-_NORMS = {"LInf": "linf", "L2": "l2", "L1": "l1", "NoisePainter": "generated linf"}
+_NORMS = {
+    "LInf": "linf",
+    "L2": "l2",
+    "L1": "l1",
+    "NoisePainter": "generated linf",
+    "Rays": "linf",
+    "PerceptualBall": "perceptual",
+}
 _ORDINARY = ", test split"
 """Left out of a data set's name, so that reports stand beside cards, which do not have it."""
 
@@ -99,9 +106,10 @@ def _of_report(content: Mapping[str, Any], path: Path) -> list[Entry]:
 def _judged(report: ModelReport) -> list[tuple[Threat, tuple[str, ...], ExampleFlags]]:
     """Each threat model of a report, the attacks that it allows, and who withstands them all.
 
+    Attacks that look for the nearest image at any distance have none.
     In a cascade an attack ran on what others had left, so that there is one threat model, that of all of them.
     """
-    threats = {name: threat_of(record.parameters) for name, record in report.attacks.items()}
+    threats = {name: threat_of(record.parameters) for name, record in report.bounded.items()}
     distinct = list(dict.fromkeys(threats.values()))
     if report.survivors_only and distinct:
         distinct = [_largest(frozenset().union(*distinct))]
@@ -128,7 +136,8 @@ def threat_of(parameters: Mapping[str, Any]) -> Threat:
         return frozenset().union(*map(threat_of, parameters["attacks"]))
     if isinstance(parameters.get("attack"), Mapping):
         return threat_of(parameters["attack"])
-    return frozenset({frozenset(_limits(parameters.get("space"))) or frozenset({str(parameters.get("type", "?"))})})
+    limits = frozenset(_limits(parameters.get("space", parameters)))
+    return frozenset({limits or frozenset({str(parameters.get("type", "?"))})})
 
 
 def _limits(description: Any) -> list[str]:
@@ -141,8 +150,11 @@ def _limits(description: Any) -> list[str]:
     if kind == "Attribute":
         low, high = (_number(description[bound]) for bound in ("low", "high"))
         return [f"{description['name']} {low} to {high}"]
+    if "bound" in description:
+        return [f"{_NORMS.get(str(kind), kind)} {_number(description['bound'])}"]
     if "radius" in description:
-        return [f"{_NORMS.get(str(kind), kind)} {_number(description['radius'])}"]
+        norm = description.get("norm", _NORMS.get(str(kind), kind))
+        return [f"{norm} {_number(description['radius'])}"]
     inner = [limit for part in description.values() for limit in _limits(part)]
     return inner or ([] if kind is None else [str(kind)])
 

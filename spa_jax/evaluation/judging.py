@@ -32,8 +32,9 @@ from spa_jax.evaluation.records import (
 )
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Sweep, example_keys, stream
 from spa_jax.goals import is_answer
+from spa_jax.losses import margin
 from spa_jax.numerics import on_grid
-from spa_jax.types import DistanceOfImages, Images, Key, Labels, Predict, Values, Victim
+from spa_jax.types import DistanceOfImages, Example, Images, Key, Labels, Logits, Predict, Values, Victim
 from spa_jax.victims.tracing import is_randomized
 
 _ROUNDING = 1e-6
@@ -47,12 +48,14 @@ class Verdict(NamedTuple):
         finite: there is an answer, see `answers`.
         inside: the image is finite and lies in [0, 1], to 1e-6.
         answer: of the victim, see `answers`.
+        margin: by how much the largest logit of another class lies above the label's; NaN where there is no answer.
     """
 
     correct: Any
     finite: Any
     inside: Any
     answer: Any
+    margin: Any
 
     @property
     def stands(self) -> Any:
@@ -253,8 +256,9 @@ def run_attack(
 def judge(predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Verdict:
     """The victim's own answer to each image, with fresh keys."""
     inside = jnp.all((images >= -_ROUNDING) & (images <= 1 + _ROUNDING), axis=(1, 2, 3))
-    found = answers(predict, key, index, images)
-    return Verdict(found == labels, found != NO_ANSWER, inside, found)
+    logits, found = _answered(predict, key, index, images)
+    margins = jnp.where(found == NO_ANSWER, jnp.nan, margin(logits, Example(images, labels)))
+    return Verdict(found == labels, found != NO_ANSWER, inside, found, margins)
 
 
 def judge_found(predict: Predict, key: Key, batch: DeviceBatch, found: Any) -> Verdict:
@@ -282,6 +286,11 @@ def answers(predict: Predict, key: Key, index: Any, images: Images) -> Labels:
     There is an answer where the image is finite, no logit is NaN, and the largest is a number. A logit of minus
     infinity is an answer, namely that a class is impossible.
     """
+    return _answered(predict, key, index, images)[1]
+
+
+def _answered(predict: Predict, key: Key, index: Any, images: Images) -> tuple[Logits, Labels]:
+    """The logits of the images, cut to [0, 1], and the answers."""
     logits = predict(example_keys(key, index), jnp.clip(images, 0, 1))
     finite = jnp.all(jnp.isfinite(images), axis=(1, 2, 3)) & is_answer(logits)
-    return jnp.where(finite, jnp.argmax(logits, axis=-1), NO_ANSWER)
+    return logits, jnp.where(finite, jnp.argmax(logits, axis=-1), NO_ANSWER)

@@ -1,6 +1,7 @@
 """The results of an evaluation as plain data: the examples classified correctly under each attack, and intervals."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -311,6 +312,13 @@ class ModelReport:
     def bounded(self) -> dict[str, AttackRecord]:
         """The attacks that have an accuracy: all but those that look for the nearest image at any distance."""
         return {name: record for name, record in self.attacks.items() if record.nearest is None}
+
+    def attacked(self, name: str) -> ExampleFlags:
+        """[n], which examples an attack was run on: in a cascade those that no bounded one before it has fooled."""
+        if not self.survivors_only or name not in self.bounded:
+            return self.clean
+        before = itertools.takewhile(lambda other: other != name, self.bounded)
+        return np.all([self.clean, *(self.bounded[other].correct for other in before)], axis=0)
 
     @property
     def drawn_curves(self) -> list[Curve]:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from spa_jax.attacks import fgsm, make_attack, pgd, rays
 from spa_jax.data.types import Examples
 from spa_jax.evaluation import checks
-from spa_jax.evaluation.judging import judge_all
+from spa_jax.evaluation.judging import judge_all, logits_of_batch
 from spa_jax.evaluation.records import Check, ModelReport
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Sweep, evenly_spaced, example_keys, make_sweep, stream
 from spa_jax.goals import is_answer
@@ -117,9 +117,10 @@ def noise_balls(attacks: Iterable[AnyAttack]) -> list[Ball]:
     found: dict[Ball, None] = {}
 
     def note(attack: Any) -> Any:
-        for space in map(_noise_of, attack.members().values()):
-            if type(space) in _NORMS and float(space.radius) > 0:
-                found[Ball(_NORMS[type(space)], float(space.radius))] = None
+        searched = [(_NORMS.get(type(space)), space) for space in map(_noise_of, attack.members().values())]
+        for norm, owner in searched or [(getattr(attack, "norm", None), attack)]:
+            if norm is not None and 0 < float(getattr(owner, "radius", 0.0)) < np.inf:
+                found[Ball(norm, float(owner.radius))] = None
         return attack
 
     for attack in attacks:
@@ -186,12 +187,10 @@ def above_clean(report: ModelReport) -> list[Check]:
     """
     if report.failed is None:
         return []
-    found, standing = [], report.clean
-    clean = report.failed * report.draws / (report.draws - 1)
+    clean, found = report.failed * report.draws / (report.draws - 1), []
     for name, record in report.attacks.items():
-        attacked = standing if report.survivors_only else report.clean
+        attacked = report.attacked(name)
         found.append(checks.above_clean(name, clean[attacked], np.asarray(record.failed)[attacked]))
-        standing = standing & record.correct
     return found
 
 
@@ -202,20 +201,15 @@ def _probe(predict: Predict, sweep: Sweep, balls: Sequence[Space], key: Key) -> 
     def look(batch: DeviceBatch) -> Any:
         seen = batch.index, batch.images
         return {
-            "logits": _logits(predict, first, *seen),
-            "other_draw": _logits(predict, second, *seen),
+            "logits": logits_of_batch(predict, first, batch),
+            "other_draw": logits_of_batch(predict, second, batch),
             "other_batch": _among_black_images(predict, first, *seen),
-            "cross_entropy": _gradient(cross_entropy, predict, first, *seen, batch.labels),
-            "margin": _gradient(margin, predict, first, *seen, batch.labels),
+            "cross_entropy": gradient_at(cross_entropy, predict, first, *seen, batch.labels),
+            "margin": gradient_at(margin, predict, first, *seen, batch.labels),
             "steps": [_step(ball, predict, first, *seen, batch.labels) for ball in balls],
         }
 
     return sweep.run("sanity", look, np.arange(len(sweep.split)))
-
-
-@jax.jit
-def _logits(predict: Predict, key: Key, index: Any, images: Images) -> Logits:
-    return predict(example_keys(key, index), images)
 
 
 @jax.jit
@@ -246,7 +240,8 @@ class Gradient(NamedTuple):
 
 
 @jax.jit(static_argnums=0)
-def _gradient(loss: Loss, predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Gradient:
+def gradient_at(loss: Loss, predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Gradient:
+    """What a loss and its gradient are like at images [b, h, w, c] with those labels and indices [b]."""
     values, gradient = _value_and_gradient(loss, predict, example_keys(key, index), images, labels)
     pixels = gradient.reshape(len(images), -1)
     return Gradient(

@@ -2,6 +2,9 @@
 
 import functools
 import json
+import multiprocessing
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ import pytest
 
 from spa_jax import apgd_ce, multi_targeted, pgd, randomized, square, until_broken
 from spa_jax.data import Split
-from spa_jax.evaluation import Proportion, RobustnessCard, autoattack, cascade, evaluate
+from spa_jax.evaluation import Check, Proportion, RobustnessCard, autoattack, cascade, evaluate
 from spa_jax.evaluation.card import PartRecord
 from spa_jax.evaluation.sweep import Sweep
 from spa_jax.parallel import data_mesh
@@ -104,6 +107,50 @@ def test_other_settings_images_and_victims_are_kept_apart(tmp_path):
 
 
 @pytest.mark.usefixtures("quick")
+def test_victims_that_differ_in_gradients_alone_are_kept_apart_and_rounding_is_not(tmp_path):
+    """A defence that hides its gradients, and the same one attacked straight through, have the same logits."""
+    options = {"workdir": tmp_path, "radius": 0.1}
+    hidden, rounded = (run(victim, **options) for victim in (detached, lambda x: VICTIM(x) + 1e-6))
+    through = run(**options)
+    assert hidden.robust.correct > through.robust.correct == rounded.robust.correct
+    first, second = sorted(tmp_path.iterdir())
+    assert second.name == f"{first.name}_2"
+    run(detached, **options, on_batch=lambda *_: pytest.fail("attacked what is known"))
+    run(detached, **(options | {"parts": ["Square"]}))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def detached(x):
+    """The victim's logits without their gradient."""
+    return VICTIM(jax.lax.stop_gradient(x))
+
+
+def die_in_the_second_attack(workdir):
+    """Run in a process of its own, which ends without another word."""
+    cascade.autoattack_parts = short_parts
+
+    def die(name, done, total):
+        if name == "APGD-T":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run(workdir=workdir, on_batch=die)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_a_process_that_was_killed_leaves_what_it_knew(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=die_in_the_second_attack, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    seen = []
+    card = run(workdir=tmp_path, on_batch=lambda name, done, total: seen.append((name, done)))
+    assert timeless(card) == timeless(run())
+    assert seen[0][0] == "APGD-T" and seen[0][1] > 16, "it goes on within the attack"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.usefixtures("quick")
 def test_batch_sizes_and_parts_do_not_matter():
     card = run(batch_size=40)
     assert timeless(card) == timeless(run(batch_size=7))
@@ -163,6 +210,23 @@ def test_a_victim_that_draws_is_told_to_take_another_version():
 
     assert [check.name for check in run(randomized(noisy), parts=["APGD-CE"]).warnings] == ["randomized"]
     assert not run(randomized(noisy), version="rand", parts=["APGD-CE"]).warnings
+
+
+@pytest.mark.usefixtures("quick")
+def test_under_the_version_for_victims_that_draw_it_is_no_alarm_that_one_does(monkeypatch):
+    found = [Check("deterministic", False, "draws", "attack the mean", {}), Check("gradients", False, "none", "", {})]
+    monkeypatch.setattr(cascade, "check_victim", lambda *_: found)
+    options = {"parts": ["APGD-CE"], "sanity": True}
+    names = {version: [own.name for own in run(version=version, **options).warnings] for version in ("rand", "plus")}
+    assert names == {"rand": ["gradients"], "plus": ["deterministic", "gradients"]}
+
+
+@pytest.mark.parametrize(("total", "broken", "is_masked"), [(500, 1, False), (499, 1, True), (1000, 2, False)])
+def test_square_is_a_sign_where_it_breaks_more_than_a_share_of_all(total, broken, is_masked):
+    """AutoAttack's authors compare accuracies: one below the other by more than 0.002."""
+    parts = [PartRecord("APGD-CE", total, 9, 1.0, 100), PartRecord("Square", total - 9, broken, 1.0, 5000)]
+    checks = {check.name: check for check in cascade._own_checks(VICTIM, "standard", parts, total)}
+    assert checks["queries"].passed != is_masked
 
 
 def test_few_classes_take_the_margin_in_the_place_of_dlr(monkeypatch):

@@ -157,12 +157,13 @@ def test_images_that_are_wrong_somewhere_are_broken_and_never_proved():
         ({"low": 5.0}, "low=5.0, high=5.0 must be a range"),
         ({"edit": "rotation", "high": 100.0}, "of angles within 90 degrees"),
         ({"cells": 0}, "cells=0"),
+        ({"images": images()[:0], "labels": jnp.zeros(0, jnp.int32)}, "images holds no image"),
     ],
 )
 def test_bad_arguments_are_refused(changes, message):
-    arguments = {"edit": "contrast", "low": -5.0, "high": 5.0} | changes
+    arguments = {"images": images(), "labels": jnp.zeros(4, jnp.int32), "edit": "contrast", "low": -5.0, "high": 5.0}
     with pytest.raises(ValueError) as caught:
-        certify(linear(W), images(), jnp.zeros(4, jnp.int32), **arguments)
+        certify(linear(W), **(arguments | changes))
     assert message in str(caught.value)
 
 

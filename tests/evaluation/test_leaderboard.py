@@ -7,13 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from spa_jax import attribute_attack, fgsm, pgd, restarts, spa, worst_of
+from spa_jax import attribute_attack, autoattack, fab, fgsm, pgd, rays, restarts, spa, worst_of
 from spa_jax.evaluation import AttackRecord, Check, Entry, ModelReport, Proportion, evaluate, write_report
 from spa_jax.evaluation.card import PartRecord, RobustnessCard
 from spa_jax.evaluation.description import describe
 from spa_jax.evaluation.drawing import MINUS
 from spa_jax.evaluation.entries import READERS, Reader, in_words, read_entries, threat_of
 from spa_jax.evaluation.page.leaderboard import leaderboard_page, write_leaderboard
+from spa_jax.evaluation.records import Nearest
+from spa_jax.perceptual import perceptual_attack, perceptual_distance
 from tests.evaluation.pages import WICKED, Page
 
 TURN = {"rotation": (-20, 20)}
@@ -29,6 +31,9 @@ TURNED = f"rotation {MINUS}20 to 20"
         (lambda: spa(0.1, TURN), f"linf 0.1 and {TURNED}"),
         (lambda: worst_of(pgd(0.1, 3), fgsm(0.1)), "linf 0.1"),
         (lambda: worst_of(pgd(0.1, 3), fgsm(0.5, "l2")), "l2 0.5 or linf 0.1"),
+        (lambda: worst_of(fab("l2", 0.5), rays(0.1, 5)), "l2 0.5 or linf 0.1"),
+        (lambda: autoattack(0.1), "linf 0.1"),
+        (lambda: perceptual_attack(perceptual_distance(lambda x: [x]), 0.25), "perceptual 0.25"),
     ],
 )
 def test_the_threat_model_of_an_attack_is_read_from_its_description(attack, words):
@@ -84,6 +89,15 @@ def test_a_cascade_has_one_threat_model_and_its_worst_case(tmp_path):
     with_joint = report(0, survivors_only=True)
     (entry,) = read_entries([write(tmp_path / "b", {"a": with_joint})])
     assert entry.threat == f"linf 0.1 and {TURNED}"
+
+
+def test_attacks_at_any_distance_are_no_threat_model(tmp_path):
+    own = report(0, ("noise",), survivors_only=True)
+    nearest = AttackRecord(np.zeros(50, bool), 50, parameters=describe(rays()), nearest=Nearest("linf", np.ones(50)))
+    own = dataclasses.replace(own, attacks={"rays": nearest, **own.attacks})
+    (entry,) = read_entries([write(tmp_path, {"a": own})])
+    assert entry.threat == "linf 0.1" and entry.attacks == ("noise",)
+    assert entry.robust == own.accuracies["worst_case"] and entry.robust.correct > 10
 
 
 def test_alarms_are_counted(tmp_path):

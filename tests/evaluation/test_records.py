@@ -1,12 +1,14 @@
 """Intervals and records."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from spa_jax.evaluation import AttackRecord, ModelReport, Proportion
+from spa_jax.evaluation import AttackRecord, ModelReport, Nearest, Proportion
 
 
 def test_wilson_interval_agrees_with_published_values():
@@ -47,3 +49,16 @@ def test_model_report_counts_the_worst_case_and_classes():
     assert {name: p.correct for name, p in report.accuracies.items()} == {"clean": 3, "a": 2, "b": 2, "worst_case": 1}
     assert {label: p.correct for label, p in report.by_class("a").items()} == {0: 1, 1: 1}
     assert list(ModelReport(report.labels, clean, {}, survivors_only=True).accuracies) == ["clean"]
+
+
+def test_an_attack_of_a_cascade_was_run_on_what_bounded_ones_before_it_left():
+    clean = np.array([True, True, True, False])
+    attacks = {
+        "a": AttackRecord(np.array([True, False, True, False]), 3),
+        "near": AttackRecord(np.zeros(4, bool), 3, nearest=Nearest("l2", np.ones(4))),
+        "b": AttackRecord(np.array([True, False, False, False]), 2),
+    }
+    cascade = ModelReport(np.zeros(4, np.int32), clean, attacks, survivors_only=True)
+    each = dataclasses.replace(cascade, survivors_only=False)
+    assert {name: int(cascade.attacked(name).sum()) for name in attacks} == {"a": 3, "near": 3, "b": 2}
+    assert all(each.attacked(name).tolist() == clean.tolist() for name in attacks)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import apgd_ce, attribute_attack, cw, fgsm, pgd, randomized, restarts, spa, worst_of
+from spa_jax import apgd_ce, attribute_attack, cw, fab_t, fgsm, fmn, pgd, randomized, rays, restarts, spa, worst_of
 from spa_jax.benchmarks.defences import DEFENCES
 from spa_jax.data.types import Split
 from spa_jax.evaluation import checks, evaluate, evenly_spaced, read_report, sanity_checks, write_report
@@ -130,7 +130,7 @@ def test_accuracy_that_no_classifier_can_have_is_noticed(linear_victim, distant_
 def test_a_randomised_victim_is_noticed(linear_victim, split):
     found = findings(masked(linear_victim, after=noisy), split)
     assert found["deterministic"].numbers["logits_differ"] == 1.0
-    assert "attacks that are not crafted on spa_jax.eot follow one draw" in found["deterministic"].advice
+    assert "attack.averaged(n) or spa_jax.crafted_on(attack, spa_jax.eot(victim, n))" in found["deterministic"].advice
 
 
 def test_probabilities_are_noticed(linear_victim, split):
@@ -312,6 +312,7 @@ def test_the_noise_of_attacks_is_read_from_them():
     joint, own = spa(0.3, ["rotation"], 2), lambda key, victim, images, labels: None
     attacks = [attribute_attack("rotation"), cw(), own, joint, worst_of(fgsm(0.1), restarts(fgsm(0.2, "l2"), 2))]
     assert noise_balls([*attacks, fgsm(0.1), apgd_ce(0.0)]) == [Ball("linf", 0.3), Ball("linf", 0.1), Ball("l2", 0.2)]
+    assert noise_balls([rays(), fmn(), rays(0.1), fab_t("l1", 2.0)]) == [Ball("linf", 0.1), Ball("l1", 2.0)]
 
 
 def test_checks_without_a_radius_run_where_no_noise_is_known(linear_victim, split):

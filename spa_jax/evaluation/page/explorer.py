@@ -155,10 +155,7 @@ def _attack_data(name: str, gallery: Gallery, report: ModelReport, images: _Imag
 
 def fooled_by_class(report: ModelReport, attack: str) -> dict[int, tuple[int, int]]:
     """How many examples of each class an attack fooled, and how many it was run on."""
-    standing = report.clean
-    if report.survivors_only:
-        before = list(report.attacks)[: list(report.attacks).index(attack)]
-        standing = np.all([standing, *(report.attacks[name].correct for name in before)], axis=0)
+    standing = report.attacked(attack)
     fooled = standing & ~report.attacks[attack].correct
     return {
         int(label): (int(np.sum(fooled & (report.labels == label))), int(np.sum(standing & (report.labels == label))))
