@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from spa_jax.attacks import PureAttack, attack_from_config
 from spa_jax.data.types import Dataset, Examples
@@ -323,23 +325,22 @@ def _heading(config: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
 
 
 class _Shown:
-    """A line in the terminal that says which model is under which attack."""
+    """A bar in the terminal: which model is under which attack, and how many of the images that it runs on it has."""
 
-    def __init__(self, status: Any) -> None:
-        self._status, self._model = status, ""
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._task, self._model = progress, progress.add_task("evaluating", total=None), ""
 
     def __call__(self, model: str) -> None:
         self._model = model
 
     def batch(self, attack: str, done: int, total: int) -> None:
-        from rich.markup import escape
-
-        self._status.update(escape(f"evaluating {self._model}: {attack} {done}/{total}"))
+        words = f"evaluating {self._model}: {attack}"
+        self._progress.update(self._task, description=words, completed=done, total=total)
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[_Shown]:
-    from rich.console import Console
-
-    with Console(stderr=True).status("evaluating") as status:
-        yield _Shown(status)
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield _Shown(progress)
