@@ -29,6 +29,15 @@ def test_the_example_of_edits_in_any_order_runs():
     assert names["joint"].num_steps == 8 + 40
 
 
+@pytest.mark.usefixtures("quick_compilation")
+def test_the_example_of_autoattack_makes_a_card(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    card = _after_the_first_example("autoattack")["card"]
+    assert [part.name for part in card.parts] == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
+    assert card.clean.total == 32 and str(card) in capsys.readouterr().out
+    assert len(list(tmp_path.glob("runs/autoattack/linf_0.0313725_standard_*/card.json"))) == 1
+
+
 def test_the_example_of_universal_perturbations_runs():
     names = _after_the_first_example("universal")
     assert names["perturbed"].shape == (64, 8, 8, 1)
