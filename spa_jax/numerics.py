@@ -151,7 +151,8 @@ def time_to_reach(needed: Any, rates: Float[Array, "..."], most: Float[Array, ".
         runs = until > time
         missing = needed - jnp.sum(jnp.where(runs, 0, most))
         rate = jnp.sum(jnp.where(runs, rates, 0))
-        return time, jnp.maximum(time, jnp.where(rate > 0, missing / jnp.where(rate > 0, rate, 1), jnp.inf))
+        never = jnp.where(missing > 0, jnp.inf, 0)
+        return time, jnp.maximum(time, jnp.where(rate > 0, missing / jnp.where(rate > 0, rate, 1), never))
 
     start = jnp.zeros_like(rates, shape=())
     _, time = jax.lax.while_loop(lambda times: times[0] < times[1], approach, approach((start, start)))

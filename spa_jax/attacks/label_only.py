@@ -1,45 +1,34 @@
 """Attacks that read the victim's decision alone, not its scores: RayS, and random points of any space."""
 
-import dataclasses
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
-from spa_jax.attacks.base import FINAL, JUDGE, STEP, PureAttack, stream
 from spa_jax.attacks.iterative import IterativeAttack, Keep, make_attack
+from spa_jax.attacks.minimal_norm import MinimalNorm, MinimalNormState, NormProblem, Visit, minimal_norm
 from spa_jax.attacks.spa import attribute_spaces
-from spa_jax.goals import is_answer, misclassified
-from spa_jax.losses import margin
-from spa_jax.numerics import Grid, in_dtype_of, on_grid
+from spa_jax.numerics import in_dtype_of
 from spa_jax.solvers import random_search
 from spa_jax.spaces.chain import chain
-from spa_jax.spaces.noise import checked_radius, noise_ball
-from spa_jax.trees import pytree, select, static
-from spa_jax.types import Count, Example, Flags, Images, Keys, NonFinite, Predict, Result, Scalar, Values
-from spa_jax.validation import is_traced, require_count, require_number
+from spa_jax.spaces.noise import noise_ball
+from spa_jax.trees import pytree, select
+from spa_jax.types import Count, Flags, Images, Keys, Logits, Scalar, Values
+from spa_jax.validation import require_number
 
 
 class RaysState(NamedTuple):
     """The state of the search between two queries, each entry per example.
 
     Attributes:
-        step: int32 [], queries made.
-        keys: [b].
         signs: [b, h, w, c], the best direction so far, entries -1 and 1.
         low, high: [b], the interval that holds the decision boundary along the candidate direction, while `bisects`.
         bisects: [b], whether the candidate direction is being bisected; else it is asked once, at `distance`.
         level, block: int32 [b]; the candidate is the best direction with the signs of this block turned, of the image
             cut into 2 ** level blocks.
         distance: [b], how far the boundary is along the best direction; 1 before one was found.
-        nearest: the nearest image that fools, or the clean one.
-        found: [b], whether there is one.
-        unusable: int32 [b], how often the victim gave no answer.
     """
 
-    step: Any
-    keys: Any
     signs: Any
     low: Any
     high: Any
@@ -47,98 +36,49 @@ class RaysState(NamedTuple):
     level: Any
     block: Any
     distance: Any
-    nearest: Any
-    found: Any
-    unusable: Any
 
 
 @pytree
-class Rays(PureAttack):
+class Rays:
     """See `rays`."""
 
-    norm: ClassVar[str] = "linf"
-    radius: Any
     tolerance: Any
-    queries: int = static()
-    grids: tuple[Grid, ...] = static(default=())
 
-    @property
-    def num_steps(self) -> int:
-        """Queries."""
-        return self.queries
-
-    @property
-    def nearest_in(self) -> str | None:
-        return self.norm if not is_traced(self.radius) and np.isinf(self.radius) else None
-
-    def begin(self, keys: Keys, predict: Predict, examples: Example) -> RaysState:
-        x = examples.image
+    def init(self, problem: NormProblem, keys: Keys, logits: Logits) -> RaysState:
+        x = problem.examples.image
         one = jnp.ones_like(x[:, 0, 0, 0])
         zeros, never = jnp.zeros(x.shape[:1], jnp.int32), jnp.zeros(x.shape[:1], bool)
-        fooled, unusable = _fools(predict(stream(keys, JUDGE), x), examples)
-        distance = jnp.where(fooled, 0, one)
-        search = jnp.ones_like(x), jnp.zeros_like(one), one, never, zeros, zeros, distance
-        return RaysState(jnp.zeros((), jnp.int32), keys, *search, x, fooled, unusable)
+        distance = jnp.where(problem.visit(x, logits).success, 0, one)
+        return RaysState(jnp.ones_like(x), jnp.zeros_like(one), one, never, zeros, zeros, distance)
 
-    def move(self, state: RaysState, predict: Predict, examples: Example) -> RaysState:
-        x = examples.image
-        turned = jnp.where(_in_block(x, state.level, state.block), -state.signs, state.signs)
-        asked = jnp.where(state.bisects, (state.low + state.high) / 2, state.distance)
-        image = self._image(x, turned, asked)
-        fools, unusable = _fools(predict(stream(state.keys, STEP, state.step), image), examples)
-        nearest = select(fools & ((asked < state.distance) | ~state.found), image, state.nearest)
-        state = state._replace(nearest=nearest, found=state.found | fools, unusable=state.unusable + unusable)
-        return self._told(state, fools, asked, turned)
+    def step(self, problem: NormProblem, state: MinimalNormState, keys: Keys) -> tuple[RaysState, Visit]:
+        x, own = problem.examples.image, state.own
+        turned = jnp.where(_in_block(x, own.level, own.block), -own.signs, own.signs)
+        asked = jnp.where(own.bisects, (own.low + own.high) / 2, own.distance)
+        images = problem.shown(x + asked[:, None, None, None] * turned)
+        visit = problem.visit(images, problem.predict(keys, images))
+        return self._told(own, visit.success, asked, turned), visit
 
-    advance = move
-
-    def _told(self, state: RaysState, fools: Flags, asked: Values, turned: Images) -> RaysState:
+    def _told(self, own: RaysState, fools: Flags, asked: Values, turned: Images) -> RaysState:
         """After the answer: the interval is halved, or begins, or the next block is asked."""
-        low = jnp.where(state.bisects & ~fools, asked, jnp.where(state.bisects, state.low, 0))
-        high = jnp.where(fools, asked, state.high)
-        bisects = state.bisects | fools
+        low = jnp.where(own.bisects & ~fools, asked, jnp.where(own.bisects, own.low, 0))
+        high = jnp.where(fools, asked, own.high)
+        bisects = own.bisects | fools
         ends = bisects & (high - low <= in_dtype_of(self.tolerance, high))
-        level, block = _next_block(state.level, state.block, state.signs[0].size)
+        level, block = _next_block(own.level, own.block, own.signs[0].size)
         goes_on = ends | ~bisects
-        return state._replace(
-            step=state.step + 1,
-            low=low,
-            high=high,
-            bisects=bisects & ~ends,
-            signs=select(ends, turned, state.signs),
-            distance=jnp.where(ends, high, state.distance),
-            level=jnp.where(goes_on, level, state.level),
-            block=jnp.where(goes_on, block, state.block),
+        return RaysState(
+            select(ends, turned, own.signs),
+            low,
+            high,
+            bisects & ~ends,
+            jnp.where(goes_on, level, own.level),
+            jnp.where(goes_on, block, own.block),
+            jnp.where(ends, high, own.distance),
         )
 
-    def end(self, state: RaysState, predict: Predict, examples: Example) -> Result:
-        farthest = jnp.max(jnp.abs(state.nearest - examples.image), axis=(1, 2, 3))
-        is_near = state.found & (farthest <= in_dtype_of(self.radius, farthest) * (1 + 1e-6))
-        image = select(is_near, state.nearest, examples.image)
-        logits = predict(stream(state.keys, FINAL), image)
-        success = misclassified(logits, examples) & is_answer(logits) & is_near
-        nonfinite = NonFinite(jnp.zeros_like(state.unusable), state.unusable)
-        return Result(image, image - examples.image, margin(logits, examples), success, nonfinite=nonfinite)
-
-    def run(self, driver: Any, keys: Keys, examples: Example) -> Result:
-        state = driver.call(self, "begin", keys, examples)
-        state = driver.repeat(self, self.num_steps, state, examples)
-        return driver.call(self, "end", state, examples)
-
-    def with_grid(self, grid: Grid) -> "Rays":
-        return dataclasses.replace(self, grids=(*self.grids, grid))
-
-    def _image(self, x: Images, signs: Images, distance: Values) -> Images:
-        image = jnp.clip(x + distance[:, None, None, None] * signs, 0, 1)
-        for grid in self.grids:
-            image = on_grid(image, grid)
-        return image
-
-
-def _fools(logits: Any, examples: Example) -> tuple[Flags, Any]:
-    """Whether each image fools, and 1 where the victim gives no answer."""
-    answers = is_answer(logits)
-    return misclassified(logits, examples) & answers, (~answers).astype(jnp.int32)
+    def last(self, problem: NormProblem, own: RaysState) -> None:
+        return None
 
 
 def _in_block(x: Images, level: Any, block: Any) -> Any:
@@ -161,7 +101,7 @@ def _next_block(level: Any, block: Any, pixels: int) -> tuple[Any, Any]:
     return jnp.where(is_last, finer, level), jnp.where(is_last, 0, block + 1)
 
 
-def rays(radius: Scalar = math.inf, num_steps: Count = 10_000, tolerance: Scalar = 1e-3) -> Rays:
+def rays(radius: Scalar = math.inf, num_steps: Count = 10_000, tolerance: Scalar = 1e-3) -> MinimalNorm:
     """RayS (Chen & Gu 2020, algorithms 2 and 3): the nearest image in l-infinity that fools, by the victim's labels.
 
     All directions are signs. One is better than another if the decision boundary is nearer along it. The candidates are
@@ -171,12 +111,13 @@ def rays(radius: Scalar = math.inf, num_steps: Count = 10_000, tolerance: Scalar
     attacks by gradients do not is a sign of gradient masking.
 
     Args:
-        radius: a success farther away than this does not count. Default: any distance counts.
+        radius: a success farther away than this does not count. Default: any distance counts, and `evaluate` measures
+            it, as of `fmn`.
         num_steps: queries; 10,000 in the paper.
         tolerance: how exactly a distance is bisected, 1e-3 in the paper.
 
-    Result.variables are the noise. Blocks are runs of the image as it lies in memory, rows with their channels; in the
-    authors' code, which has channels first, rows of one channel.
+    With a target only the target is a success. Blocks are runs of the image as it lies in memory, rows with their
+    channels; in the authors' code, which has channels first, rows of one channel.
 
     Raises:
         ValueError: a number out of range.
@@ -191,11 +132,8 @@ def rays(radius: Scalar = math.inf, num_steps: Count = 10_000, tolerance: Scalar
         >>> print(result.success, f"{jnp.abs(result.variables).max():.2f}")  # 0.02 is the nearest
         [ True  True] 0.02
     """
-    return Rays(
-        checked_radius(radius),
-        require_number("tolerance", tolerance, "larger than 0", lambda t: t > 0),
-        require_count("num_steps", num_steps),
-    )
+    search = Rays(require_number("tolerance", tolerance, "larger than 0", lambda t: t > 0))
+    return minimal_norm(search, radius, "linf", num_steps)
 
 
 def random_attack(

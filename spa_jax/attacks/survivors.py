@@ -20,19 +20,20 @@ SMALLEST_BATCH = 16
 Rows = Int[np.ndarray, " n"]
 
 
-def batch_ladder(size: int) -> list[int]:
+def batch_ladder(size: int, devices: int = 1) -> list[int]:
     """The sizes that a batch may shrink to, itself first: the powers of two below it, down to 16.
 
-    Of a batch that 3 divides, as it does on 6 or 12 devices, three times these powers, so that devices share them too.
+    On 3, 6 or 12 devices three times these powers, so that devices share them.
     """
-    factor = 3 if size % 3 == 0 else 1
+    factor = 3 if devices % 3 == 0 else 1
     rungs = (factor * 2**exponent for exponent in reversed(range(size.bit_length())))
     return [size, *(rung for rung in rungs if SMALLEST_BATCH <= rung < size)]
 
 
 def ladder_sizes(attack: Any, size: int) -> set[int]:
     """In which batches the victim sees a batch of that size, which `attack` may be given parts of."""
-    return set().union(*(attack.batch_sizes(rung) for rung in batch_ladder(size)))
+    rungs = {*batch_ladder(size), *(batch_ladder(size, 3) if size % 3 == 0 else ())}
+    return set().union(*map(attack.batch_sizes, rungs))
 
 
 def standing_rows(success: Any, predict: Predict) -> Rows:
@@ -66,7 +67,7 @@ def on_rows(rows: Rows, function: Callable[..., Any], old: Any, *given: Any) -> 
 def fitting(count: int, images: Images) -> int:
     """The smallest size that this batch may shrink to and that holds `count` examples, shared evenly by its devices."""
     devices = len(images.sharding.device_set)
-    whole, *smaller = batch_ladder(len(images))
+    whole, *smaller = batch_ladder(len(images), devices)
     return min([whole, *(rung for rung in smaller if rung >= count and rung % devices == 0)])
 
 

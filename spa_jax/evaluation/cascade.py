@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
@@ -23,13 +24,14 @@ from spa_jax.data.types import Examples
 from spa_jax.errors import suggest
 from spa_jax.evaluation.card import PartRecord, RobustnessCard
 from spa_jax.evaluation.files import file_name, write_files
-from spa_jax.evaluation.judging import Verdict, classify_clean, judge_found, logits_of_batch
+from spa_jax.evaluation.judging import Verdict, classify_clean, judge_found
 from spa_jax.evaluation.records import Check, ExampleFlags, Proportion
 from spa_jax.evaluation.report import library_versions
-from spa_jax.evaluation.sanity import Ball, check_victim, gradient_at
+from spa_jax.evaluation.sanity import Ball, check_victim
 from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys, make_sweep, stream
 from spa_jax.losses import margin
-from spa_jax.types import Key, Scalar, Victim
+from spa_jax.parallel import from_process_0
+from spa_jax.types import Example, Images, Key, Labels, Logits, Predict, Scalar, Victim
 from spa_jax.validation import require_count, require_number
 from spa_jax.victims.tracing import is_randomized
 
@@ -39,12 +41,12 @@ _MORE_BY_QUERIES = 0.002
 """AutoAttack's: if Square breaks more than this share of the images after the gradients, they may be masked."""
 _ROUNDING = 1e-5
 _VICTIM = "victim.npz"
-_SAME = 1e-3
-"""Relative: what differs by less in logits and gradients is rounding."""
+_SAME = 1e-4
+"""What differs by less in a fingerprint is rounding."""
 
 _Margins: TypeAlias = Float[np.ndarray, " n"]
 _Fingerprint: TypeAlias = Mapping[str, np.ndarray]
-"""Logits and, where attacks follow it, the reach of the margin's gradient at the first batch, by name."""
+"""What a victim makes of the first batch, by name and on scales on which rounding is far below 1e-4."""
 
 
 def autoattack(
@@ -74,7 +76,7 @@ def autoattack(
 
     With a `workdir` what is known is written after every batch, each file whole or not at all, and a call with the same
     settings, images and victim goes on from there. The card is written beside it, as `card.json`. Images and victim are
-    known again by who is right clean, and by the images of the first batch, the logits and the gradients there.
+    known again by who is right clean, and up to rounding by the logits and gradients at the images of the first batch.
 
     Checks that look for signs of a false accuracy: those of `sanity_checks`, for the version "rand" without
     `deterministic`; `randomized`, a victim that draws under another version; and `queries`, Square breaks more than
@@ -117,8 +119,10 @@ def autoattack(
     settings["give_up_after"] = give_up_after
     versions = library_versions()
     ball, told = Ball(norm, float(radius)), settings | {"parts": list(attacks), "spa_jax": versions["spa_jax"]}
-    images, fingerprint = _first_batch(whole, sweep, with_gradient=set(attacks) != {_QUERIES})
-    kept = _Kept(workdir, told, [clean, labels, images], fingerprint)
+    kept = _Kept.nowhere()
+    if workdir is not None:
+        images, fingerprint = _first_batch(whole, sweep, with_gradient=set(attacks) != {_QUERIES})
+        kept = _Kept.within(Path(workdir).expanduser(), told, [clean, labels, images], fingerprint)
     cascade, records, standing = _Cascade(victim, sweep, key, ball, kept, on_batch), [], _Standing.all_of(clean)
     for number, (name, attack) in enumerate(attacks.items()):
         record, standing = cascade.run(name, attack, standing, give_up_after if number else None)
@@ -270,36 +274,45 @@ def even_batch(total: int, sweep: Sweep) -> int:
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
 class _Kept:
-    """The files of one evaluation: what is known of each attack, and the card."""
+    """The files of one evaluation, in its directory if it has one: what is known of each attack, and the card."""
 
-    def __init__(
-        self,
-        workdir: str | os.PathLike | None,
-        settings: Mapping[str, Any],
-        arrays: Sequence[np.ndarray],
-        fingerprint: _Fingerprint,
-    ) -> None:
-        """One directory for each evaluation: settings and `arrays` tell it from others, and the victim's fingerprint.
+    directory: Path | None
 
-        The fingerprint is compared with that of the directory up to rounding; of another victim there is another one.
+    @classmethod
+    def nowhere(cls) -> "_Kept":
+        """Nothing is written."""
+        return cls(None)
+
+    @classmethod
+    def within(
+        cls, workdir: Path, settings: Mapping[str, Any], arrays: Sequence[np.ndarray], fingerprint: _Fingerprint
+    ) -> "_Kept":
+        """In a directory for each evaluation: settings and `arrays` tell it from others, and the victim's fingerprint.
+
+        The fingerprint is compared with that of the directory up to rounding; another victim has another directory.
+        Process 0 looks for all.
         """
-        self._directory: Path | None = None
-        if workdir is None:
-            return
         told = [json.dumps(settings, sort_keys=True).encode(), *(np.ascontiguousarray(array) for array in arrays)]
         digest = hashlib.sha256(b"".join(map(bytes, told))).hexdigest()[:12]
         name = file_name(f"{settings['norm']}_{settings['radius']:g}_{settings['version']}_{digest}")
-        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        directories = (Path(workdir).expanduser() / own for own in names)
-        self._directory = next(own for own in directories if _is_of(own / _VICTIM, fingerprint))
-        self.write("settings.json", json.dumps(settings, indent=2).encode())
-        self._write_arrays(_VICTIM, fingerprint)
+
+        def directory(number: int) -> Path:
+            return workdir / (name if number == 1 else f"{name}_{number}")
+
+        fitting = (number for number in itertools.count(1) if _is_of(directory(number) / _VICTIM, fingerprint))
+        chosen = directory(int(from_process_0(np.array(next(fitting)))))
+        kept = cls(chosen)
+        kept.write("settings.json", json.dumps(settings, indent=2).encode())
+        if not (chosen / _VICTIM).exists():
+            kept._write_arrays(_VICTIM, fingerprint)
+        return kept
 
     def write(self, name: str, content: bytes) -> None:
         """One file, whole or not at all."""
-        if self._directory is not None and jax.process_index() == 0:
-            write_files(self._directory, {name: content})
+        if self.directory is not None and jax.process_index() == 0:
+            write_files(self.directory, {name: content})
 
     def save(self, name: str, known: _Known) -> None:
         """What is known of an attack."""
@@ -312,7 +325,7 @@ class _Kept:
 
     def read(self, name: str, count: int) -> _Known:
         """What was known when this evaluation was interrupted, or nothing."""
-        if self._directory is None or not (path := self._directory / _npz(name)).exists():
+        if self.directory is None or not (path := self.directory / _npz(name)).exists():
             return _Known.nothing_of(count)
         with np.load(path) as saved:
             sums = float(saved["seconds"]), int(saved["nonfinite"]), int(saved["invalid"])
@@ -328,16 +341,34 @@ def _first_batch(victim: Victim, sweep: Sweep, with_gradient: bool) -> tuple[Any
 
     Victims that differ in what they hide from gradients alone have the same logits.
     """
-    predict, key = sweep.predict(victim), jax.random.key(0)
+    predict = sweep.predict(victim)
 
     def look(batch: DeviceBatch) -> Any:
-        seen = {"logits": logits_of_batch(predict, key, batch)}
-        if with_gradient:
-            seen["reach"] = gradient_at(margin, predict, key, batch.index, batch.images, batch.labels).reach
-        return batch.images, seen
+        return batch.images, _look(predict, batch.index, batch.images, batch.labels, with_gradient)
 
-    images, seen = sweep.run("clean", look, np.arange(min(sweep.batch_size, len(sweep.split))))
-    return images, {name: np.asarray(values, np.float32) for name, values in seen.items()}
+    return sweep.run("clean", look, np.arange(min(sweep.batch_size, len(sweep.split))))
+
+
+@jax.jit(static_argnames="with_gradient")
+def _look(predict: Predict, index: Any, images: Images, labels: Labels, with_gradient: bool) -> dict[str, Any]:
+    """Logits in units of their typical size, and of the margin's gradient the size and a random projection."""
+    keys = example_keys(jax.random.key(0), index)
+
+    def total(images: Images) -> tuple[Any, Logits]:
+        logits = predict(keys, images)
+        return jnp.sum(margin(logits, Example(images, labels))), logits
+
+    gradient, logits = jax.grad(total, has_aux=True)(images) if with_gradient else (None, predict(keys, images))
+    logits = logits.astype(jnp.float32)
+    typical = jnp.median(jnp.abs(logits), axis=-1, keepdims=True)
+    found = {"logits": logits / jnp.where(typical > 0, typical, 1), "typical": jnp.log(typical)}
+    if gradient is None:
+        return found
+    gradient = gradient.astype(jnp.float32).reshape(len(images), -1)
+    size = jnp.sqrt(jnp.sum(gradient**2, axis=-1))
+    direction = jax.random.normal(jax.random.key(1), gradient.shape[1:], jnp.float32)
+    projected = gradient @ direction / jnp.where(size > 0, size, 1)
+    return found | {"gradient": jnp.log(size), "projected": projected}
 
 
 def _is_of(path: Path, fingerprint: _Fingerprint) -> bool:
@@ -346,13 +377,9 @@ def _is_of(path: Path, fingerprint: _Fingerprint) -> bool:
         return True
     with np.load(path) as saved:
         return set(saved) == set(fingerprint) and all(
-            saved[name].shape == own.shape and _is_close(saved[name], own) for name, own in fingerprint.items()
+            saved[name].shape == own.shape and np.allclose(saved[name], own, rtol=_SAME, atol=_SAME, equal_nan=True)
+            for name, own in fingerprint.items()
         )
-
-
-def _is_close(one: np.ndarray, other: np.ndarray) -> bool:
-    largest = np.max(np.abs(other), where=np.isfinite(other), initial=0)
-    return np.allclose(one, other, rtol=_SAME, atol=_SAME * largest, equal_nan=True)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ _NORMS = {
     "L2": "l2",
     "L1": "l1",
     "NoisePainter": "generated linf",
-    "Rays": "linf",
     "PerceptualBall": "perceptual",
 }
 _ORDINARY = ", test split"
@@ -136,8 +135,8 @@ def threat_of(parameters: Mapping[str, Any]) -> Threat:
         return frozenset().union(*map(threat_of, parameters["attacks"]))
     if isinstance(parameters.get("attack"), Mapping):
         return threat_of(parameters["attack"])
-    limits = frozenset(_limits(parameters.get("space", parameters)))
-    return frozenset({limits or frozenset({str(parameters.get("type", "?"))})})
+    space = parameters.get("space", {name: parameters[name] for name in ("norm", "radius") if name in parameters})
+    return frozenset({frozenset(_limits(space)) or frozenset({str(parameters.get("type", "?"))})})
 
 
 def _limits(description: Any) -> list[str]:
@@ -152,7 +151,7 @@ def _limits(description: Any) -> list[str]:
         return [f"{description['name']} {low} to {high}"]
     if "bound" in description:
         return [f"{_NORMS.get(str(kind), kind)} {_number(description['bound'])}"]
-    if "radius" in description:
+    if description.get("radius", "inf") != "inf":
         norm = description.get("norm", _NORMS.get(str(kind), kind))
         return [f"{norm} {_number(description['radius'])}"]
     inner = [limit for part in description.values() for limit in _limits(part)]

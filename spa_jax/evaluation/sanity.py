@@ -23,7 +23,7 @@ from spa_jax.goals import is_answer
 from spa_jax.losses import cross_entropy, margin
 from spa_jax.solvers import random_search
 from spa_jax.spaces.generated import NoisePainter
-from spa_jax.spaces.noise import L1, L2, LInf, noise_ball
+from spa_jax.spaces.noise import L1, L2, NORMS, LInf, noise_ball
 from spa_jax.types import Example, Flags, Images, Key, Labels, Logits, Loss, Predict, Scalar, Space, Victim
 from spa_jax.validation import require_number
 from spa_jax.victims.tracing import is_randomized
@@ -117,10 +117,12 @@ def noise_balls(attacks: Iterable[AnyAttack]) -> list[Ball]:
     found: dict[Ball, None] = {}
 
     def note(attack: Any) -> Any:
-        searched = [(_NORMS.get(type(space)), space) for space in map(_noise_of, attack.members().values())]
+        searched = [(_NORM_OF.get(type(space)), space) for space in map(_noise_of, attack.members().values())]
         for norm, owner in searched or [(getattr(attack, "norm", None), attack)]:
-            if norm is not None and 0 < float(getattr(owner, "radius", 0.0)) < np.inf:
-                found[Ball(norm, float(owner.radius))] = None
+            radius: Any = getattr(owner, "radius", None)
+            is_number = isinstance(radius, int | float | np.generic | np.ndarray | jax.Array)
+            if norm in tuple(NORMS) and is_number and 0 < float(radius) < np.inf:
+                found[Ball(norm, float(radius))] = None
         return attack
 
     for attack in attacks:
@@ -129,7 +131,7 @@ def noise_balls(attacks: Iterable[AnyAttack]) -> list[Ball]:
     return list(found)
 
 
-_NORMS = {LInf: "linf", L2: "l2", L1: "l1", NoisePainter: "linf"}
+_NORM_OF = {LInf: "linf", L2: "l2", L1: "l1", NoisePainter: "linf"}
 
 
 def _noise_of(space: Any) -> Any:
@@ -204,8 +206,8 @@ def _probe(predict: Predict, sweep: Sweep, balls: Sequence[Space], key: Key) -> 
             "logits": logits_of_batch(predict, first, batch),
             "other_draw": logits_of_batch(predict, second, batch),
             "other_batch": _among_black_images(predict, first, *seen),
-            "cross_entropy": gradient_at(cross_entropy, predict, first, *seen, batch.labels),
-            "margin": gradient_at(margin, predict, first, *seen, batch.labels),
+            "cross_entropy": _gradient(cross_entropy, predict, first, *seen, batch.labels),
+            "margin": _gradient(margin, predict, first, *seen, batch.labels),
             "steps": [_step(ball, predict, first, *seen, batch.labels) for ball in balls],
         }
 
@@ -240,8 +242,7 @@ class Gradient(NamedTuple):
 
 
 @jax.jit(static_argnums=0)
-def gradient_at(loss: Loss, predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Gradient:
-    """What a loss and its gradient are like at images [b, h, w, c] with those labels and indices [b]."""
+def _gradient(loss: Loss, predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Gradient:
     values, gradient = _value_and_gradient(loss, predict, example_keys(key, index), images, labels)
     pixels = gradient.reshape(len(images), -1)
     return Gradient(

@@ -328,14 +328,18 @@ class _Shown:
     """A bar in the terminal: which model is under which attack, and how many of the images that it runs on it has."""
 
     def __init__(self, progress: Progress) -> None:
-        self._progress, self._task, self._model = progress, progress.add_task("evaluating", total=None), ""
+        self._progress, self._task = progress, progress.add_task("evaluating", total=None)
+        self._model, self._words = "", ""
 
     def __call__(self, model: str) -> None:
         self._model = model
 
     def batch(self, attack: str, done: int, total: int) -> None:
         words = f"evaluating {self._model}: {attack}"
-        self._progress.update(self._task, description=words, completed=done, total=total)
+        if words != self._words:  # a clock of its own
+            self._progress.reset(self._task, description=words, total=total)
+        self._words = words
+        self._progress.update(self._task, completed=done)
 
 
 @contextlib.contextmanager

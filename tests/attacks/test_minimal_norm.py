@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spa_jax import cw, ddn, deepfool, fab, fab_t, fmn, restarts, until_broken
+from spa_jax import cw, ddn, deepfool, fab, fab_t, fmn, rays, restarts, until_broken
 from spa_jax.attacks.minimal_norm import DISTANCES, likely_classes
 from tests.analytic_victims import ascent, images, linear, margins, mlp, shortest, weights
 
@@ -20,6 +20,7 @@ ATTACKS = {
     "fmn": lambda *radius: fmn("linf", *radius),
     "fmn_l1": lambda *radius: fmn("l1", *radius),
     "fab": lambda *radius: fab("l2", *radius),
+    "rays": lambda *radius: rays(*radius, num_steps=400),
 }
 
 

@@ -146,7 +146,7 @@ def test_a_batch_shrinks_to_few_sizes():
     assert batch_ladder(500) == [500, 256, 128, 64, 32, 16]
     assert batch_ladder(64) == [64, 32, 16]
     assert batch_ladder(5) == [5]
-    assert batch_ladder(192) == [192, 96, 48, 24] and batch_ladder(500 - 500 % 12) == [492, 384, 192, 96, 48, 24]
+    assert batch_ladder(192, 12) == [192, 96, 48, 24] and batch_ladder(192, 16) == [192, 128, 64, 32, 16]
     attack = until_broken(multi_targeted(PGD := pgd(0.1, 2)))
     assert attack.batch_sizes(40) == {40, 32, 16} and PGD.batch_sizes(40) == {40}
 

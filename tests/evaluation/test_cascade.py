@@ -110,19 +110,31 @@ def test_other_settings_images_and_victims_are_kept_apart(tmp_path):
 def test_victims_that_differ_in_gradients_alone_are_kept_apart_and_rounding_is_not(tmp_path):
     """A defence that hides its gradients, and the same one attacked straight through, have the same logits."""
     options = {"workdir": tmp_path, "radius": 0.1}
-    hidden, rounded = (run(victim, **options) for victim in (detached, lambda x: VICTIM(x) + 1e-6))
-    through = run(**options)
+    victims = [detached, VICTIM, turned, lambda x: VICTIM(x) * (1 + 1e-6)]
+    hidden, through, backwards, rounded = (run(victim, **options) for victim in victims)
     assert hidden.robust.correct > through.robust.correct == rounded.robust.correct
-    first, second = sorted(tmp_path.iterdir())
-    assert second.name == f"{first.name}_2"
+    assert backwards.robust.correct > through.robust.correct
+    first, second, third = sorted(tmp_path.iterdir())
+    assert (second.name, third.name) == (f"{first.name}_2", f"{first.name}_3")
     run(detached, **options, on_batch=lambda *_: pytest.fail("attacked what is known"))
-    run(detached, **(options | {"parts": ["Square"]}))
-    assert len(list(tmp_path.iterdir())) == 3
+    for victim in (impossible, lambda x: impossible(3 * x - 1)):
+        run(victim, **options, parts=["Square"])
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def detached(x):
     """The victim's logits without their gradient."""
     return VICTIM(jax.lax.stop_gradient(x))
+
+
+def turned(x):
+    """The victim's logits with their gradient the other way round."""
+    return 2 * detached(x) - VICTIM(x)
+
+
+def impossible(x):
+    """A last class that is never answered, whose logit is far from all others."""
+    return VICTIM(x).at[:, -1].set(-1e9)
 
 
 def die_in_the_second_attack(workdir):

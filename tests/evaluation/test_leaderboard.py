@@ -43,6 +43,8 @@ def test_the_threat_model_of_an_attack_is_read_from_its_description(attack, word
 
 def test_a_function_of_ones_own_is_a_threat_model_of_its_own():
     assert in_words(threat_of({"type": "my_attack"})) == "my_attack"
+    assert in_words(threat_of({"type": "my_attack", "loss": {"type": "my_loss", "bound": 3}})) == "my_attack"
+    assert in_words(threat_of({"type": "my_attack", "norm": "l2", "radius": "inf"})) == "my_attack"
 
 
 ATTACKS = {"noise": pgd(0.1, 3), "turn": attribute_attack("rotation", -20, 20), "joint": spa(0.1, TURN)}

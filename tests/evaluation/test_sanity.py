@@ -1,17 +1,20 @@
 """Every check fires on the victim it is made for, each planted defence is named, and an honest victim raises none."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spa_jax import apgd_ce, attribute_attack, cw, fab_t, fgsm, fmn, pgd, randomized, rays, restarts, spa, worst_of
+from spa_jax.attacks import PureAttack
 from spa_jax.benchmarks.defences import DEFENCES
 from spa_jax.data.types import Split
 from spa_jax.evaluation import checks, evaluate, evenly_spaced, read_report, sanity_checks, write_report
 from spa_jax.evaluation.sanity import Ball, noise_balls
 from spa_jax.parallel import data_mesh
-from spa_jax.trees import pytree
+from spa_jax.trees import pytree, static
 from tests import digits_network
 
 KEY = jax.random.key(3)
@@ -313,6 +316,15 @@ def test_the_noise_of_attacks_is_read_from_them():
     attacks = [attribute_attack("rotation"), cw(), own, joint, worst_of(fgsm(0.1), restarts(fgsm(0.2, "l2"), 2))]
     assert noise_balls([*attacks, fgsm(0.1), apgd_ce(0.0)]) == [Ball("linf", 0.3), Ball("linf", 0.1), Ball("l2", 0.2)]
     assert noise_balls([rays(), fmn(), rays(0.1), fab_t("l1", 2.0)]) == [Ball("linf", 0.1), Ball("l1", 2.0)]
+    assert noise_balls([OwnAttack("Linf", 0.1), OwnAttack("linf", None), OwnAttack(None, 0.1)]) == []
+
+
+@pytree
+class OwnAttack(PureAttack):
+    """It has fields of these names that mean what its user likes."""
+
+    norm: str | None = static()
+    radius: Any = static()
 
 
 def test_checks_without_a_radius_run_where_no_noise_is_known(linear_victim, split):
