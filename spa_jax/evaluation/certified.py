@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from spa_jax.data.batching import arrays_of
 from spa_jax.data.types import Examples
 from spa_jax.edits import EDITS, displaced
+from spa_jax.evaluation.bands import Band, MissingRuleError, narrower
 from spa_jax.evaluation.curves import correct_by_attribute
-from spa_jax.evaluation.intervals import Interval, MissingRuleError
 from spa_jax.evaluation.linear_bounds import lowest_margins
 from spa_jax.evaluation.records import ExampleFlags
 from spa_jax.evaluation.sweep import Progress, make_sweep
@@ -47,13 +47,15 @@ class Certificate(NamedTuple):
         return ~self.proved & ~self.broken
 
 
-def pixel_bounds(edit: str, image: Image, low: Scalar, high: Scalar) -> Interval:
+def pixel_bounds(edit: str, image: Image, low: Scalar, high: Scalar) -> Band:
     """Bounds of every pixel of an edited image over a cell of values, [h, w, c], wider by 1e-5 for rounding.
 
-    The image under "brightness", "contrast" and "saturation" moves monotonously in each pixel, so the ends bound it. A
-    "rotation" moves the place at which a pixel is read; the interpolated image takes its extremes over the box of these
-    places at its corners and where it crosses lines of pixels. Cells in which a place moves by more than a pixel
-    have the bounds 0 and 1.
+    They lie around the chord of each pixel: from its value at `low` to that at `high`, while t goes from -1 to 1. Under
+    "brightness", "contrast" and "saturation" a pixel is on it until it reaches 0 or 1. A "rotation" moves the place at
+    which a pixel is read: the steepest ways up and down of the interpolated image over the box of these places bound
+    how far a pixel leaves its chord. Where the interval of its values is narrower it stands in its place: these take
+    their extremes at the ends, and for a rotation at the corners of the box and where it crosses lines of pixels. Cells
+    in which a place moves by more than a pixel have the bounds 0 and 1.
 
     Args:
         edit: one of these four, by name.
@@ -64,51 +66,86 @@ def pixel_bounds(edit: str, image: Image, low: Scalar, high: Scalar) -> Interval
         ValueError: another edit.
     """
     require_choice("edit", edit, tuple(_BOUNDS))
-    found = _BOUNDS[edit](image, low, high)
-    return Interval(jnp.clip(found.low - _SLACK, 0, 1), jnp.clip(found.high + _SLACK, 0, 1))
+    ends = EDITS[edit].function(image, low), EDITS[edit].function(image, high)
+    away, lowest, highest = _BOUNDS[edit](image, low, high, *ends)
+    chord = Band.around((ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2, away + _SLACK)
+    return narrower(chord, Band.between(jnp.clip(lowest - _SLACK, 0, 1), jnp.clip(highest + _SLACK, 0, 1)))
 
 
-def _of_ends(edit: Callable[..., Any], image: Any, low: Any, high: Any) -> Interval:
-    ends = edit(image, low), edit(image, high)
-    return Interval(jnp.minimum(*ends), jnp.maximum(*ends))
+class _Pixels(NamedTuple):
+    """How far pixels leave their chord at most, and their least and largest values."""
+
+    away: Any
+    lowest: Any
+    highest: Any
 
 
-def _of_rotation(image: Any, low: Any, high: Any) -> Interval:
-    down, right = _places(image.shape, low, high)
-    points = [[own.low, jnp.clip(jnp.floor(own.high), own.low, own.high), own.high] for own in (down, right)]
-    # `floor` is of displacements plus whole numbers, so that lines of pixels are where displacements are whole.
-    read = [displaced(image, d, r) for d in points[0] for r in points[1]]
-    far = jnp.maximum(down.high - down.low, right.high - right.low)[..., None] > 1
-    lowest, highest = functools.reduce(jnp.minimum, read), functools.reduce(jnp.maximum, read)
-    return Interval(jnp.where(far, 0, lowest), jnp.where(far, 1, highest))
+def _of_linear(image: Any, low: Any, high: Any, first: Any, last: Any) -> _Pixels:
+    lowest, highest = jnp.minimum(first, last), jnp.maximum(first, last)
+    return _Pixels(jnp.where((lowest > 0) & (highest < 1), 0, jnp.inf), lowest, highest)
 
 
-def _places(shape: tuple[int, ...], low: Any, high: Any) -> tuple[Interval, Interval]:
-    """Bounds of how far down and to the right of itself each pixel is read, [h, w], for angles within 90 degrees."""
+def _of_rotation(image: Any, low: Any, high: Any, first: Any, last: Any) -> _Pixels:
     low, high = (jnp.deg2rad(jnp.asarray(angle, jnp.float32)) for angle in (low, high))
-    sine = Interval(jnp.sin(low), jnp.sin(high))
-    ends = [-2 * jnp.sin(angle / 2) ** 2 for angle in (low, high)]
-    most = jnp.where((low <= 0) & (high >= 0), 0, jnp.maximum(*ends))
-    cosine = Interval(jnp.minimum(*ends), most)
+    down, right, down_rate, right_rate = _places(image.shape, low, high)
+    down_points, right_points = (
+        [own.low, jnp.clip(jnp.floor(own.high), own.low, own.high), own.high] for own in (down, right)
+    )
+    # `floor` is of displacements plus whole numbers, so that lines of pixels are where displacements are whole.
+    read = [displaced(image, d, r) for d in down_points for r in right_points]
+    downhill = _range_of(_rise(image, jnp.floor(d), r, 1, 0) for d in (down.low, down.high) for r in right_points)
+    sideways = _range_of(_rise(image, d, jnp.floor(r), 0, 1) for r in (right.low, right.high) for d in down_points)
+    rates = [_product(downhill, down_rate), _product(sideways, right_rate)]
+    least, most = ((high - low) / 2 * sum(getattr(own, end) for own in rates) for end in ("low", "high"))
+    mean = jnp.clip((last - first) / 2, least, most)
+    away = 2 * (most - mean) * (mean - least) / jnp.where(most > least, most - least, 1)
+    away += _MOVES * sum(jnp.maximum(jnp.abs(own.low), jnp.abs(own.high)) for own in (downhill, sideways))
+    far = jnp.maximum(down.high - down.low, right.high - right.low)[..., None] > 1
+    values = _range_of(read)
+    return _Pixels(jnp.where(far, jnp.inf, away), jnp.where(far, 0, values.low), jnp.where(far, 1, values.high))
+
+
+class _Range(NamedTuple):
+    low: Any
+    high: Any
+
+
+def _range_of(values: Iterable[Any]) -> _Range:
+    found = jnp.stack(list(values))
+    return _Range(jnp.min(found, axis=0), jnp.max(found, axis=0))
+
+
+def _rise(image: Any, down: Any, right: Any, rows: int, columns: int) -> Any:
+    """From a place to the pixel below or beside it."""
+    return displaced(image, down + rows, right + columns) - displaced(image, down, right)
+
+
+def _product(slope: _Range, rate: _Range) -> _Range:
+    return _range_of(own * other[..., None] for own in slope for other in rate)
+
+
+def _places(shape: tuple[int, ...], low: Any, high: Any) -> tuple[_Range, _Range, _Range, _Range]:
+    """How far down and to the right of itself each pixel is read, [h, w], and the derivatives, within a right angle."""
+    sine, less = _Range(jnp.sin(low), jnp.sin(high)), [-2 * jnp.sin(angle / 2) ** 2 for angle in (low, high)]
+    shrunk = _Range(jnp.minimum(*less), jnp.where((low <= 0) & (high >= 0), 0, jnp.maximum(*less)))
+    cosine, back = _Range(1 + shrunk.low, 1 + shrunk.high), _Range(-sine.high, -sine.low)
     offsets = [jnp.arange(size, dtype=jnp.float32) - (size - 1) / 2 for size in shape[:2]]
     rows, columns = jnp.meshgrid(*offsets, indexing="ij")
-    down = _sum(_times(cosine, rows), _times(sine, columns))
-    right = _sum(_times(Interval(-sine.high, -sine.low), rows), _times(cosine, columns))
-    return down, right
+    down, right = (_sum(own, _MOVES) for own in ((shrunk, rows, sine, columns), (back, rows, shrunk, columns)))
+    return down, right, _sum((back, rows, cosine, columns)), _sum((cosine, -rows, back, columns))
 
 
-def _times(own: Interval, number: Any) -> Interval:
-    ends = own.low * number, own.high * number
-    return Interval(jnp.minimum(*ends), jnp.maximum(*ends))
+def _sum(terms: tuple[_Range, Any, _Range, Any], slack: float = 0.0) -> _Range:
+    """Of two products of a range with numbers."""
+    parts = [_range_of(own * number for own in terms[i]) for i, number in ((0, terms[1]), (2, terms[3]))]
+    return _Range(parts[0].low + parts[1].low - slack, parts[0].high + parts[1].high + slack)
 
 
-def _sum(a: Interval, b: Interval) -> Interval:
-    return Interval(a.low + b.low - _MOVES, a.high + b.high + _MOVES)
-
-
-_BOUNDS: Mapping[str, Callable[..., Interval]] = {
+_BOUNDS: Mapping[str, Callable[..., _Pixels]] = {
     "rotation": _of_rotation,
-    **{name: functools.partial(_of_ends, EDITS[name].function) for name in ("brightness", "contrast", "saturation")},
+    "brightness": _of_linear,
+    "contrast": _of_linear,
+    "saturation": _of_linear,
 }
 
 
@@ -120,8 +157,8 @@ def certify(
     low: Scalar,
     high: Scalar,
     *,
-    cells: Count = 64,
-    splits: Count = 6,
+    cells: Count = 16,
+    splits: Count = 8,
     batch_size: Count = 256,
 ) -> Certificate:
     """Prove images right at every value of one attribute, or find a value at which they are wrong.
@@ -235,8 +272,8 @@ def measure_certified(
     high: Scalar,
     *,
     points: Count = 41,
-    cells: Count = 64,
-    splits: Count = 6,
+    cells: Count = 16,
+    splits: Count = 8,
     key: Key,
     batch_size: int,
     mesh: Mesh | None = None,

@@ -287,8 +287,8 @@ class Certified:
     low: float
     high: float
     points: int = 41
-    cells: int = 64
-    splits: int = 6
+    cells: int = 16
+    splits: int = 8
     num_images: int = 100
 
     def __post_init__(self) -> None:

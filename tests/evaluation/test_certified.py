@@ -12,9 +12,9 @@ import pytest
 
 from spa_jax import EDITS, classifier, randomized
 from spa_jax.data import Split
+from spa_jax.evaluation.bands import Band, output_bounds
 from spa_jax.evaluation.certified import certify, measure_certified, pixel_bounds
 from spa_jax.evaluation.certified_report import certified_section, write_certified
-from spa_jax.evaluation.intervals import interval_bounds
 from spa_jax.models import SmallCNN
 from tests.analytic_victims import images, linear, margins, weights
 
@@ -50,9 +50,23 @@ def test_no_pixel_leaves_its_bounds(edit, cells):
         inside = sampled(edit, image, low, high, 8000 // cells)
         found = bound(low, high)
         assert np.all(inside >= found.low[None]) and np.all(inside <= found.high[None]), (low, high)
+        below, above, slope = (np.asarray(own)[None] for own in found)
+        line = np.linspace(-1, 1, len(inside))[:, None, None, None] * slope
+        assert np.all(inside >= below + line) and np.all(inside <= above + line), (low, high)
         width.append(float(jnp.mean(found.high - found.low)))
     if cells == 400:
         assert np.mean(width) < 0.06
+
+
+def test_pixels_hardly_leave_their_chords_in_small_cells():
+    """Half the cell, a quarter of the spread, but for pixels that cross a line of pixels."""
+    image = images(5, 1, size=(7, 9, 1))[0]
+    spread = [pixel_bounds("rotation", image, 10.0, 10.0 + width).spread - 1e-5 for width in (2.0, 1.0)]
+    assert np.median(spread[0]) > 3 * np.median(spread[1]) > 1e-4
+    moved = pixel_bounds("rotation", image, 10.0, 11.0).slope
+    assert np.mean(np.abs(moved)) > 4 * np.mean(spread[1])
+    line = pixel_bounds("contrast", image, 0.9, 1.1)
+    np.testing.assert_allclose(line.spread[(image > 0.1) & (image < 0.9)], 1e-5, atol=1e-6)
 
 
 def test_the_bounds_of_a_small_cell_are_as_wide_as_what_the_image_does():
@@ -71,7 +85,7 @@ def test_no_logit_of_a_network_leaves_its_bounds(size):
     low = jnp.asarray(rng.uniform(0, 0.9, (4, size, size, 1)), jnp.float32)
     for width in (0.0, 0.003, 0.1):
         high = low + width
-        bounds = interval_bounds(victim, low, high)
+        bounds = output_bounds(victim, Band.between(low, high))
         for _ in range(40):
             share = jnp.asarray(rng.choice([0.0, 0.5, 1.0], low.shape), jnp.float32)
             logits = victim(low + share * width)
@@ -81,7 +95,7 @@ def test_no_logit_of_a_network_leaves_its_bounds(size):
 
 
 def test_bounds_of_one_layer_are_reached():
-    bounds = interval_bounds(linear(W), jnp.zeros((1, 4, 4, 1)), jnp.ones((1, 4, 4, 1)))
+    bounds = output_bounds(linear(W), Band.between(jnp.zeros((1, 4, 4, 1)), jnp.ones((1, 4, 4, 1))))
     reach = np.abs(np.asarray(W, np.float64)).sum() / 4
     centre = np.zeros(2)
     np.testing.assert_allclose(bounds.high[0], centre + reach, rtol=1e-5)
@@ -98,7 +112,7 @@ def test_a_primitive_without_a_rule_is_named():
     model = Odd()
     victim = classifier(model, model.init(KEY, jnp.zeros((1, 4, 4, 1))))
     with pytest.raises(ValueError, match="primitive='sin' has no interval rule; those with one are add"):
-        interval_bounds(victim, jnp.zeros((1, 4, 4, 1)), jnp.ones((1, 4, 4, 1)))
+        output_bounds(victim, Band.between(jnp.zeros((1, 4, 4, 1)), jnp.ones((1, 4, 4, 1))))
 
 
 # --- sweeps ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spa_jax import classifier
-from spa_jax.evaluation.intervals import Interval, interval_bounds
+from spa_jax.evaluation.bands import Band, output_bounds
 from spa_jax.evaluation.linear_bounds import lowest_margins
 from spa_jax.models import SmallCNN
 from tests.analytic_victims import images, linear, weights
@@ -56,10 +56,13 @@ def victim(name):
     return classifier(model, model.init(jax.random.key(3), jnp.zeros((1, *SIZE))), 0.4, 0.3)
 
 
+def along(network, band, labels):
+    one = jax.vmap(lambda own, label: lowest_margins(lambda image: network(image[None])[0], own, label))
+    return jax.jit(one)(band, labels)
+
+
 def bounds(network, low, high, labels):
-    return jax.jit(
-        jax.vmap(lambda *own: lowest_margins(lambda image: network(image[None])[0], Interval(*own[:2]), own[2]))
-    )(low, high, labels)
+    return along(network, Band.between(low, high), labels)
 
 
 def margins(network, x, labels):
@@ -89,6 +92,24 @@ def test_no_image_of_a_box_is_below_its_bound(name, width):
         np.testing.assert_allclose(lowest[keep], least[keep], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_image_of_a_band_is_below_its_bound_and_no_logit_leaves_its_lines(name):
+    network, rng, spread = victim(name), np.random.default_rng(1), 1e-3
+    x, labels = images(2, 6, size=SIZE, low=0.3, high=0.7), jnp.arange(6) % CLASSES
+    slope = jnp.asarray(rng.normal(size=x.shape) * 0.03, jnp.float32)
+    band = Band.around(x, slope, spread)
+    lowest, keep = np.asarray(along(network, band, labels)), others(labels)
+    lines = jax.jit(lambda *own: output_bounds(network, Band(*own)))(*band)
+    for t in np.linspace(-1, 1, 41, dtype=np.float32):
+        moved = x + t * slope + spread * jnp.asarray(rng.choice([-1.0, 1.0], x.shape), jnp.float32)
+        assert np.all((margins(network, moved, labels) >= lowest - 1e-5)[keep])
+        logits = network(moved) - t * lines.slope
+        assert np.all(logits >= lines.below - 1e-5) and np.all(logits <= lines.above + 1e-5)
+    plain = np.asarray(along(network, Band.between(band.low, band.high), labels))
+    clean = np.asarray(margins(network, x, labels))
+    assert np.mean((clean - lowest)[keep]) < 0.7 * np.mean((clean - plain)[keep]), "what moves together adds up"
+
+
 @pytest.mark.parametrize("name", ["maxima", "sums", "small_cnn"])
 def test_where_a_network_is_linear_the_least_margin_is_found(name):
     """A linear function is least by the sizes of its slopes times the half widths below the middle of a box."""
@@ -114,7 +135,7 @@ def test_lines_prove_where_intervals_do_not():
     network, radius = victim("small_cnn"), 1e-3
     x = images(5, 20, size=SIZE)
     labels = jnp.argmax(network(x), -1)
-    boxes = interval_bounds(network, x - radius, x + radius)
+    boxes = output_bounds(network, Band.between(x - radius, x + radius))
     by_intervals = jnp.take_along_axis(boxes.low, labels[:, None], -1) - boxes.high
     by_lines, keep = bounds(network, x - radius, x + radius, labels), others(labels)
     lost = [np.asarray(margins(network, x, labels) - own)[keep] for own in (by_lines, by_intervals)]
@@ -130,7 +151,7 @@ def test_an_entry_that_is_largest_in_one_window_counts_in_the_others(stride):
         return jnp.stack([image[0, 0, 0], largest])
 
     middle = jnp.array([2.0, 1.0, 0.9])[None, :, None]
-    found = lowest_margins(function, Interval(middle - 1.5, middle + 1.5), jnp.array(0))
+    found = lowest_margins(function, Band.between(middle - 1.5, middle + 1.5), jnp.array(0))
     assert -3.0 <= found[1] <= -2.0
 
 
@@ -138,10 +159,12 @@ def test_whole_numbers_on_the_way_count_with_their_interval():
     def function(image):
         return jnp.stack([image.sum(), (4 * image).astype(jnp.int32).astype(jnp.float32).sum()])
 
-    found = lowest_margins(function, Interval(jnp.array([0.3, 0.8]), jnp.array([0.4, 0.9])), jnp.array(0))
+    found = lowest_margins(function, Band.between(jnp.array([0.3, 0.8]), jnp.array([0.4, 0.9])), jnp.array(0))
     np.testing.assert_allclose(found, [np.inf, 1.1 - (1 + 3)], rtol=1e-5)
 
 
 def test_logits_that_do_not_move_have_their_own_margins():
-    found = lowest_margins(lambda image: jnp.array([1.0, 3.0, 0.5]), Interval(jnp.zeros(4), jnp.ones(4)), jnp.array(1))
+    found = lowest_margins(
+        lambda image: jnp.array([1.0, 3.0, 0.5]), Band.between(jnp.zeros(4), jnp.ones(4)), jnp.array(1)
+    )
     np.testing.assert_allclose(found, [2.0, np.inf, 2.5])
