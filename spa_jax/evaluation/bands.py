@@ -17,6 +17,10 @@ class MissingRuleError(SpaError):
     """A function holds a primitive whose bounds are not known."""
 
 
+_WIDE = 4
+"""Bytes of the narrowest whole numbers that have rules."""
+
+
 class Band(NamedTuple):
     """Bounds of an array while a number t goes from -1 to 1, entry by entry: `below + slope t` and `above + slope t`.
 
@@ -112,7 +116,8 @@ class Passed(NamedTuple):
         types = [own.below.dtype for own in self.moving] + [own.aval.dtype for own in self.equation.outvars]
         if not all(jnp.issubdtype(own, jnp.floating) for own in types):
             return False
-        return self.name in _LINEAR or (self.name in _BILINEAR and len(self.moving) == 1)
+        divides = self.name == "div" and isinstance(self.inputs[1], Band)
+        return self.name in _LINEAR or (self.name in _BILINEAR and len(self.moving) == 1 and not divides)
 
     @property
     def is_rectifier(self) -> bool:
@@ -180,6 +185,11 @@ def _sizes(step: Passed, middles: Any, spreads: Any) -> list[Any]:
 
 def _ruled(step: Passed) -> Band:
     if step.name in _INCREASING:
+        kind = step.equation.outvars[0].aval.dtype
+        if not jnp.issubdtype(kind, jnp.floating) and kind.itemsize < _WIDE:
+            raise MissingRuleError(
+                f"primitive={step.name!r} has no interval rule for {kind}, whose numbers wrap around"
+            )
         low, high = (step.results([getattr(own, end) for own in step.moving])[0] for end in ("low", "high"))
         by_ends = Band.between(low, high)
         if not jnp.issubdtype(low.dtype, jnp.floating):
@@ -196,7 +206,9 @@ def _ruled(step: Passed) -> Band:
 def _of_corners(step: Passed) -> Band:
     """A product takes its extremes at corners; of others one side must be fixed, and nothing a whole number."""
     if step.name != "mul":
-        raise MissingRuleError(f"primitive={step.name!r} has an interval rule for one moving side of floats alone")
+        raise MissingRuleError(
+            f"primitive={step.name!r} has an interval rule for floats alone of which one side, or the divisor, is fixed"
+        )
     ends = [(own.low, own.high) for own in step.moving]
     corners = jnp.stack([step.results(corner)[0] for corner in itertools.product(*ends)])
     return Band.between(jnp.min(corners, axis=0), jnp.max(corners, axis=0))

@@ -25,7 +25,7 @@ from spa_jax.validation import require_choice, require_count
 from spa_jax.victims.tracing import is_randomized
 
 _SLACK = 1e-5
-_MOVES = 1e-4
+_MOVES, _LARGE = 1e-4, 256
 
 
 class Certificate(NamedTuple):
@@ -60,7 +60,7 @@ def pixel_bounds(edit: str, image: Image, low: Scalar, high: Scalar) -> Band:
     Args:
         edit: one of these four, by name.
         image: [h, w, c] in [0, 1].
-        low, high: of the value.
+        low, high: of the value, `low` below `high`, angles within 90 degrees.
 
     Raises:
         ValueError: another edit.
@@ -99,7 +99,7 @@ def _of_rotation(image: Any, low: Any, high: Any, first: Any, last: Any) -> _Pix
     least, most = ((high - low) / 2 * sum(getattr(own, end) for own in rates) for end in ("low", "high"))
     mean = jnp.clip((last - first) / 2, least, most)
     away = 2 * (most - mean) * (mean - least) / jnp.where(most > least, most - least, 1)
-    away += _MOVES * sum(jnp.maximum(jnp.abs(own.low), jnp.abs(own.high)) for own in (downhill, sideways))
+    away += _moves(image.shape) * sum(jnp.maximum(jnp.abs(own.low), jnp.abs(own.high)) for own in (downhill, sideways))
     far = jnp.maximum(down.high - down.low, right.high - right.low)[..., None] > 1
     values = _range_of(read)
     return _Pixels(jnp.where(far, jnp.inf, away), jnp.where(far, 0, values.low), jnp.where(far, 1, values.high))
@@ -131,8 +131,13 @@ def _places(shape: tuple[int, ...], low: Any, high: Any) -> tuple[_Range, _Range
     cosine, back = _Range(1 + shrunk.low, 1 + shrunk.high), _Range(-sine.high, -sine.low)
     offsets = [jnp.arange(size, dtype=jnp.float32) - (size - 1) / 2 for size in shape[:2]]
     rows, columns = jnp.meshgrid(*offsets, indexing="ij")
-    down, right = (_sum(own, _MOVES) for own in ((shrunk, rows, sine, columns), (back, rows, shrunk, columns)))
+    down, right = (_sum(own, _moves(shape)) for own in ((shrunk, rows, sine, columns), (back, rows, shrunk, columns)))
     return down, right, _sum((back, rows, cosine, columns)), _sum((cosine, -rows, back, columns))
+
+
+def _moves(shape: tuple[int, ...]) -> float:
+    """By how many pixels rounding may move a place, which grows with the image."""
+    return _MOVES * max(1, max(shape[:2]) / _LARGE)
 
 
 def _sum(terms: tuple[_Range, Any, _Range, Any], slack: float = 0.0) -> _Range:
@@ -168,7 +173,8 @@ def certify(
     Where it is not, the image in the middle of the cell is classified; if it is right, the cell is halved.
 
     A proof holds for the edit as it is computed, up to rounding, for which pixels have some slack and the network has
-    none: it is no formal verification of a program. A network in bfloat16 rounds by more than small margins.
+    none: it is no formal verification of a program. A network in bfloat16, or on an accelerator that multiplies float32
+    with fewer digits, rounds by more than small margins; here products are made at the highest precision.
 
     Args:
         victim: a function from images to logits of dense layers, convolutions, ReLU and poolings, in inference mode.
@@ -239,7 +245,8 @@ def _looked_at(
         part = np.arange(start, start + size) % len(owner)
         who = owner[part]
         ends = (np.asarray(own[part], np.float32) for own in (lows, highs))
-        found.append(jax.device_get(look(images[who], labels[who], *ends)))
+        with jax.default_matmul_precision("highest"):
+            found.append(jax.device_get(look(images[who], labels[who], *ends)))
     proved, wrong = (np.concatenate(own)[: len(owner)] for own in zip(*found, strict=True))
     return proved, wrong
 

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -113,6 +114,26 @@ def test_a_primitive_without_a_rule_is_named():
     victim = classifier(model, model.init(KEY, jnp.zeros((1, 4, 4, 1))))
     with pytest.raises(ValueError, match="primitive='sin' has no interval rule; those with one are add"):
         output_bounds(victim, Band.between(jnp.zeros((1, 4, 4, 1)), jnp.ones((1, 4, 4, 1))))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda x: 1 / x,
+            "primitive='div' has an interval rule for floats alone of which one side, or the divisor",
+        ),
+        (lambda x: x / jnp.sum(x), "primitive='div'"),
+        (
+            lambda x: (300 * x).astype(jnp.int8).astype(jnp.float32),
+            "rule for int8, whose numbers wrap around",
+        ),
+        (lambda x: jnp.where(x.astype(bool), x, 1), "no interval rule for bool"),
+    ],
+)
+def test_what_has_no_sound_rule_is_refused(function, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        output_bounds(function, Band.between(jnp.full(3, 0.5), jnp.full(3, 1.5)))
 
 
 # --- sweeps ---------------------------------------------------------------------------------------------------------
