@@ -298,6 +298,7 @@ _PRODUCTS = ("dot_general", "conv_general_dilated")
 _BILINEAR = ("mul", "div", *_PRODUCTS)
 """Linear where one input alone moves; a divisor must not."""
 MAXIMA = ("reduce_max", "reduce_window_max")
+"""Maxima of several entries, by the names of their primitives."""
 _INCREASING = (
     *_ADDITIVE,
     *MAXIMA,
