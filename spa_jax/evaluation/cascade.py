@@ -27,11 +27,11 @@ from spa_jax.evaluation.files import file_name, write_files
 from spa_jax.evaluation.judging import Verdict, classify_clean, judge_found
 from spa_jax.evaluation.records import Check, ExampleFlags, Proportion
 from spa_jax.evaluation.report import library_versions
-from spa_jax.evaluation.sanity import Ball, check_victim
+from spa_jax.evaluation.sanity import Ball, check_victim, climb
 from spa_jax.evaluation.sweep import DeviceBatch, Progress, Sweep, example_keys, make_sweep, stream
 from spa_jax.losses import margin
 from spa_jax.parallel import from_process_0
-from spa_jax.types import Example, Images, Key, Labels, Logits, Predict, Scalar, Victim
+from spa_jax.types import Images, Key, Labels, Predict, Scalar, Victim
 from spa_jax.validation import require_count, require_number
 from spa_jax.victims.tracing import is_randomized
 
@@ -119,7 +119,7 @@ def autoattack(
     settings["give_up_after"] = give_up_after
     versions = library_versions()
     ball, told = Ball(norm, float(radius)), settings | {"parts": list(attacks), "spa_jax": versions["spa_jax"]}
-    kept = _Kept.nowhere()
+    kept = _Kept()
     if workdir is not None:
         images, fingerprint = _first_batch(whole, sweep, with_gradient=set(attacks) != {_QUERIES})
         kept = _Kept.within(Path(workdir).expanduser(), told, [clean, labels, images], fingerprint)
@@ -276,14 +276,9 @@ def even_batch(total: int, sweep: Sweep) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """The files of one evaluation, in its directory if it has one: what is known of each attack, and the card."""
+    """The files of one evaluation: what is known of each attack, and the card. Without a directory there are none."""
 
-    directory: Path | None
-
-    @classmethod
-    def nowhere(cls) -> "_Kept":
-        """Nothing is written."""
-        return cls(None)
+    directory: Path | None = None
 
     @classmethod
     def within(
@@ -354,11 +349,11 @@ def _look(predict: Predict, index: Any, images: Images, labels: Labels, with_gra
     """Logits in units of their typical size, and of the margin's gradient the size and a random projection."""
     keys = example_keys(jax.random.key(0), index)
 
-    def total(images: Images) -> tuple[Any, Logits]:
+    gradient: Any = None
+    if with_gradient:
+        _, logits, gradient = climb(margin, predict, keys, images, labels)
+    else:
         logits = predict(keys, images)
-        return jnp.sum(margin(logits, Example(images, labels))), logits
-
-    gradient, logits = jax.grad(total, has_aux=True)(images) if with_gradient else (None, predict(keys, images))
     logits = logits.astype(jnp.float32)
     typical = jnp.median(jnp.abs(logits), axis=-1, keepdims=True)
     found = {"logits": logits / jnp.where(typical > 0, typical, 1), "typical": jnp.log(typical)}

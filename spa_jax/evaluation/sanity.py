@@ -24,7 +24,21 @@ from spa_jax.losses import cross_entropy, margin
 from spa_jax.solvers import random_search
 from spa_jax.spaces.generated import NoisePainter
 from spa_jax.spaces.noise import L1, L2, NORMS, LInf, noise_ball
-from spa_jax.types import Example, Flags, Images, Key, Labels, Logits, Loss, Predict, Scalar, Space, Victim
+from spa_jax.types import (
+    Example,
+    Flags,
+    Images,
+    Key,
+    Keys,
+    Labels,
+    Logits,
+    Loss,
+    Predict,
+    Scalar,
+    Space,
+    Values,
+    Victim,
+)
 from spa_jax.validation import require_number
 from spa_jax.victims.tracing import is_randomized
 
@@ -243,7 +257,7 @@ class Gradient(NamedTuple):
 
 @jax.jit(static_argnums=0)
 def _gradient(loss: Loss, predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Gradient:
-    values, gradient = _value_and_gradient(loss, predict, example_keys(key, index), images, labels)
+    values, _, gradient = climb(loss, predict, example_keys(key, index), images, labels)
     pixels = gradient.reshape(len(images), -1)
     return Gradient(
         jnp.all(jnp.isfinite(pixels), axis=1),
@@ -253,13 +267,16 @@ def _gradient(loss: Loss, predict: Predict, key: Key, index: Any, images: Images
     )
 
 
-def _value_and_gradient(loss: Loss, predict: Predict, keys: Any, images: Images, labels: Labels) -> tuple[Any, Images]:
-    def total(images: Images) -> tuple[Any, Any]:
-        values = loss(predict(keys, images), Example(images, labels))
-        return jnp.sum(values), values
+def climb(loss: Loss, predict: Predict, keys: Keys, images: Images, labels: Labels) -> tuple[Values, Logits, Images]:
+    """A loss [b] at images, the logits there, and the gradient, by one forward and one backward pass."""
 
-    (_, values), gradient = jax.value_and_grad(total, has_aux=True)(images)
-    return values, gradient
+    def total(images: Images) -> tuple[Any, Any]:
+        logits = predict(keys, images)
+        values = loss(logits, Example(images, labels))
+        return jnp.sum(values), (values, logits)
+
+    (_, (values, logits)), gradient = jax.value_and_grad(total, has_aux=True)(images)
+    return values, logits, gradient
 
 
 class Step(NamedTuple):
@@ -279,7 +296,7 @@ class Step(NamedTuple):
 @jax.jit
 def _step(ball: Space, predict: Predict, key: Key, index: Any, images: Images, labels: Labels) -> Step:
     keys = example_keys(key, index)
-    before, gradient = _value_and_gradient(margin, predict, keys, images, labels)
+    before, _, gradient = climb(margin, predict, keys, images, labels)
     gradient = jnp.where(jnp.isfinite(gradient), gradient, 0)
 
     def move(image: Any, gradient: Any) -> Any:
