@@ -197,18 +197,19 @@ def _ruled(step: Passed) -> Band:
         if step.is_rectifier:
             return narrower(_rectified(step), by_ends)
         return narrower(_chosen(step), by_ends) if step.name in MAXIMA else by_ends
-    if step.name in _BILINEAR:
+    if step.name == "mul":
         return _of_corners(step)
+    if step.name in (*_LINEAR, *_BILINEAR):
+        raise MissingRuleError(
+            f"primitive={step.name!r} has an interval rule for floats alone; of a product one side, of a quotient the "
+            "divisor, must be fixed"
+        )
     known = ", ".join(sorted((*_NESTED, *_LINEAR, *_INCREASING, *_BILINEAR)))
     raise MissingRuleError(f"primitive={step.name!r} has no interval rule; those with one are {known}")
 
 
 def _of_corners(step: Passed) -> Band:
-    """A product takes its extremes at corners; of others one side must be fixed, and nothing a whole number."""
-    if step.name != "mul":
-        raise MissingRuleError(
-            f"primitive={step.name!r} has an interval rule for floats alone of which one side, or the divisor, is fixed"
-        )
+    """A product takes its extremes at corners."""
     ends = [(own.low, own.high) for own in step.moving]
     corners = jnp.stack([step.results(corner)[0] for corner in itertools.product(*ends)])
     return Band.between(jnp.min(corners, axis=0), jnp.max(corners, axis=0))

@@ -121,9 +121,10 @@ def test_a_primitive_without_a_rule_is_named():
     [
         (
             lambda x: 1 / x,
-            "primitive='div' has an interval rule for floats alone of which one side, or the divisor",
+            "primitive='div' has an interval rule for floats alone; of a product one side, of a quotient the divisor",
         ),
         (lambda x: x / jnp.sum(x), "primitive='div'"),
+        (lambda x: (300 * x).astype(jnp.int32) - 1, "primitive='sub' has an interval rule for floats alone"),
         (
             lambda x: (300 * x).astype(jnp.int8).astype(jnp.float32),
             "rule for int8, whose numbers wrap around",
