@@ -7,10 +7,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-import jax
 import jaxtyping as jt
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from spa_jax.trees import pytree, static
 
 Scalar: TypeAlias = Float[Array, ""] | float | int
 """A number: a Python number or an array without axes."""
@@ -59,8 +60,7 @@ class SeenVictim:
         return self.victim(keys, images)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Example:
     """One image and what may be known about it; a batch of them has a leading axis in every array.
 
@@ -82,7 +82,7 @@ class Example:
     reference: Any = None
     key: Any = None
     prepared: Any = None
-    predict: SeenVictim | None = dataclasses.field(default=None, metadata={"static": True})
+    predict: SeenVictim | None = static(default=None)
 
     def replace(self, **changes: Any) -> "Example":
         """The same example with some fields replaced."""
@@ -180,8 +180,7 @@ class Solver(Protocol):
         """One move: the new variables, the new state, and the evaluation of the variables that came in."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Result:
     """What an attack returns, per example.
 

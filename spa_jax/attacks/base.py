@@ -7,6 +7,7 @@ slowly. Inside a compiled program, and on accelerators, the step is scanned.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from spa_jax.errors import shown
 from spa_jax.goals import is_answer, misclassified, untargeted
 from spa_jax.losses import loss_from_spec, margin
 from spa_jax.numerics import Grid, at_least_float32
-from spa_jax.trees import beside, is_in_shard_map, one_ahead, pytree, repeat, static, varying_as
+from spa_jax.trees import beside, is_in_shard_map, kinds_of, one_ahead, pytree, repeat, static, varying_as
 from spa_jax.types import Count, Example, Flags, Images, Keys, Result, Variables, Victim
 from spa_jax.validation import check_values, checked_examples, checked_keys, is_traced, require_count
 from spa_jax.victims import as_victim, trace_for
@@ -123,7 +124,8 @@ class Hosted:
 
     def call(self, attack: Any, method: str, *arguments: Any, **options: Any) -> Any:
         """One of the attack's pure functions, compiled."""
-        return _compiled(attack, method, self._prepared(attack, arguments[-1].image), arguments, **options)
+        predict = self._prepared(attack, arguments[-1].image)
+        return _compiled(attack, method, predict, arguments, kinds=kinds_of(attack), **options)
 
     def repeat(self, attack: Any, num_steps: int, state: Any, examples: Example, **stage: int) -> Any:
         """`num_steps` steps."""
@@ -172,7 +174,11 @@ def _apply(attack: Any, method: str, predict: Any, arguments: tuple[Any, ...], *
     return getattr(attack, method)(*others, predict, examples, **options)
 
 
-_compiled = jax.jit(_apply, static_argnums=1, static_argnames=("stage", "without", "replace"))
+@functools.partial(jax.jit, static_argnums=1, static_argnames=("kinds", "stage", "without", "replace"))
+def _compiled(
+    attack: Any, method: str, predict: Any, arguments: tuple[Any, ...], kinds: int | None = None, **options: Any
+) -> Any:
+    return _apply(attack, method, predict, arguments, **options)
 
 
 def _is_scanned(*inputs: Any) -> bool:
@@ -180,8 +186,8 @@ def _is_scanned(*inputs: Any) -> bool:
     return jax.default_backend() != "cpu" or is_traced(*inputs, jnp.zeros(()))
 
 
-@jax.jit
-def _whole(attack: Any, predict: Any, keys: Keys, examples: Example) -> Any:
+@functools.partial(jax.jit, static_argnames="kinds")
+def _whole(attack: Any, predict: Any, keys: Keys, examples: Example, kinds: int | None = None) -> Any:
     return attack.run(Inline(predict), keys, examples)
 
 
@@ -255,7 +261,7 @@ class PureAttack:
         if isinstance(driver, Inline) or not _is_scanned(attack, driver.predict, keys, examples):
             result = attack.run(driver, keys, examples)
         else:
-            result = _whole(attack, driver.predict, keys, examples)
+            result = _whole(attack, driver.predict, keys, examples, kinds=kinds_of(attack))
         return _narrowed(result, driver.predict.dtype)
 
     def apply(

@@ -19,7 +19,7 @@ from jax.extend.core import primitives
 from jaxtyping import Array, Float, Key
 
 from spa_jax.errors import shown
-from spa_jax.trees import pytree, static
+from spa_jax.trees import kinds_of, pytree, static
 from spa_jax.victims.rewriting import compute, evaluate, nested_jaxprs, quick, quick_form
 
 _rewriting = contextvars.ContextVar("rewriting", default=True)
@@ -75,7 +75,9 @@ def as_victim(model: Any, images: Any, *, inline: bool, rewrite: bool | None = N
     """
     _require_function(model)
     rewrite = _rewriting.get() if rewrite is None else rewrite
-    return Kept(model, rewrite) if inline or _is_of_arrays(model) else _trace(model, images, rewrite)
+    if _is_of_arrays(model):
+        return Kept(model, rewrite, kinds_of(model))
+    return Kept(model, rewrite) if inline else _trace(model, images, rewrite)
 
 
 def trace_for(model: Any, images: Any, sizes: Iterable[int]) -> Any:
@@ -114,6 +116,7 @@ class Kept:
 
     model: Any
     rewrite: bool = static()
+    kinds: int | None = static(default=None)
 
     def __call__(self, keys: Any, images: Float[Array, "b h w c"]) -> Any:
         def logits(keys: Any, images: Any) -> Any:
