@@ -11,7 +11,7 @@ import jaxtyping as jt
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from spa_jax.trees import pytree, static
+from spa_jax.trees import pytree
 
 Scalar: TypeAlias = Float[Array, ""] | float | int
 """A number: a Python number or an array without axes."""
@@ -61,6 +61,7 @@ class SeenVictim:
 
 
 @pytree
+@dataclasses.dataclass(frozen=True)
 class Example:
     """One image and what may be known about it; a batch of them has a leading axis in every array.
 
@@ -82,7 +83,7 @@ class Example:
     reference: Any = None
     key: Any = None
     prepared: Any = None
-    predict: SeenVictim | None = static(default=None)
+    predict: SeenVictim | None = dataclasses.field(default=None, metadata={"static": True})
 
     def replace(self, **changes: Any) -> "Example":
         """The same example with some fields replaced."""
@@ -107,9 +108,10 @@ Goal: TypeAlias = Callable[[Any, Any], Any]
 class Space(Protocol):
     """The variables of an attack on ONE image: where they start, what is allowed, which way is up, what they do.
 
-    Implementations are frozen pytree dataclasses that inherit `spa_jax.spaces.SpaceBase`: numbers are leaves, structure
-    is static. `project` is idempotent and its result, applied, is a valid image in the set; `direction` is the step of
-    one radius that raises a linear objective fastest; `apply` at `identity` returns the image bit for bit.
+    Implementations are classes under `spa_jax.trees.pytree` that inherit `spa_jax.spaces.SpaceBase`: numbers are
+    leaves, structure is static. `project` is idempotent and its result, applied, is a valid image in the set;
+    `direction` is the step of one radius that raises a linear objective fastest; `apply` at `identity` returns the
+    image bit for bit.
     """
 
     def init(self, key: Any, example: Any) -> Variables:
@@ -164,7 +166,7 @@ class Evaluation(NamedTuple):
 
 @runtime_checkable
 class Solver(Protocol):
-    """How the variables climb; a frozen pytree dataclass. `problem` is a `spa_jax.solvers.Problem`.
+    """How the variables climb; a class under `spa_jax.trees.pytree`. `problem` is a `spa_jax.solvers.Problem`.
 
     A solver whose steps take no gradient says `takes_gradient = False`. One whose variables may lie outside of the
     space on the way says `leaves_space = True`, and gives these points the value -infinity and no success. One that
@@ -181,6 +183,7 @@ class Solver(Protocol):
 
 
 @pytree
+@dataclasses.dataclass(frozen=True)
 class Result:
     """What an attack returns, per example.
 

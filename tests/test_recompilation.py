@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.tree_util import Partial
 
@@ -29,7 +30,7 @@ from spa_jax import (
 )
 from spa_jax.attacks.base import _compiled, _whole
 from spa_jax.losses import capped_cross_entropy
-from spa_jax.solvers import projected_gradient
+from spa_jax.solvers import projected_gradient, rule
 from spa_jax.spaces import linf
 from spa_jax.validation import checked_examples, checked_keys
 from spa_jax.victims import as_victim
@@ -283,11 +284,11 @@ def test_memory_does_not_grow_with_the_number_of_steps(name):
     assert long <= short + 4096
 
 
-def test_a_rule_may_be_new_as_long_as_the_object_is_the_same():
-    """Optax rules are structure: reuse the object, not a fresh one of the same form."""
-    assert hash(jax.tree.structure(make_attack(linf(0.1), solver=projected_gradient(0.1)))) == hash(
-        jax.tree.structure(make_attack(linf(0.2), solver=projected_gradient(0.2)))
-    )
+def test_rules_that_were_made_alike_are_one_structure():
+    def structure(radius, *made):
+        return jax.tree.structure(make_attack(linf(radius), solver=projected_gradient(radius, rule(*made))))
+
+    assert structure(0.1, optax.adam, 0.1) == structure(0.2, optax.adam, 0.1) != structure(0.1, optax.adam, 0.2)
 
 
 PROGRAM = """

@@ -208,9 +208,9 @@ def _prepared(victim: Victim, attack: Any, images: Images, dtype: Any) -> Any:
 class PureAttack:
     """Base of all attacks; see `spa_jax.types.Attack`.
 
-    A subclass is a pytree dataclass with `num_steps`, the pure functions `begin(keys, predict, examples) -> state`,
-    `move(state, predict, examples) -> state` and `end(state, predict, examples) -> Result`, and `run`, which is all of
-    them by a driver (`Inline` or `Hosted`).
+    A subclass is a `spa_jax.trees.pytree` with `num_steps`, the pure functions `begin(keys, predict, examples) ->
+    state`, `move(state, predict, examples) -> state` and `end(state, predict, examples) -> Result`, and `run`, which is
+    all of them by a driver (`Inline` or `Hosted`).
     """
 
     def __init_subclass__(cls) -> None:

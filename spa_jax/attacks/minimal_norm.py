@@ -166,7 +166,7 @@ class MinimalNormState(NamedTuple):
 
 @runtime_checkable
 class Search(Protocol):
-    """How the nearest image that fools is looked for; a frozen pytree dataclass.
+    """How the nearest image that fools is looked for; a class under `spa_jax.trees.pytree`.
 
     One that says `stops = True` leaves an image alone once it fools.
     """

@@ -18,7 +18,7 @@ from spa_jax.evaluation.judging import nearest_in
 from spa_jax.evaluation.records import Curve, Nearest
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Progress, Sweep, example_keys, make_sweep, stream
 from spa_jax.goals import is_answer
-from spa_jax.trees import as_pytree
+from spa_jax.trees import as_pytree, jit_by_kinds
 from spa_jax.types import Flags, Images, Key, Labels, Predict, Scalar, Victim
 from spa_jax.validation import require_number
 
@@ -147,7 +147,7 @@ def _grid(edit: Edit) -> Float[np.ndarray, " m"]:
     return np.unique(np.append(np.linspace(edit.low, edit.high, _GRID_POINTS), edit.identity))
 
 
-@jax.jit
+@jit_by_kinds
 def _correct_at(
     function: Any, predict: Predict, key: Key, value: Any, index: Any, images: Images, labels: Labels
 ) -> Flags:

@@ -34,6 +34,7 @@ from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, Sweep, example_keys
 from spa_jax.goals import is_answer
 from spa_jax.losses import margin
 from spa_jax.numerics import on_grid
+from spa_jax.trees import jit_by_kinds
 from spa_jax.types import DistanceOfImages, Example, Images, Key, Labels, Logits, Predict, Values, Victim
 from spa_jax.victims.tracing import is_randomized
 
@@ -197,7 +198,7 @@ def _measured(
     return measured
 
 
-@jax.jit
+@jit_by_kinds
 def _distance(distance: DistanceOfImages, attacked: Images, x: Images) -> Values:
     return distance(attacked, x)
 

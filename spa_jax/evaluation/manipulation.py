@@ -5,6 +5,7 @@ trained on real images. Every number is reported beside their errors on real ima
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from spa_jax.evaluation.sweep import (
 from spa_jax.numerics import clip_to_unit
 from spa_jax.parallel import replicate
 from spa_jax.solvers import fold_in
-from spa_jax.trees import as_pytree, pytree
+from spa_jax.trees import as_pytree, jit_by_kinds, pytree
 from spa_jax.types import Images, Key, Keys, Predict, Victim
 from spa_jax.validation import require_count
 from spa_jax.victims import randomized
@@ -262,7 +263,10 @@ def _check_shapes(judges: _Judges, sweep: Sweep, count: int) -> None:
         raise ValueError(f"split holds {found} of the {count} attributes")
     sweep.check_labels(randomized(judges.classifier), first["label"])
     images = sweep.blank
-    edited, reading = jax.eval_shape(_edited_and_read, judges, images, np.repeat(attribute, len(images), axis=0))
+    read = functools.partial(
+        _edited_and_read, judges
+    )  # as an argument, judges of other classes might be taken for these
+    edited, reading = jax.eval_shape(read, images, np.repeat(attribute, len(images), axis=0))
     if edited.shape != images.shape:
         raise ValueError(f"manipulator(image, values) has shape {edited.shape[1:]!r}, must be {images.shape[1:]!r}")
     if reading.shape != (len(images), count):
@@ -284,7 +288,7 @@ def _observations(judges: _Judges, sweep: Sweep, box: tuple[Row, Row], key: Key)
     return sweep.run("manipulation", observe, np.arange(len(sweep.split)))
 
 
-@jax.jit
+@jit_by_kinds
 def _observe(
     judges: _Judges, key: Key, low: Any, high: Any, index: Any, images: Images, labels: Any, attribute: Any
 ) -> dict[str, Any]:
@@ -391,7 +395,7 @@ def _sweeps(
     return found
 
 
-@jax.jit
+@jit_by_kinds
 def _look(
     judges: _Judges, key: Key, settings: Any, is_set: Any, index: Any, images: Images, attribute: Any
 ) -> tuple[Any, Any, Any]:

@@ -41,6 +41,7 @@ from spa_jax.evaluation.drawing import (
 from spa_jax.evaluation.judging import run_attack
 from spa_jax.evaluation.records import Curve
 from spa_jax.evaluation.sweep import AnyAttack, DeviceBatch, example_keys, first_of_each_class, make_sweep, stream
+from spa_jax.trees import jit_by_kinds
 from spa_jax.types import Images, Key, Labels, Predict, Victim
 from spa_jax.victims import purification_stages
 from spa_jax.victims.tracing import is_randomized
@@ -154,7 +155,7 @@ def _way(victim: Victim, placed: Victim) -> Any:
     return Partial(functools.partial(purification_stages, victim))
 
 
-@jax.jit
+@jit_by_kinds
 def _stages(way: Any, key: Key, index: Any, images: Images) -> dict[str, Images]:
     return way(example_keys(key, index), images)
 

@@ -30,6 +30,7 @@ from spa_jax.models.resnet20 import ResNet20
 from spa_jax.models.small_cnn import SmallCNN
 from spa_jax.models.unet import UNet
 from spa_jax.models.wide_resnet28_10 import WideResNet28x10
+from spa_jax.trees import kinds_of
 
 __all__ = [
     "MODELS",
@@ -219,14 +220,15 @@ def from_nnx(module: Any) -> tuple[Callable[[Any, Any], Float[Array, "b k"]], di
     evaluating = nnx.clone(module)
     evaluating.eval()
     graph, params, rest = nnx.split(evaluating, nnx.Param, ...)  # type: ignore[misc]
-    return _NnxFunction(graph), {"params": params, "rest": rest}
+    return _NnxFunction(graph, kinds_of(evaluating)), {"params": params, "rest": rest}
 
 
 @dataclasses.dataclass(frozen=True)
 class _NnxFunction:
-    """A network in evaluation mode without its arrays, equal for equal networks."""
+    """A network in evaluation mode without its arrays, equal for equal networks; see `spa_jax.trees.kinds_of`."""
 
     graph: Any
+    kinds: int
 
     def __call__(self, variables: Any, images: Any, train: bool = False) -> Any:
         from flax import nnx

@@ -98,13 +98,7 @@ def trace_for(model: Any, images: Any, sizes: Iterable[int]) -> Any:
 
 def _is_of_arrays(model: Any) -> bool:
     leaves, structure = jax.tree.flatten(model)
-    if jax.tree_util.treedef_is_leaf(structure) or not all(isinstance(leaf, _NUMBERS) for leaf in leaves):
-        return False
-    try:
-        hash(structure)
-    except TypeError:
-        return False
-    return True
+    return not jax.tree_util.treedef_is_leaf(structure) and all(isinstance(leaf, _NUMBERS) for leaf in leaves)
 
 
 _NUMBERS = (jax.Array, np.ndarray, np.generic, int, float, complex)
@@ -181,7 +175,8 @@ class Program:
         self._hash = hash(self._identity)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Program) and self._identity == other._identity
+        # Structures among an equation's parameters may be equal for different classes; their hashes are not.
+        return isinstance(other, Program) and self._hash == other._hash and self._identity == other._identity
 
     def __hash__(self) -> int:
         return self._hash
