@@ -175,9 +175,7 @@ def _apply(attack: Any, method: str, predict: Any, arguments: tuple[Any, ...], *
 
 
 @functools.partial(jax.jit, static_argnums=1, static_argnames=("kinds", "stage", "without", "replace"))
-def _compiled(
-    attack: Any, method: str, predict: Any, arguments: tuple[Any, ...], kinds: int | None = None, **options: Any
-) -> Any:
+def _compiled(attack: Any, method: str, predict: Any, arguments: tuple[Any, ...], *, kinds: int, **options: Any) -> Any:
     return _apply(attack, method, predict, arguments, **options)
 
 
@@ -187,7 +185,7 @@ def _is_scanned(*inputs: Any) -> bool:
 
 
 @functools.partial(jax.jit, static_argnames="kinds")
-def _whole(attack: Any, predict: Any, keys: Keys, examples: Example, kinds: int | None = None) -> Any:
+def _whole(attack: Any, predict: Any, keys: Keys, examples: Example, *, kinds: int) -> Any:
     return attack.run(Inline(predict), keys, examples)
 
 

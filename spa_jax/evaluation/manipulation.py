@@ -263,9 +263,8 @@ def _check_shapes(judges: _Judges, sweep: Sweep, count: int) -> None:
         raise ValueError(f"split holds {found} of the {count} attributes")
     sweep.check_labels(randomized(judges.classifier), first["label"])
     images = sweep.blank
-    read = functools.partial(
-        _edited_and_read, judges
-    )  # as an argument, judges of other classes might be taken for these
+    # Judges are no argument here: those of other classes might be taken for them (`spa_jax.trees.pytree`).
+    read = functools.partial(_edited_and_read, judges)
     edited, reading = jax.eval_shape(read, images, np.repeat(attribute, len(images), axis=0))
     if edited.shape != images.shape:
         raise ValueError(f"manipulator(image, values) has shape {edited.shape[1:]!r}, must be {images.shape[1:]!r}")
