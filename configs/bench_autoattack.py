@@ -11,7 +11,7 @@ AutoAttack 100, so it is measured with 100 too. The authors' own code is the pee
 Seen with `seeds=2,devices=2` on two cores, ours, ours giving up after 64 and 32 images, the authors', torchattacks:
 standard network, radius 0.1, 51.2, 51.2, 51.2, 52.0 and 56.2 % robust in 66, 30, 25, 149 and 89 seconds; PGD-trained,
 radius 0.2, 88.0, 88.0, 88.0, 88.2 and 88.4 % in 115, 34, 25, 336 and 116 seconds. It took 22 minutes a seed.
-docs/autoattack.md has three seeds.
+docs/autoattack.md has three seeds in three norms.
 """
 
 from common import small_network
