@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.tree_util import Partial
 
 from spa_jax import ddn, fmn, make_attack
@@ -91,8 +92,6 @@ def differs(network):
 
 
 def test_parts_of_nnx_modules_are_told_apart():
-    nnx = pytest.importorskip("flax.nnx")
-
     class Network(nnx.Module):
         def __init__(self, part):
             self.part, self.options = nnx.data(part), {"depth": 1}  # not hashable

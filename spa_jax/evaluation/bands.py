@@ -111,6 +111,11 @@ class Passed(NamedTuple):
         return [own for own in self.inputs if isinstance(own, Band)]
 
     @property
+    def fixed(self) -> list[Any]:
+        """The inputs that are arrays."""
+        return [own for own in self.inputs if not isinstance(own, Band)]
+
+    @property
     def is_linear(self) -> bool:
         """Whether it is linear in what moves; whole numbers have no derivative."""
         types = [own.below.dtype for own in self.moving] + [own.aval.dtype for own in self.equation.outvars]
@@ -233,7 +238,7 @@ class Chord(NamedTuple):
 
 def chord_above(step: Passed, middle: Any) -> Chord:
     """The chord of a maximum with what is fixed; `middle` is a value of what moves."""
-    (moving,), (fixed,) = step.moving, [own for own in step.inputs if not isinstance(own, Band)]
+    (moving,), (fixed,) = step.moving, step.fixed
     low, middle, high = (own - fixed for own in (moving.low, middle, moving.high))
     crosses = (low < 0) & (high > 0)
     slope = jnp.where(crosses, high / jnp.where(crosses, high - low, 1), (low >= 0).astype(low.dtype))
@@ -242,7 +247,7 @@ def chord_above(step: Passed, middle: Any) -> Chord:
 
 def _rectified(step: Passed) -> Band:
     """max(x, c) lies between its chord and the parallel line through (c, c)."""
-    (moving,), (fixed,) = step.moving, [own for own in step.inputs if not isinstance(own, Band)]
+    (moving,), (fixed,) = step.moving, step.fixed
     chord = chord_above(step, moving.middle)
     half = jnp.where(chord.crosses, -chord.slope * chord.low / 2, 0)
     middle = fixed + chord.slope * chord.middle + half

@@ -75,9 +75,9 @@ def as_victim(model: Any, images: Any, *, inline: bool, rewrite: bool | None = N
     """
     _require_function(model)
     rewrite = _rewriting.get() if rewrite is None else rewrite
-    if _is_of_arrays(model):
-        return Kept(model, rewrite, kinds_of(model))
-    return Kept(model, rewrite) if inline else _trace(model, images, rewrite)
+    if inline:
+        return Kept(model, rewrite)
+    return Kept(model, rewrite, kinds_of(model)) if _is_of_arrays(model) else _trace(model, images, rewrite)
 
 
 def trace_for(model: Any, images: Any, sizes: Iterable[int]) -> Any:
